@@ -1,6 +1,16 @@
 //! kelp: containers for people who have no root. The `mod` lines below are the floors of the house, top to
 //! bottom: a room uses only rooms of lower floors. `tests/tidy.rs` holds that.
 
+// floor 3
+mod paths;
+mod record;
+
+// floor 2
+mod ids;
+mod units;
+
+// floor 1
 mod error;
+mod sys;
 
 fn main() {}
