@@ -29,7 +29,7 @@ fn walk(folder: &Path, files: &mut Vec<PathBuf>) {
         let kind = entry.file_type().unwrap();
         if kind.is_dir() && name != "target" && name != ".git" {
             walk(&entry.path(), files);
-        } else if kind.is_file() {
+        } else if kind.is_file() && name != ".git" {
             files.push(entry.path());
         }
     }
