@@ -38,6 +38,15 @@ make_users() {
   sed -i "/^$user_one:/d" /etc/subuid /etc/subgid
   grant_range /etc/subuid
   grant_range /etc/subgid
+  # A file that only a supplementary group may read: shared project folders are what groups are for.
+  getent group kelp-shared >/dev/null || groupadd kelp-shared
+  usermod -aG kelp-shared "$user_ids"
+  usermod -aG kelp-shared "$user_one"
+  install -d -m 755 "$cache"
+  install -d -m 750 -g kelp-shared "$cache/shared"
+  echo letter >"$cache/shared/letter"
+  chgrp kelp-shared "$cache/shared/letter"
+  chmod 640 "$cache/shared/letter"
   flock -u 8
 }
 
