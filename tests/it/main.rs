@@ -12,4 +12,6 @@ mod needs;
 mod pty;
 mod sys;
 
+mod ids;
+mod mounts;
 mod run;
