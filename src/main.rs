@@ -1,9 +1,27 @@
 //! kelp: containers for people who have no root. The `mod` lines below are the floors of the house, top to
 //! bottom: a room uses only rooms of lower floors. `tests/tidy.rs` holds that.
 
+// floor 8
+mod cli;
+
+// floor 7
+mod verbs;
+
+// floor 6
+mod supervise;
+
+// floor 5
+mod launch;
+
+// floor 4
+mod container;
+mod rootfs;
+mod userns;
+
 // floor 3
 mod paths;
 mod record;
+mod spec;
 
 // floor 2
 mod ids;
@@ -13,4 +31,6 @@ mod units;
 mod error;
 mod sys;
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

@@ -49,3 +49,10 @@ pub fn openat2(
     }
     Err(io::Error::from_raw_os_error(libc::EAGAIN))
 }
+
+/// `getxattr(2)` with no buffer: the length of the attribute's value.
+pub fn xattr_length(path: &CStr, name: &CStr) -> io::Result<usize> {
+    // SAFETY: both strings are NUL-terminated and a null buffer of length 0 asks for the length only.
+    let length = unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), std::ptr::null_mut(), 0) };
+    usize::try_from(length).map_err(|_| io::Error::last_os_error())
+}
