@@ -14,4 +14,6 @@ mod sys;
 
 mod ids;
 mod mounts;
+mod network;
+mod process;
 mod run;

@@ -132,12 +132,13 @@ fn input_reaches_the_program_only_with_interactive() {
     assert_eq!(dir.run(&[], &["/bin/guest", "copy"]).input(b"unheard").ok().out, "");
 }
 
+/// `container` is podman's word, which systemd and its like look for; the rest is docker's.
 #[test]
 fn the_environment_is_dockers_and_none_of_the_callers() {
     needs!(userns);
     let seen = Dir::new().run(&["--hostname", "reef"], &["/bin/guest"]).env("SECRET", "1").ok().json();
     let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-    assert_eq!(seen["env"], json!({"PATH": path, "HOSTNAME": "reef", "HOME": "/root"}));
+    assert_eq!(seen["env"], json!({"PATH": path, "HOSTNAME": "reef", "HOME": "/root", "container": "kelp"}));
 }
 
 #[test]

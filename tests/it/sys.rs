@@ -70,6 +70,12 @@ pub(crate) fn modes(terminal: &OwnedFd) -> [u32; 4] {
     [modes.c_iflag, modes.c_oflag, modes.c_cflag, modes.c_lflag]
 }
 
+/// The modes that every terminal of this host begins with.
+pub(crate) fn fresh_modes() -> [u32; 4] {
+    let (_ours, theirs) = terminal();
+    modes(&theirs)
+}
+
 /// The command leads a session of its own whose terminal is its standard input.
 pub(crate) fn own_session(command: &mut Command) {
     // SAFETY: setsid(2) and ioctl(2) may be called between fork and exec.
@@ -110,4 +116,18 @@ pub(crate) fn fifo(path: &str) {
     let path = std::ffi::CString::new(path).unwrap();
     // SAFETY: a C string that outlives the call.
     checked(unsafe { libc::mkfifo(path.as_ptr(), 0o666) }).unwrap();
+}
+
+/// The version of Landlock that the kernel speaks, 0 without it; scopes of abstract sockets came with 6.
+pub(crate) fn landlock() -> i64 {
+    // SAFETY: asking for the version (flag 1) takes a null ruleset of length 0.
+    unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0, 1) }.max(0)
+}
+
+/// Exchanges two names at once (renameat2(2)).
+pub(crate) fn exchange(one: &str, other: &str) -> io::Result<()> {
+    let (one, other) = (std::ffi::CString::new(one)?, std::ffi::CString::new(other)?);
+    let at = libc::AT_FDCWD;
+    // SAFETY: two C strings that outlive the call.
+    checked(unsafe { libc::renameat2(at, one.as_ptr(), at, other.as_ptr(), libc::RENAME_EXCHANGE) }).map(drop)
 }

@@ -188,7 +188,7 @@ fn namespaces() -> Value {
 }
 
 fn signals() -> Value {
-    json!({"blocked": status("SigBlk"), "ignored": status("SigIgn"), "caught": status("SigCgt")})
+    json!({"blocked": status("SigBlk"), "ignored": format!("{:016x}", sys::ignored_at_start()), "caught": status("SigCgt")})
 }
 
 fn terminal() -> Value {

@@ -4,7 +4,7 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 pub(crate) struct Capabilities {
     pub(crate) effective: u64,
@@ -354,6 +354,32 @@ pub(crate) fn clock(clock: libc::clockid_t) -> f64 {
     // SAFETY: a valid place for the structure.
     unsafe { libc::clock_gettime(clock, &mut time) };
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+static IGNORED: AtomicU64 = AtomicU64::new(0);
+
+/// What was ignored when the program began: Rust's runtime ignores SIGPIPE before `main`.
+extern "C" fn note_ignored() {
+    for number in 1..=64 {
+        // SAFETY: sigaction is plain numbers, for which zero is a valid value; the kernel writes the place given.
+        let ignored = unsafe {
+            let mut old: libc::sigaction = std::mem::zeroed();
+            libc::sigaction(number, std::ptr::null(), &mut old) == 0 && old.sa_sigaction == libc::SIG_IGN
+        };
+        if ignored {
+            IGNORED.fetch_or(1 << (number - 1), Ordering::Relaxed);
+        }
+    }
+}
+
+// SAFETY: the loader calls each function of this section once, before main, in the only thread.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static NOTE_IGNORED: extern "C" fn() = note_ignored;
+
+/// The signals that this program inherited as ignored.
+pub(crate) fn ignored_at_start() -> u64 {
+    IGNORED.load(Ordering::Relaxed)
 }
 
 pub(crate) fn signal_number(word: &str) -> i32 {
