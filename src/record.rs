@@ -85,7 +85,8 @@ impl Lock {
         let mut pause = Duration::from_millis(1);
         loop {
             if let Some(mut lock) = Self::now(path)? {
-                lock.sign(purpose).with_context(|| format!("cannot sign {}", path.display()))?;
+                lock.sign(&format!("pid {} ({purpose})\n", std::process::id()))
+                    .with_context(|| format!("cannot sign {}", path.display()))?;
                 return Ok(lock);
             }
             if Instant::now() >= deadline {
@@ -103,11 +104,13 @@ impl Lock {
         }
     }
 
-    fn sign(&mut self, purpose: &str) -> io::Result<()> {
+    /// Replaces what the lock file says of its holder: one `write(2)`, so that a reader sees it whole unless
+    /// the machine itself goes down.
+    pub fn sign(&mut self, words: &str) -> io::Result<()> {
         let file = &mut *self.0;
-        file.set_len(0)?;
         file.rewind()?;
-        writeln!(file, "pid {} ({purpose})", std::process::id())
+        file.write_all(words.as_bytes())?;
+        file.set_len(words.len() as u64)
     }
 
     /// What the last holder wrote.

@@ -1,5 +1,6 @@
-//! The folder of one container in the store: `lock` (held by the monitor), `record.json`, `upper`, `work`,
-//! `root`, and the files that are bound into it.
+//! The folder of one container in the store: `lock` (held by the monitor, and saying which process it watches),
+//! `record.json` (unless the container is removed with its monitor), `upper`, `work` and `root`. Few files on
+//! purpose: ext4 searches long for an inode number that was not freed in the last seconds.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -17,15 +18,21 @@ use crate::rootfs::tree;
 use crate::userns::maps::IdMaps;
 use crate::userns::within;
 
-/// What later commands need to know of a container.
+/// What later commands need to know of a container that stays.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
     pub id: ContainerName,
     pub name: Option<Name>,
-    pub process: Option<Process>,
-    /// Removed with its monitor.
-    pub remove: bool,
     pub exit: Option<i32>,
+}
+
+/// What the lock file says while its holder lives, and what a later kelp finds when it does not.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Watched {
+    pub process: Option<Process>,
+    pub name: Option<Name>,
+    /// The container is removed with its monitor.
+    pub remove: bool,
 }
 
 /// A process that can be told from a stranger with the same number.
@@ -58,9 +65,8 @@ fn start_time(pid: i32) -> Option<u64> {
 #[derive(Debug)]
 pub struct Container {
     pub folder: PathBuf,
-    pub record: Record,
-    /// Held, not read: the kernel lets it go with the process.
-    #[allow(dead_code)]
+    pub id: ContainerName,
+    pub watched: Watched,
     lock: Lock,
 }
 
@@ -72,19 +78,18 @@ impl Container {
         make_folder(&parent, &folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let lock = Lock::now(&folder.join("lock"))?
             .ok_or_else(|| Error::host(format!("cannot lock {}", folder.display())))?;
-        let record = Record { id, name, process: None, remove, exit: None };
-        let container = Self { folder, record, lock };
+        let watched = Watched { process: None, name, remove };
+        let container = Self { folder, id, watched, lock };
         container.take_name(paths)?;
-        container.save()?;
         Ok(container)
     }
 
     /// A name belongs to the container whose id the link of that name holds.
     fn take_name(&self, paths: &Paths) -> Result<()> {
-        let Some(name) = &self.record.name else { return Ok(()) };
+        let Some(name) = &self.watched.name else { return Ok(()) };
         let names = paths.store.join("names");
         paths::private_folder(&names)?;
-        match std::os::unix::fs::symlink(self.record.id.as_str(), names.join(name.as_str())) {
+        match std::os::unix::fs::symlink(self.id.as_str(), names.join(name.as_str())) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 let holder = fs::read_link(names.join(name.as_str())).unwrap_or_default();
@@ -100,31 +105,37 @@ impl Container {
         }
     }
 
-    /// Writes the record.
-    pub fn save(&self) -> Result<()> {
-        record::write(&self.folder.join("record.json"), &self.record, Durability::Boot)
+    /// Says which process is watched, so that whoever finds the lock free can end it.
+    pub fn watch(&mut self, pid: i32) -> Result<()> {
+        self.watched.process = Process::of(pid);
+        let words = serde_json::to_string(&self.watched)?;
+        self.lock.sign(&words).with_context(|| format!("cannot write {}/lock", self.folder.display()))
     }
 
-    /// Takes up a folder whose monitor is gone; `None` while it lives.
+    /// Keeps how a container that stays has ended.
+    pub fn keep_exit(&self, exit: Option<i32>) -> Result<()> {
+        let record = Record { id: self.id.clone(), name: self.watched.name.clone(), exit };
+        record::write(&self.folder.join("record.json"), &record, Durability::Boot)
+    }
+
+    /// Takes up a folder whose monitor is gone; `None` while it lives, and for a container that has ended and
+    /// stays.
     pub fn adopt(folder: &Path) -> Result<Option<Self>> {
-        let Some(lock) = Lock::now(&folder.join("lock"))? else { return Ok(None) };
-        let record = record::read(&folder.join("record.json")).ok().flatten();
+        if folder.join("record.json").exists() {
+            return Ok(None);
+        }
+        let Some(mut lock) = Lock::now(&folder.join("lock"))? else { return Ok(None) };
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let record = record.unwrap_or(Record {
-            id: ContainerName::from_folder(name),
-            name: None,
-            process: None,
-            remove: true,
-            exit: None,
-        });
-        Ok(Some(Self { folder: folder.to_owned(), record, lock }))
+        let unfinished = Watched { process: None, name: None, remove: true };
+        let watched = serde_json::from_str(&lock.signature()?).unwrap_or(unfinished);
+        Ok(Some(Self { folder: folder.to_owned(), id: ContainerName::from_folder(name), watched, lock }))
     }
 
     /// Removes the folder with all layers; with `maps`, as the root that made them where the user alone can't.
     pub fn remove(self, paths: &Paths, maps: Option<&IdMaps>) -> Result<()> {
-        if let Some(name) = &self.record.name {
+        if let Some(name) = &self.watched.name {
             let link = paths.store.join("names").join(name.as_str());
-            if fs::read_link(&link).is_ok_and(|id| id == Path::new(self.record.id.as_str())) {
+            if fs::read_link(&link).is_ok_and(|id| id == Path::new(self.id.as_str())) {
                 let _ = fs::remove_file(link);
             }
         }

@@ -18,10 +18,12 @@ pub fn sweep(paths: &Paths) -> Result<()> {
     let Ok(entries) = fs::read_dir(paths.containers()) else { return Ok(()) };
     for entry in entries.filter_map(Result::ok) {
         let Ok(Some(container)) = Container::adopt(&entry.path()) else { continue };
-        if let Some(process) = &container.record.process {
+        if let Some(process) = &container.watched.process {
             end(process);
         }
-        if container.record.remove {
+        if !container.watched.remove {
+            let _ = container.keep_exit(None);
+        } else {
             let maps = maps::choose(&UserNamespace::Auto).ok();
             let _ = container.remove(paths, maps.as_ref());
         }

@@ -109,7 +109,8 @@ fn carry_out(plan: &Plan, filter: &[Instruction], socket: OwnedFd) -> Result<Nev
 /// The steps, up to the parent's `Start`; gives the terminal if there is one.
 fn follow(plan: &Plan, socket: BorrowedFd<'_>) -> Result<Option<OwnedFd>> {
     expect(socket)?;
-    let mut site = Site { plan, socket, root: None, console: None, masks: hide::Masks::default() };
+    let mut site =
+        Site { plan, socket, root: None, console: None, masks: hide::Masks::default(), files: None };
     for (number, step) in plan.steps.iter().enumerate() {
         step::run(&mut site, step).map_err(|error| {
             let refused = error.downcast_ref::<Refused>().is_some();

@@ -2,7 +2,7 @@
 //! name that changes meanwhile can't lead it elsewhere.
 
 use std::ffi::CString;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -193,7 +193,7 @@ fn locked(error: io::Error, source: &Path, depth: Depth) -> anyhow::Error {
 }
 
 /// One of kelp's own files over the container's. A root that can't hold the file goes without, and says so.
-pub fn file(site: &Site<'_>, source: &Path, at: &Path) -> Result<()> {
+pub fn file(site: &mut Site<'_>, at: &Path, content: &str) -> Result<()> {
     let place = match target::ensure(site.root()?, at, Want::File) {
         Ok(place) => place,
         Err(error) => {
@@ -205,10 +205,24 @@ pub fn file(site: &Site<'_>, source: &Path, at: &Path) -> Result<()> {
         site.warn(format!("{} in the root is a folder and stays as it is", at.display()));
         return Ok(());
     }
-    bind_on(source, place.as_fd())
+    let name = at.file_name().unwrap_or_default();
+    let files = files(site)?;
+    let mode = Mode::from_bits_truncate(0o644);
+    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+    let file = nix::fcntl::openat(files, name, flags, mode)?;
+    std::fs::File::from(file).write_all(content.as_bytes())?;
+    let made = nix::fcntl::openat(files, name, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+    let tree = open_tree(made.as_fd(), Depth::This)?;
+    Ok(move_mount(tree.as_fd(), place.as_fd())?)
 }
 
-fn bind_on(source: &Path, place: BorrowedFd<'_>) -> Result<()> {
-    let tree = open_tree(open_path(source)?.as_fd(), Depth::This)?;
-    Ok(move_mount(tree.as_fd(), place)?)
+/// The file system of kelp's own files: attached on the container's folder, where
+/// the child stands, on the side of the old root that the pivot detaches.
+fn files<'a>(site: &'a mut Site<'_>) -> Result<BorrowedFd<'a>> {
+    if site.files.is_none() {
+        let made = fsmount(c"tmpfs", &[text("size", "1m"), text("mode", "755")], 0)?;
+        move_mount(made.as_fd(), open_path(Path::new("."))?.as_fd())?;
+        site.files = Some(made);
+    }
+    site.files.as_ref().map(AsFd::as_fd).ok_or_else(|| io::Error::other("no file system").into())
 }

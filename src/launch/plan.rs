@@ -39,10 +39,10 @@ pub enum Step {
     },
     Console,
     Device(Device),
-    /// A file of kelp's own (hosts, hostname, resolv.conf) bound over the container's.
+    /// A file of kelp's own (hosts, hostname, resolv.conf) over the container's.
     File {
-        source: PathBuf,
         target: PathBuf,
+        text: String,
     },
     Mask(PathBuf),
     ReadOnly(PathBuf),
@@ -96,9 +96,7 @@ impl fmt::Display for Step {
             Self::Device(device) => {
                 write!(f, "bind device {} on {}", device.host.display(), device.container.display())
             }
-            Self::File { source, target } => {
-                write!(f, "bind {} on {}", source.display(), target.display())
-            }
+            Self::File { target, .. } => write!(f, "put kelp's {} over the container's", target.display()),
             Self::Mask(path) => write!(f, "mask {}", path.display()),
             Self::ReadOnly(path) => write!(f, "make {} read-only", path.display()),
             Self::ReadOnlyRoot => f.write_str("make the root read-only"),
@@ -140,11 +138,9 @@ pub struct Surroundings {
     pub maps: IdMaps,
     /// The pieces of `@host`; empty for other roots.
     pub pieces: Vec<Piece>,
+    /// Files of kelp's own: where each belongs, and its text.
+    pub files: Vec<(&'static str, String)>,
 }
-
-/// The files that kelp writes into the container's folder and binds over the container's own.
-pub const FILES: [(&str, &str); 3] =
-    [("hosts", "/etc/hosts"), ("hostname", "/etc/hostname"), ("resolv.conf", "/etc/resolv.conf")];
 
 /// The plan for `spec`.
 pub fn from_spec(spec: &Spec, around: &Surroundings) -> Plan {
@@ -222,10 +218,9 @@ fn mounts(spec: &Spec, around: &Surroundings, steps: &mut Vec<Step>) {
             steps.push(Step::Console);
         }
     }
-    for (name, target) in FILES {
-        let shared_uts = name == "hostname" && spec.namespaces.uts == Sharing::Host;
-        if !shared_uts && !asked.iter().any(|mount| mount.target == Path::new(target)) {
-            steps.push(Step::File { source: around.folder.join(name), target: PathBuf::from(target) });
+    for (target, text) in &around.files {
+        if !asked.iter().any(|mount| mount.target == Path::new(target)) {
+            steps.push(Step::File { target: PathBuf::from(target), text: text.clone() });
         }
     }
     steps.extend(asked.iter().map(mount_step));

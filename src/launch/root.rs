@@ -33,18 +33,17 @@ impl std::error::Error for Refused {}
 
 /// Makes and attaches the root; gives its descriptor.
 pub fn make(step: &RootStep) -> Result<OwnedFd> {
+    stand_in(step)?;
     match (&step.source, step.rung) {
         (RootSource::Directory(path), Rung::Through) => {
             attach(open_tree(folder(path)?.as_fd(), Depth::Recursive)?)
         }
         (RootSource::Directory(path), Rung::KernelOverlay) => {
-            stand_in(step)?;
             let attributes = if step.read_only { MOUNT_ATTR_RDONLY } else { 0 };
             folder(path)?;
             attach(layered(path, "upper", "work", step, attributes)?)
         }
         (RootSource::Directory(path), Rung::Copy) => {
-            stand_in(step)?;
             fs::create_dir("copy").context("make the folder of the copy")?;
             tree::copy(path, Path::new("copy")).with_context(|| format!("copy {}", path.display()))?;
             attach(open_tree(folder(Path::new("copy"))?.as_fd(), Depth::This)?)
@@ -90,7 +89,6 @@ fn attach(root: OwnedFd) -> Result<OwnedFd> {
 }
 
 fn host(step: &RootStep, pieces: &[Piece]) -> Result<OwnedFd> {
-    stand_in(step)?;
     for name in ["root", "upper", "work"] {
         fs::create_dir(name).with_context(|| format!("make {name} in the container's folder"))?;
     }

@@ -26,6 +26,8 @@ pub struct Site<'a> {
     /// The slave of the container's terminal.
     pub console: Option<OwnedFd>,
     pub masks: hide::Masks,
+    /// The file system in memory that holds kelp's own files.
+    pub files: Option<OwnedFd>,
 }
 
 impl Site<'_> {
@@ -55,7 +57,7 @@ pub fn run(site: &mut Site<'_>, step: &Step) -> Result<()> {
         Step::Mount { mount, .. } => mounts::make(site, mount),
         Step::Console => device::console(site),
         Step::Device(asked) => device::bind(site.root()?, asked),
-        Step::File { source, target } => mounts::file(site, source, target),
+        Step::File { target, text } => mounts::file(site, target, text),
         Step::Mask(path) => hide::mask(site, path),
         Step::ReadOnly(path) => hide::read_only(site, path),
         Step::ReadOnlyRoot => Ok(root::read_only(site.root()?)?),

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::container::folder::{Container, Process};
+use crate::container::folder::Container;
 use crate::container::{files, sweep};
 use crate::error::Error;
 use crate::ids::ContainerName;
@@ -78,8 +78,7 @@ fn start(
     if let Some(because) = &maps.weaker_because {
         warn(&format!("only one id is mapped: {because}"));
     }
-    let spec = resolve::resolve(request, &facts(container.record.id.clone(), maps))?;
-    files::write(&container.folder, &spec)?;
+    let spec = resolve::resolve(request, &facts(container.id.clone(), maps))?;
     let ladder = rung::ladder(&spec.root);
     let from = first_rung(paths, ladder);
     let mut reasons = Vec::new();
@@ -117,7 +116,10 @@ fn plan_for(spec: &Spec, folder: &Path, maps: &IdMaps, rung: Rung, remove: bool)
     let pieces = if spec.root == Root::Host { host::pieces()? } else { Vec::new() };
     let persistence = if remove { Persistence::Volatile } else { Persistence::Kept };
     let folder = folder.to_owned();
-    Ok(plan::from_spec(spec, &Surroundings { folder, rung, persistence, maps: maps.clone(), pieces }))
+    Ok({
+        let files = files::texts(spec);
+        plan::from_spec(spec, &Surroundings { folder, rung, persistence, maps: maps.clone(), pieces, files })
+    })
 }
 
 fn serve(
@@ -135,21 +137,19 @@ fn serve(
 }
 
 fn close(
-    mut container: Container,
+    container: Container,
     paths: &Paths,
     maps: &IdMaps,
     status: Option<i32>,
     warn: &mut dyn FnMut(&str),
 ) -> Result<()> {
-    if container.record.remove || status.is_none() {
+    if container.watched.remove || status.is_none() {
         if let Err(error) = container.remove(paths, Some(maps)) {
             warn(&format!("{error:#}"));
         }
         return Ok(());
     }
-    container.record.exit = status;
-    container.record.process = None;
-    container.save().context("cannot keep the exit status")
+    container.keep_exit(status).context("cannot keep the exit status")
 }
 
 struct Watch<'a, 'b> {
@@ -159,8 +159,7 @@ struct Watch<'a, 'b> {
 
 impl Watcher for Watch<'_, '_> {
     fn cloned(&mut self, pid: i32) -> Result<()> {
-        self.container.record.process = Process::of(pid);
-        self.container.save()
+        self.container.watch(pid)
     }
 
     fn warn(&mut self, sentence: &str) {
