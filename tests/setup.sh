@@ -43,10 +43,11 @@ make_users() {
   usermod -aG kelp-shared "$user_ids"
   usermod -aG kelp-shared "$user_one"
   install -d -m 755 "$cache"
-  install -d -m 750 -g kelp-shared "$cache/shared"
+  install -d -m 755 "$cache/shared"
   echo letter >"$cache/shared/letter"
   chgrp kelp-shared "$cache/shared/letter"
   chmod 640 "$cache/shared/letter"
+  (umask 077 && echo secret >"$cache/shared/secret")
   flock -u 8
 }
 

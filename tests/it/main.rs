@@ -17,3 +17,4 @@ mod mounts;
 mod network;
 mod process;
 mod run;
+mod security;

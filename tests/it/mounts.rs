@@ -248,7 +248,7 @@ fn a_missing_source_is_named() {
     let missing = dir.text("missing");
     says(
         &dir.run(&["-v", &format!("{missing}:/m")], &["/bin/guest"]).fails(125),
-        &[&missing, "no such file"],
+        &[&missing, "does not exist"],
     );
     assert!(fs::metadata(&missing).is_err(), "the source was made");
 }

@@ -34,11 +34,15 @@ const FACILITIES: &[(&str, Probe, &[&str])] = &[
     ("debian", || debian().is_some(), &["ids", "one", "container"]),
     ("package", || package().is_some(), &["ids", "one", "container"]),
     ("compiler", || succeeds("cc", &["--version"]), &["ids", "one", "container"]),
+    ("secret", || fs::metadata(SECRET).is_ok() && fs::read(SECRET).is_err(), &["ids", "one"]),
     ("shared_group", || fs::read_to_string(SHARED).is_ok() && crate::sys::uid() != 0, &["ids", "one"]),
 ];
 
 /// A file that only members of the group `kelp-shared` may read.
 pub(crate) const SHARED: &str = "/var/cache/kelp-tests/shared/letter";
+
+/// A file that only the host's root may read.
+pub(crate) const SECRET: &str = "/var/cache/kelp-tests/shared/secret";
 
 pub(crate) fn met(facilities: &[&str]) -> bool {
     let missing = facilities.iter().find(|name| !facility(name).1());

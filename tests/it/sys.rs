@@ -112,6 +112,17 @@ pub(crate) fn careless(command: &mut Command) {
     }
 }
 
+/// The command starts with a mask that lets everybody write.
+pub(crate) fn careless_umask(command: &mut Command) {
+    // SAFETY: umask(2) may be called between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            libc::umask(0);
+            Ok(())
+        });
+    }
+}
+
 pub(crate) fn fifo(path: &str) {
     let path = std::ffi::CString::new(path).unwrap();
     // SAFETY: a C string that outlives the call.
