@@ -74,3 +74,17 @@ pub(crate) fn hostname() -> String {
 pub(crate) fn namespace(kind: &str) -> String {
     fs::read_link(format!("/proc/self/ns/{kind}")).unwrap().to_str().unwrap().to_string()
 }
+
+/// Mount points of this mount namespace below a folder.
+pub(crate) fn mounts_below(folder: &str) -> Vec<String> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let targets = table.lines().filter_map(|line| line.split(' ').nth(4));
+    targets.filter(|target| target.starts_with(folder)).map(str::to_string).collect()
+}
+
+/// What the store and the runtime folder of a test hold for single containers.
+pub(crate) fn containers(dir: &crate::dir::Dir) -> Vec<String> {
+    let tops = ["store/containers", "run/containers"].map(|name| dir.path(name));
+    let entries = tops.iter().flat_map(|top| fs::read_dir(top).into_iter().flatten().flatten());
+    entries.map(|entry| entry.path().display().to_string()).collect()
+}

@@ -2,16 +2,19 @@
 //! `run` the main job and its options; `ids` who is who; `mounts` what is where; `process` exit codes, signals,
 //! terminals; `network` none and host; `security` attacks that must fail; `failure` sentences; `faults` kill -9
 //! and crowds; `doctor` and `explain` what kelp says of itself; `real` a Debian root; `unshare` the founding texts.
-//! The rest is the bench: `dir` folders and roots, `kelp` commands, `needs` facilities, `host` processes, `pty`, `sys`.
+//! The rest is the bench: `dir` folders and roots, `kelp` commands, `needs` facilities, `host` what is outside,
+//! `nested` hosts that refuse something, `pty`, `sys`.
 #![allow(clippy::unwrap_used, reason = "a test that meets the unexpected must fail there")]
 
 mod dir;
 mod host;
 mod kelp;
 mod needs;
+mod nested;
 mod pty;
 mod sys;
 
+mod failure;
 mod ids;
 mod mounts;
 mod network;

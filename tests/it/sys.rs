@@ -123,6 +123,37 @@ pub(crate) fn careless_umask(command: &mut Command) {
     }
 }
 
+/// The command runs below a filter that refuses clone(2) and unshare(2), as in docker's containers.
+pub(crate) fn refuse_namespaces(command: &mut Command) {
+    let load = |offset: u32| (0x20u16, 0u8, 0u8, offset);
+    let equal = |value: i64, yes: u8, no: u8| (0x15u16, yes, no, value as u32);
+    let masked = |mask: i32| (0x45u16, 0u8, 1u8, mask as u32);
+    let end = |value: u32| (0x06u16, 0u8, 0u8, value);
+    let refuse = |errno: i32| end(0x0005_0000 | errno as u32);
+    // Load the number; clone3 is unknown; clone and unshare with CLONE_NEWUSER are not permitted.
+    let program = [
+        load(0),
+        equal(libc::SYS_clone3, 0, 1),
+        refuse(libc::ENOSYS),
+        equal(libc::SYS_clone, 1, 0),
+        equal(libc::SYS_unshare, 0, 3),
+        load(16),
+        masked(libc::CLONE_NEWUSER),
+        refuse(libc::EPERM),
+        end(0x7fff_0000),
+    ];
+    let filter: Vec<libc::sock_filter> =
+        program.iter().map(|&(code, jt, jf, k)| libc::sock_filter { code, jt, jf, k }).collect();
+    // SAFETY: prctl(2) may be called between fork and exec; the filter lives in the closure until then.
+    unsafe {
+        command.pre_exec(move || {
+            let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
+            checked(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
+            checked(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &program)).map(drop)
+        });
+    }
+}
+
 pub(crate) fn fifo(path: &str) {
     let path = std::ffi::CString::new(path).unwrap();
     // SAFETY: a C string that outlives the call.
