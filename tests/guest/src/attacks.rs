@@ -43,7 +43,7 @@ pub(crate) fn open_exe_write(words: &[String]) -> Option<Value> {
         |result: io::Result<fs::File>| result.map_or_else(|e| sys::errno_name(&e), |_| "ok".to_string());
     Some(
         json!({"write": told(direct), "append": told(append), "again": told(again), "target": fs::read_link(path).ok(),
-        "size": fs::metadata(path).map(|meta| meta.len()).ok()}),
+        "on_read_only_mount": sys::is_on_read_only_mount(path).ok(), "size": fs::metadata(path).map(|meta| meta.len()).ok()}),
     )
 }
 

@@ -329,6 +329,16 @@ pub(crate) fn minor(device: u64) -> u32 {
     libc::minor(device)
 }
 
+/// `statvfs(3)`: whether the mount that `path` lies on is read-only.
+pub(crate) fn is_on_read_only_mount(path: &str) -> io::Result<bool> {
+    let path = c_string(path);
+    // SAFETY: an all-zero statvfs is valid: it holds numbers only.
+    let mut found: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the call fills one statvfs, which outlives it, and reads a NUL-terminated string.
+    checked(unsafe { libc::statvfs(path.as_ptr(), &raw mut found) })?;
+    Ok(found.f_flag & libc::ST_RDONLY != 0)
+}
+
 pub(crate) fn mount(source: &str, target: &str, kind: &str, options: &str) -> io::Result<()> {
     let flag = |word: &str| match word {
         "bind" => libc::MS_BIND,
