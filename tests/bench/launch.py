@@ -113,7 +113,9 @@ def measure(table, users):
     """Seconds of each run of each row, and the last line that a refused row said."""
     times, refused = {name: [] for name, _, _ in table}, {}
     for name, user, command in table:
+        started = time.monotonic()
         tried = subprocess.run(as_user(user, users, shlex.split(command)), capture_output=True, text=True, cwd="/")
+        print(f"first start of {name}: {(time.monotonic() - started) * 1000:.0f} ms, exit {tried.returncode}", flush=True)
         if tried.returncode != 0:
             refused[name] = (tried.stderr.strip().splitlines() or [f"exit {tried.returncode}"])[-1]
     for _ in range(ROUNDS):
