@@ -8,6 +8,7 @@ mod cli;
 mod verbs;
 
 // floor 6
+mod doctor;
 mod supervise;
 
 // floor 5
@@ -24,6 +25,7 @@ mod record;
 mod spec;
 
 // floor 2
+mod check;
 mod ids;
 mod units;
 
@@ -32,5 +34,11 @@ mod error;
 mod sys;
 
 fn main() -> std::process::ExitCode {
+    if std::env::args_os().next().is_some_and(|name| name == launch::stage::NAME) {
+        return match launch::stage::resume() {
+            Ok(()) => std::process::ExitCode::SUCCESS,
+            Err(error) => std::process::ExitCode::from(cli::report(&error)),
+        };
+    }
     cli::main()
 }

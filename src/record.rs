@@ -2,19 +2,16 @@
 //! who holds them. A record is written beside its place, synced if it must outlive a power cut, and renamed.
 //! It knows nothing of what the records mean.
 
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-
-use crate::error::Error;
-use crate::paths;
 
 /// Whether a record must be there after a power cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,12 +23,20 @@ pub enum Durability {
 
 /// Writes `value` as JSON so that a reader sees the old record or the new one.
 pub fn write<T: Serialize>(path: &Path, value: &T, durability: Durability) -> Result<()> {
-    let beside = paths::beside(path);
-    let result = write_beside(&beside, path, value, durability);
+    let aside = beside(path);
+    let result = write_beside(&aside, path, value, durability);
     if result.is_err() {
-        let _ = fs::remove_file(&beside);
+        let _ = fs::remove_file(&aside);
     }
     result.with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// A name beside `path` that no other process uses, for write-beside and rename.
+fn beside(path: &Path) -> PathBuf {
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(format!(".{}", std::process::id()));
+    path.with_file_name(name)
 }
 
 fn write_beside<T: Serialize>(beside: &Path, path: &Path, value: &T, durability: Durability) -> Result<()> {
@@ -73,34 +78,6 @@ impl Lock {
             Ok(held) => Ok(Some(Self(held))),
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
             Err((_, errno)) => Err(errno).with_context(|| format!("cannot lock {}", path.display())),
-        }
-    }
-
-    /// Takes the lock, waiting at most `patience`, and writes the caller's pid and `purpose` into it.
-    ///
-    /// # Errors
-    /// After `patience`, a sentence that names the holder.
-    pub fn wait(path: &Path, purpose: &str, patience: Duration) -> Result<Self> {
-        let deadline = Instant::now() + patience;
-        let mut pause = Duration::from_millis(1);
-        loop {
-            if let Some(mut lock) = Self::now(path)? {
-                lock.sign(&format!("pid {} ({purpose})\n", std::process::id()))
-                    .with_context(|| format!("cannot sign {}", path.display()))?;
-                return Ok(lock);
-            }
-            if Instant::now() >= deadline {
-                let holder = fs::read_to_string(path).unwrap_or_default();
-                return Err(Error::host(format!(
-                    "cannot lock {}: {} holds it for {} s",
-                    path.display(),
-                    if holder.trim().is_empty() { "another kelp" } else { holder.trim() },
-                    patience.as_secs()
-                ))
-                .into());
-            }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(50));
         }
     }
 

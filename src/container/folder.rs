@@ -33,6 +33,8 @@ pub struct Watched {
     pub name: Option<Name>,
     /// The container is removed with its monitor.
     pub remove: bool,
+    /// What ends it gently.
+    pub stop_signal: i32,
 }
 
 /// A process that can be told from a stranger with the same number.
@@ -78,7 +80,7 @@ impl Container {
         make_folder(&parent, &folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let lock = Lock::now(&folder.join("lock"))?
             .ok_or_else(|| Error::host(format!("cannot lock {}", folder.display())))?;
-        let watched = Watched { process: None, name, remove };
+        let watched = Watched { process: None, name, remove, stop_signal: libc::SIGTERM };
         let container = Self { folder, id, watched, lock };
         container.take_name(paths)?;
         Ok(container)
@@ -126,7 +128,7 @@ impl Container {
         }
         let Some(mut lock) = Lock::now(&folder.join("lock"))? else { return Ok(None) };
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let unfinished = Watched { process: None, name: None, remove: true };
+        let unfinished = Watched { process: None, name: None, remove: true, stop_signal: libc::SIGTERM };
         let watched = serde_json::from_str(&lock.signature()?).unwrap_or(unfinished);
         Ok(Some(Self { folder: folder.to_owned(), id: ContainerName::from_folder(name), watched, lock }))
     }

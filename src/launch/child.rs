@@ -11,10 +11,10 @@ use nix::sys::stat::{Mode, umask};
 
 use crate::error::{self, Error};
 use crate::launch::message::{self, Failure, ToChild, ToParent};
-use crate::launch::plan::Plan;
+use crate::launch::plan::{Plan, Step};
 use crate::launch::root::Refused;
 use crate::launch::step::{self, Site};
-use crate::launch::{credentials, hide, init, program};
+use crate::launch::{credentials, hide, init, program, stage};
 use crate::sys::seccomp::Instruction;
 use crate::sys::{clone, process, seccomp, terminal};
 
@@ -36,7 +36,7 @@ pub struct Task<'a> {
 }
 
 /// Where the socket lies while the child prepares.
-const SOCKET: i32 = 3;
+pub const SOCKET: i32 = 3;
 
 /// Runs to the end of the process: exec, or a failure sent to the parent.
 pub fn run(task: Task<'_>, socket: OwnedFd) -> ! {
@@ -44,7 +44,12 @@ pub fn run(task: Task<'_>, socket: OwnedFd) -> ! {
         Ok(socket) => socket,
         Err(_) => clone::exit(125),
     };
-    let failure = match carry_out(task.plan, task.filter, socket) {
+    go_on(task.plan, task.filter, 0, socket)
+}
+
+/// Carries the plan out from step `first` on; the sealed copy of kelp comes in here.
+pub fn go_on(plan: &Plan, filter: &[Instruction], first: usize, socket: OwnedFd) -> ! {
+    let failure = match carry_out(plan, filter, first, socket) {
         Ok(never) => match never {},
         Err((socket, error)) => (socket, failure(&error)),
     };
@@ -88,8 +93,8 @@ enum Never {}
 
 type Ended = (OwnedFd, anyhow::Error);
 
-fn carry_out(plan: &Plan, filter: &[Instruction], socket: OwnedFd) -> Result<Never, Ended> {
-    let console = match follow(plan, socket.as_fd()) {
+fn carry_out(plan: &Plan, filter: &[Instruction], first: usize, socket: OwnedFd) -> Result<Never, Ended> {
+    let console = match follow(plan, filter, first, socket.as_fd()) {
         Ok(console) => console,
         Err(error) => return Err((socket, error)),
     };
@@ -107,12 +112,23 @@ fn carry_out(plan: &Plan, filter: &[Instruction], socket: OwnedFd) -> Result<Nev
 }
 
 /// The steps, up to the parent's `Start`; gives the terminal if there is one.
-fn follow(plan: &Plan, socket: BorrowedFd<'_>) -> Result<Option<OwnedFd>> {
-    expect(socket)?;
+fn follow(
+    plan: &Plan,
+    filter: &[Instruction],
+    first: usize,
+    socket: BorrowedFd<'_>,
+) -> Result<Option<OwnedFd>> {
+    if first == 0 {
+        expect(socket)?;
+    }
     let mut site =
         Site { plan, socket, root: None, console: None, masks: hide::Masks::default(), files: None };
-    for (number, step) in plan.steps.iter().enumerate() {
-        step::run(&mut site, step).map_err(|error| {
+    for (number, step) in plan.steps.iter().enumerate().skip(first) {
+        let done = match step {
+            Step::Seal => stage::seal(plan, filter, number + 1, socket),
+            _ => step::run(&mut site, step),
+        };
+        done.map_err(|error| {
             let refused = error.downcast_ref::<Refused>().is_some();
             let error = error.context(format!("step {}, {step}", number + 1));
             if refused { error.context(Refused) } else { error }

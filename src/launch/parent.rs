@@ -20,7 +20,6 @@ use crate::userns::{refusal, within};
 /// A program that runs.
 #[derive(Debug)]
 pub struct Running {
-    pub pid: i32,
     pub pidfd: OwnedFd,
     /// The master of the container's terminal, with `-t`.
     pub master: Option<OwnedFd>,
@@ -65,7 +64,7 @@ pub fn launch(
     drop((theirs, streams));
     let child = Child { pid, pidfd, socket: ours };
     match child.bring_up(plan, signals, watcher) {
-        Ok(Progress::Running(master)) => Ok(Launched::Running(Running { pid, pidfd: child.pidfd, master })),
+        Ok(Progress::Running(master)) => Ok(Launched::Running(Running { pidfd: child.pidfd, master })),
         Ok(Progress::Ended(launched)) => {
             child.end();
             Ok(launched)

@@ -1,6 +1,7 @@
 //! The plan: an ordered list of kernel steps with nothing left to decide, made by one pure function from the
 //! spec. It can be printed (`--explain`), compared with a golden text, and carried out by the child.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -13,7 +14,7 @@ use crate::spec::{Device, Process, Root, Sharing, Spec, TimeOffsets};
 use crate::userns::maps::IdMaps;
 
 /// Everything that the child does, in order, and what it becomes at the end.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Plan {
     /// `CLONE_NEW*` of the one clone.
     pub namespaces: u64,
@@ -24,13 +25,14 @@ pub struct Plan {
 }
 
 /// One step of the child. `Display` is its name in an error and in `--explain`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Step {
     TimeOffsets(TimeOffsets),
     OomScore(i32),
     BecomeRoot {
         keep_groups: bool,
     },
+    Seal,
     Hide,
     Root(RootStep),
     Mount {
@@ -46,7 +48,8 @@ pub enum Step {
     },
     Mask(PathBuf),
     ReadOnly(PathBuf),
-    ReadOnlyRoot,
+    /// The root, and the overlays that a root of pieces is covered with.
+    ReadOnlyRoot(Vec<PathBuf>),
     Pivot,
     CgroupNamespace,
     Loopback,
@@ -59,17 +62,16 @@ pub enum Step {
 }
 
 /// How the root is made.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RootStep {
     pub rung: Rung,
     /// The container's folder, where the child stands meanwhile.
     pub folder: PathBuf,
     pub source: RootSource,
     pub persistence: Persistence,
-    pub read_only: bool,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum RootSource {
     Directory(PathBuf),
     /// The pieces of `@host`.
@@ -89,6 +91,7 @@ impl fmt::Display for Step {
             Self::BecomeRoot { keep_groups: true } => {
                 f.write_str("become root of the user namespace, keeping the caller's groups")
             }
+            Self::Seal => f.write_str("run on from a read-only copy of kelp"),
             Self::Hide => f.write_str("make the process not dumpable"),
             Self::Root(root) => write!(f, "{root}"),
             Self::Mount { shown, .. } => f.write_str(shown),
@@ -99,7 +102,7 @@ impl fmt::Display for Step {
             Self::File { target, .. } => write!(f, "put kelp's {} over the container's", target.display()),
             Self::Mask(path) => write!(f, "mask {}", path.display()),
             Self::ReadOnly(path) => write!(f, "make {} read-only", path.display()),
-            Self::ReadOnlyRoot => f.write_str("make the root read-only"),
+            Self::ReadOnlyRoot(_) => f.write_str("make the root read-only"),
             Self::Pivot => f.write_str("pivot into the root and detach the old one"),
             Self::CgroupNamespace => f.write_str("unshare the cgroup namespace"),
             Self::Loopback => f.write_str("bring up lo"),
@@ -115,13 +118,8 @@ impl fmt::Display for RootStep {
         match &self.source {
             RootSource::Directory(path) => write!(f, "make the root from {} ({})", path.display(), self.rung),
             RootSource::Host(pieces) => {
-                let overlays: Vec<String> = pieces
-                    .iter()
-                    .filter_map(|piece| match piece {
-                        Piece::Overlay(path) => Some(path.display().to_string()),
-                        _ => None,
-                    })
-                    .collect();
+                let overlays: Vec<String> =
+                    overlays(pieces).iter().map(|path| path.display().to_string()).collect();
                 write!(f, "make the root from the host's {} ({})", overlays.join(" "), self.rung)
             }
         }
@@ -138,6 +136,9 @@ pub struct Surroundings {
     pub maps: IdMaps,
     /// The pieces of `@host`; empty for other roots.
     pub pieces: Vec<Piece>,
+    /// Whether kelp's own file belongs to an id of the container, which could then write to it
+    /// (CVE-2019-5736).
+    pub seal: bool,
     /// Files of kelp's own: where each belongs, and its text.
     pub files: Vec<(&'static str, String)>,
 }
@@ -148,6 +149,9 @@ pub fn from_spec(spec: &Spec, around: &Surroundings) -> Plan {
     steps.extend(spec.namespaces.time.map(Step::TimeOffsets));
     steps.extend(spec.process.oom_score_adj.map(Step::OomScore));
     steps.push(Step::BecomeRoot { keep_groups: spec.process.keep_groups });
+    if around.seal {
+        steps.push(Step::Seal);
+    }
     steps.push(Step::Hide);
     steps.push(Step::Root(root(spec, around)));
     mounts(spec, around, &mut steps);
@@ -155,7 +159,7 @@ pub fn from_spec(spec: &Spec, around: &Surroundings) -> Plan {
     steps.extend(spec.masked_paths.iter().cloned().map(Step::Mask));
     steps.extend(spec.read_only_paths.iter().cloned().map(Step::ReadOnly));
     if spec.read_only_root {
-        steps.push(Step::ReadOnlyRoot);
+        steps.push(Step::ReadOnlyRoot(overlays(&around.pieces)));
     }
     if spec.namespaces.cgroup == Sharing::Private {
         steps.push(Step::CgroupNamespace);
@@ -180,6 +184,14 @@ pub fn from_spec(spec: &Spec, around: &Surroundings) -> Plan {
     }
 }
 
+fn overlays(pieces: &[Piece]) -> Vec<PathBuf> {
+    let covered = pieces.iter().filter_map(|piece| match piece {
+        Piece::Overlay(path) => Some(path.clone()),
+        _ => None,
+    });
+    covered.collect()
+}
+
 fn namespaces(spec: &Spec) -> u64 {
     let wanted = [
         (spec.namespaces.pid, libc::CLONE_NEWPID),
@@ -197,13 +209,7 @@ fn root(spec: &Spec, around: &Surroundings) -> RootStep {
         Root::Directory { path, .. } => RootSource::Directory(path.clone()),
         Root::Host => RootSource::Host(around.pieces.clone()),
     };
-    RootStep {
-        rung: around.rung,
-        folder: around.folder.clone(),
-        source,
-        persistence: around.persistence,
-        read_only: spec.read_only_root,
-    }
+    RootStep { rung: around.rung, folder: around.folder.clone(), source, persistence: around.persistence }
 }
 
 /// The default mounts, kelp's files, then the user's mounts, so that a user can cover any of them.

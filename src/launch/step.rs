@@ -49,6 +49,7 @@ pub fn run(site: &mut Site<'_>, step: &Step) -> Result<()> {
         Step::TimeOffsets(offsets) => time(*offsets),
         Step::OomScore(score) => Ok(fs::write("/proc/self/oom_score_adj", score.to_string())?),
         Step::BecomeRoot { keep_groups } => Ok(within::become_root(&site.plan.maps, *keep_groups)?),
+        Step::Seal => Err(io::Error::other("the child itself does this").into()),
         Step::Hide => Ok(process::not_dumpable()?),
         Step::Root(root) => {
             site.root = Some(root::make(root)?);
@@ -60,7 +61,7 @@ pub fn run(site: &mut Site<'_>, step: &Step) -> Result<()> {
         Step::File { target, text } => mounts::file(site, target, text),
         Step::Mask(path) => hide::mask(site, path),
         Step::ReadOnly(path) => hide::read_only(site, path),
-        Step::ReadOnlyRoot => Ok(root::read_only(site.root()?)?),
+        Step::ReadOnlyRoot(overlays) => Ok(root::read_only(site.root()?, overlays)?),
         Step::Pivot => pivot(site),
         Step::CgroupNamespace => Ok(nix::sched::unshare(CloneFlags::CLONE_NEWCGROUP)?),
         Step::Loopback => Ok(process::loopback_up()?),

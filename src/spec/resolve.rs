@@ -19,8 +19,10 @@ pub struct Facts {
     pub id: ContainerName,
     /// Set when exactly one id is mapped, so that refused changes of ids may be emulated.
     pub one_id: bool,
-    /// The caller's host name, shown with `--uts host`.
+    /// The kind of terminal that the caller sits at.
     pub term: Option<OsString>,
+    /// Which of the host's /dev/shm and /dev/mqueue exist, for `--ipc host`.
+    pub shared_memory: Vec<PathBuf>,
 }
 
 /// The spec of `request`.
@@ -36,7 +38,7 @@ pub fn resolve(request: &Request, facts: &Facts) -> Result<Spec> {
     Ok(Spec {
         root: request.root.clone(),
         read_only_root: request.read_only,
-        mounts: mounts(request),
+        mounts: mounts(request, facts),
         namespaces: namespaces(request),
         hosts: request.add_hosts.clone(),
         masked_paths: hidden(&defaults::MASKED, &request.security.mask, &request.security.unmask),
@@ -67,8 +69,9 @@ pub fn resolve(request: &Request, facts: &Facts) -> Result<Spec> {
     })
 }
 
-fn mounts(request: &Request) -> Vec<Mount> {
-    let mut mounts = defaults::mounts(request.shm_size, request.ipc);
+fn mounts(request: &Request, facts: &Facts) -> Vec<Mount> {
+    let host_ipc = (request.ipc == Sharing::Host).then_some(facts.shared_memory.as_slice());
+    let mut mounts = defaults::mounts(request.shm_size, host_ipc);
     mounts.retain(|default| !request.mounts.iter().any(|asked| asked.target == default.target));
     mounts.extend(request.mounts.iter().cloned());
     mounts

@@ -1,6 +1,7 @@
 //! newuidmap and newgidmap: the setuid programs that write maps of more than one id for users who own ranges
 //! (`newuidmap(1)`). Both run side by side: each costs milliseconds, most of them its own start.
 
+use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -13,7 +14,7 @@ use crate::error::Error;
 use crate::userns::maps::Line;
 
 /// The programs found.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Helpers {
     pub newuidmap: PathBuf,
     pub newgidmap: PathBuf,

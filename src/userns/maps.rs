@@ -1,5 +1,6 @@
 //! The id maps of a user namespace, and the choice among the rungs: pure once the host's ranges are known.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs;
 
@@ -13,7 +14,7 @@ use crate::userns::helpers::{self, Helpers};
 use crate::userns::subordinate::{self, Kind, Range};
 
 /// One line of /proc/PID/uid_map (`user_namespaces(7)`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
     pub container: ContainerId,
     pub host: HostId,
@@ -27,7 +28,7 @@ impl fmt::Display for Line {
 }
 
 /// Who writes the maps.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Writer {
     /// The setuid programs, one for each kind, side by side.
     Helpers(Helpers),
@@ -36,7 +37,7 @@ pub enum Writer {
 }
 
 /// Both maps, and what goes with them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdMaps {
     pub uid: Vec<Line>,
     pub gid: Vec<Line>,

@@ -99,3 +99,23 @@ pub fn wait(pid: i32) -> Result<i32> {
         }
     }
 }
+
+/// Runs `work` as `run` does and gives its words: `Ok` for what it found, `Err` for why it could not.
+pub fn ask(
+    maps: &IdMaps,
+    namespaces: u64,
+    work: impl FnOnce() -> Result<String>,
+) -> Result<std::result::Result<String, String>> {
+    let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    let status = run(maps, namespaces, || {
+        let (words, status) = match work() {
+            Ok(words) => (words, 0),
+            Err(error) => (format!("{error:#}"), 1),
+        };
+        let _ = nix::unistd::write(&write, words.as_bytes());
+        status
+    })?;
+    drop(write);
+    let words = io::read_to_string(fs::File::from(read))?;
+    Ok(if status == 0 { Ok(words) } else { Err(words) })
+}

@@ -1,6 +1,6 @@
 //! `kelp run`: from a request to the exit status of the program, with nothing left behind.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -10,15 +10,16 @@ use crate::error::Error;
 use crate::ids::ContainerName;
 use crate::launch::parent::{self, Launched, Running, Watcher};
 use crate::launch::plan::{self, Plan, Surroundings};
+use crate::launch::stage;
 use crate::paths::Paths;
 use crate::rootfs::host;
 use crate::rootfs::overlay::Persistence;
 use crate::rootfs::rung::{self, Rung};
 use crate::spec::request::{Request, UserNamespace};
 use crate::spec::resolve::{self, Facts};
-use crate::spec::{Root, Spec};
+use crate::spec::{Root, Sharing, Spec};
 use crate::supervise::foreground::{self, Foreground};
-use crate::supervise::streams;
+use crate::supervise::{orphans, streams};
 use crate::userns::maps::{self, IdMaps};
 
 /// Runs `request` in the foreground; `warn` is told what is weaker than it could be.
@@ -64,7 +65,13 @@ enum Started {
 }
 
 fn facts(id: ContainerName, maps: &IdMaps) -> Facts {
-    Facts { id, one_id: maps.one_id() && maps.has_root(), term: std::env::var_os("TERM") }
+    let shared = ["/dev/shm", "/dev/mqueue"].map(PathBuf::from);
+    Facts {
+        id,
+        one_id: maps.one_id() && maps.has_root(),
+        term: std::env::var_os("TERM"),
+        shared_memory: shared.into_iter().filter(|path| path.exists()).collect(),
+    }
 }
 
 fn start(
@@ -79,6 +86,10 @@ fn start(
         warn(&format!("only one id is mapped: {because}"));
     }
     let spec = resolve::resolve(request, &facts(container.id.clone(), maps))?;
+    container.watched.stop_signal = spec.stop_signal;
+    if spec.namespaces.pid == Sharing::Host {
+        orphans::adopt()?;
+    }
     let ladder = rung::ladder(&spec.root);
     let from = first_rung(paths, ladder);
     let mut reasons = Vec::new();
@@ -118,7 +129,18 @@ fn plan_for(spec: &Spec, folder: &Path, maps: &IdMaps, rung: Rung, remove: bool)
     let folder = folder.to_owned();
     Ok({
         let files = files::texts(spec);
-        plan::from_spec(spec, &Surroundings { folder, rung, persistence, maps: maps.clone(), pieces, files })
+        plan::from_spec(
+            spec,
+            &Surroundings {
+                folder,
+                rung,
+                persistence,
+                maps: maps.clone(),
+                pieces,
+                files,
+                seal: stage::needs_seal(maps)?,
+            },
+        )
     })
 }
 
@@ -133,7 +155,11 @@ fn serve(
         pumps = streams::with_terminal(master, spec.process.stdin)?;
         raw = if spec.process.stdin { streams::Raw::enter()? } else { None };
     }
-    Foreground { running, signals, pumps, raw, timeout: spec.timeout }.serve()
+    let status = Foreground { running, signals, pumps, raw, timeout: spec.timeout }.serve();
+    if spec.namespaces.pid == Sharing::Host {
+        orphans::end();
+    }
+    status
 }
 
 fn close(
