@@ -15,8 +15,9 @@ use crate::launch::plan::{Plan, Step};
 use crate::launch::root::Refused;
 use crate::launch::step::{self, Site};
 use crate::launch::{credentials, hide, init, program, stage};
+use crate::spec::Process;
 use crate::sys::seccomp::Instruction;
-use crate::sys::{clone, process, seccomp, terminal};
+use crate::sys::{clone, landlock, process, seccomp, terminal};
 
 /// The standard streams of the program, as the parent prepared them; `None` keeps the caller's.
 #[derive(Debug, Default)]
@@ -183,6 +184,7 @@ fn change(
     umask(Mode::from_bits_truncate(process.umask));
     default_signals(mask)?;
     if !process.no_new_privileges {
+        scope(process, socket);
         install(filter)?;
     }
     enter_cwd(plan).or_else(|_| {
@@ -196,6 +198,7 @@ fn change(
     }
     if process.no_new_privileges {
         process::no_new_privileges()?;
+        scope(process, socket);
         install(filter)?;
     }
     let mut environment = process.environment.clone();
@@ -248,6 +251,15 @@ fn is_gone(socket: BorrowedFd<'_>) -> bool {
         polled[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
     };
     poll(&mut polled, PollTimeout::ZERO).is_ok() && hung_up(&polled)
+}
+
+/// With the host's network its abstract sockets are in reach unless Landlock keeps them away (CVE-2020-15257).
+fn scope(process: &Process, socket: BorrowedFd<'_>) {
+    if process.scope_abstract_sockets && landlock::scope_abstract_sockets().is_err() {
+        let sentence =
+            "the host's abstract Unix sockets can be reached: this kernel has no Landlock scopes (6.12)";
+        let _ = message::send(socket, &ToParent::Warn(sentence.to_owned()), None);
+    }
 }
 
 fn install(filter: &[Instruction]) -> Result<()> {

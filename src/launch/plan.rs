@@ -136,8 +136,8 @@ pub struct Surroundings {
     pub maps: IdMaps,
     /// The pieces of `@host`; empty for other roots.
     pub pieces: Vec<Piece>,
-    /// Whether kelp's own file belongs to an id of the container, which could then write to it
-    /// (CVE-2019-5736).
+    /// Whether the child goes on from a sealed copy: kelp's own file belongs to an id of the container, which
+    /// could then write to it (CVE-2019-5736), or kelp stays as pid 1 and would show its command line.
     pub seal: bool,
     /// Files of kelp's own: where each belongs, and its text.
     pub files: Vec<(&'static str, String)>,
@@ -237,6 +237,7 @@ fn mount_step(mount: &Mount) -> Step {
     let mode = if mount.flags.read_only { " read-only" } else { "" };
     let shown = match &mount.kind {
         MountKind::Bind { source, .. } => format!("bind {} on {target}{mode}", source.display()),
+        MountKind::Volume(name) => format!("bind volume {name} on {target}{mode}"),
         MountKind::Tmpfs { .. } => format!("mount tmpfs on {target}{mode}"),
         MountKind::Proc => format!("mount proc on {target}{mode}"),
         MountKind::Sysfs => format!("mount sysfs on {target}{mode}"),

@@ -107,6 +107,8 @@ pub struct Process {
     #[serde(skip)]
     pub seccomp: Profile,
     pub umask: u32,
+    /// Whether abstract sockets made outside are out of reach though the network is the host's.
+    pub scope_abstract_sockets: bool,
     pub oom_score_adj: Option<i32>,
 }
 

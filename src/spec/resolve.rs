@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+use crate::error::Error;
 use crate::ids::ContainerName;
 use crate::spec::capability::CapabilitySet;
 use crate::spec::mount::Mount;
@@ -38,7 +39,7 @@ pub fn resolve(request: &Request, facts: &Facts) -> Result<Spec> {
     Ok(Spec {
         root: request.root.clone(),
         read_only_root: request.read_only,
-        mounts: mounts(request, facts),
+        mounts: mounts(request, facts)?,
         namespaces: namespaces(request),
         hosts: request.add_hosts.clone(),
         masked_paths: hidden(&defaults::MASKED, &request.security.mask, &request.security.unmask),
@@ -59,6 +60,7 @@ pub fn resolve(request: &Request, facts: &Facts) -> Result<Spec> {
             rlimits: request.rlimits.clone(),
             seccomp: profile(request, capabilities, facts)?,
             umask: request.umask,
+            scope_abstract_sockets: request.network == Network::Host,
             oom_score_adj: request.oom_score_adj,
         },
         hostname,
@@ -69,12 +71,21 @@ pub fn resolve(request: &Request, facts: &Facts) -> Result<Spec> {
     })
 }
 
-fn mounts(request: &Request, facts: &Facts) -> Vec<Mount> {
+fn mounts(request: &Request, facts: &Facts) -> Result<Vec<Mount>> {
+    for mount in &request.mounts {
+        let target = mount.target.components().as_path();
+        if target == Path::new("/") || target.starts_with("/proc/self") || target == Path::new("/proc") {
+            let why = if target == Path::new("/") { "the root itself" } else { "inside /proc" };
+            return Err(
+                Error::usage(format!("{} cannot be mounted because it is {why}", target.display())).into()
+            );
+        }
+    }
     let host_ipc = (request.ipc == Sharing::Host).then_some(facts.shared_memory.as_slice());
     let mut mounts = defaults::mounts(request.shm_size, host_ipc);
     mounts.retain(|default| !request.mounts.iter().any(|asked| asked.target == default.target));
     mounts.extend(request.mounts.iter().cloned());
-    mounts
+    Ok(mounts)
 }
 
 fn namespaces(request: &Request) -> Namespaces {

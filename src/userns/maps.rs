@@ -183,7 +183,12 @@ fn whole(supply: &Supply) -> IdMaps {
 
 fn maps(uid: Vec<Line>, gid: Vec<Line>, supply: &Supply) -> IdMaps {
     let writer = supply.writer.clone();
-    IdMaps { uid, gid, writer, deny_setgroups: false, weaker_because: None }
+    IdMaps { uid, gid, writer, deny_setgroups: denied_outside(), weaker_because: None }
+}
+
+/// A namespace inherits the denial of the one around it (`user_namespaces(7)`).
+fn denied_outside() -> bool {
+    fs::read_to_string("/proc/self/setgroups").is_ok_and(|word| word.trim() == "deny")
 }
 
 fn lay(ranges: &[Range], first: u32) -> Vec<Line> {

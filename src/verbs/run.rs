@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::container::folder::Container;
-use crate::container::{files, sweep};
+use crate::container::{files, sweep, volume};
 use crate::error::Error;
-use crate::ids::ContainerName;
+use crate::ids::{ContainerName, Name};
 use crate::launch::parent::{self, Launched, Running, Watcher};
 use crate::launch::plan::{self, Plan, Surroundings};
 use crate::launch::stage;
@@ -15,6 +15,7 @@ use crate::paths::Paths;
 use crate::rootfs::host;
 use crate::rootfs::overlay::Persistence;
 use crate::rootfs::rung::{self, Rung};
+use crate::spec::mount::{MountKind, Propagation};
 use crate::spec::request::{Request, UserNamespace};
 use crate::spec::resolve::{self, Facts};
 use crate::spec::{Root, Sharing, Spec};
@@ -29,6 +30,7 @@ use crate::userns::maps::{self, IdMaps};
 pub fn run(request: &Request, warn: &mut dyn FnMut(&str)) -> Result<i32> {
     let signals = foreground::signals()?;
     let paths = Paths::find()?;
+    let request = &with_volumes(request, &paths, volume::ensure)?;
     sweep::sweep(&paths)?;
     let mut maps = maps::choose(&request.userns)?;
     let mut container =
@@ -51,12 +53,29 @@ pub fn run(request: &Request, warn: &mut dyn FnMut(&str)) -> Result<i32> {
 /// The plan of `request` as text, without running it.
 pub fn explain(request: &Request) -> Result<String> {
     let paths = Paths::find()?;
+    let request = &with_volumes(request, &paths, |paths, name| Ok(volume::folder(paths, name)))?;
     let maps = maps::choose(&request.userns)?;
     let id = ContainerName::fresh()?;
     let folder = paths.containers().join(id.as_str());
     let spec = resolve::resolve(request, &facts(id, &maps))?;
     let first = first_rung(&paths, rung::ladder(&spec.root));
     Ok(plan::explain(&plan_for(&spec, &folder, &maps, first, request.remove)?))
+}
+
+/// The request with each named volume as a bind of its folder.
+fn with_volumes(
+    request: &Request,
+    paths: &Paths,
+    folder: impl Fn(&Paths, &Name) -> Result<PathBuf>,
+) -> Result<Request> {
+    let mut request = request.clone();
+    for mount in &mut request.mounts {
+        if let MountKind::Volume(name) = &mount.kind {
+            let source = folder(paths, name)?;
+            mount.kind = MountKind::Bind { source, recursive: false, propagation: Propagation::Private };
+        }
+    }
+    Ok(request)
 }
 
 enum Started {
@@ -138,7 +157,7 @@ fn plan_for(spec: &Spec, folder: &Path, maps: &IdMaps, rung: Rung, remove: bool)
                 maps: maps.clone(),
                 pieces,
                 files,
-                seal: stage::needs_seal(maps)?,
+                seal: spec.init || stage::needs_seal(maps)?,
             },
         )
     })
