@@ -59,7 +59,7 @@ def as_user(user, homes, command):
     return [
         "bash", "-c", enter, "_",
         "setpriv", f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--init-groups", "--inh-caps=-all", "--",
-        "env", "-i", f"HOME={home}", f"USER={user}", f"TMPDIR={home}", "LANG=C.UTF-8",
+        "env", "-i", f"HOME={home}", f"USER={user}", "LANG=C.UTF-8",
         "PATH=/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin",
     ] + command
 
