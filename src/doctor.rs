@@ -1,4 +1,5 @@
-//! `kelp doctor`: every room's checks in one list. It knows which rooms have checks, not what they try.
+//! `kelp doctor`: every room's checks in one list, and the rung of each facility that kelp takes.
+//! It knows which rooms have checks, not what they try.
 
 use crate::check::{self, Check};
 use crate::paths::Paths;

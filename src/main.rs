@@ -1,22 +1,26 @@
 //! kelp: containers for people who have no root. The `mod` lines below are the floors of the house, top to
 //! bottom: a room uses only rooms of lower floors. `tests/tidy.rs` holds that.
 
-// floor 8
+// floor 10
 mod cli;
 
-// floor 7
+// floor 9
 mod verbs;
 
-// floor 6
+// floor 8
 mod doctor;
 mod supervise;
 
-// floor 5
+// floor 7
 mod launch;
 
-// floor 4
+// floor 6
 mod container;
+
+// floor 5
 mod rootfs;
+
+// floor 4
 mod userns;
 
 // floor 3

@@ -1,4 +1,5 @@
 //! `kelp doctor`: the checks as a list for people, or as JSON. Ends with 0 if containers can run here, else 1.
+//! It knows no check by name but the one that decides.
 
 use std::io::{self, IsTerminal, Write};
 

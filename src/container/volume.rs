@@ -1,4 +1,5 @@
-//! Named volumes: folders of the store that outlive containers, made on first use.
+//! Named volumes: folders of the store that outlive containers, made on first use. A volume is a plain folder
+//! of files, so that its owner can read and remove it without kelp.
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,4 +1,5 @@
 //! The checks of this room: a fresh /proc, device nodes, seccomp, and the calls that the steps are made of.
+//! Each is tried in a throw-away namespace.
 
 use std::fs;
 use std::os::fd::AsFd;

@@ -56,7 +56,7 @@ pub fn launch(
         Profile::Filter(profile) => filter::compile(profile),
     };
     let (ours, theirs) = socket::pair()?;
-    let cloned = clone::clone3(plan.namespaces, None).map_err(|error| refusal::of_clone(&error))?;
+    let cloned = clone::clone(plan.namespaces, None).map_err(|error| refusal::of_clone(&error))?;
     let (pid, pidfd) = match cloned {
         Cloned::Child => child::run(Task { plan, filter: &filter, streams }, theirs),
         Cloned::Parent { pid, pidfd } => (pid, pidfd),

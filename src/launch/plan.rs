@@ -255,7 +255,7 @@ pub fn explain(plan: &Plan) -> String {
         lines.iter().map(|line| format!("{line}")).collect::<Vec<_>>().join(", ")
     };
     let writer = match plan.maps.writer {
-        crate::userns::maps::Writer::Helpers(_) => "newuidmap and newgidmap",
+        crate::userns::maps::Writer::SetuidPrograms(_) => "newuidmap and newgidmap",
         crate::userns::maps::Writer::Direct => "itself",
     };
     lines.push(format!("parent: write by {writer} uid_map {}", show(&plan.maps.uid)));

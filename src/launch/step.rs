@@ -1,4 +1,5 @@
-//! One arm a step: the loop of the child. State that steps share is the root's descriptor only.
+//! One arm a step: what the child's loop calls. The steps share the root's descriptor, the terminal and the
+//! covers; nothing here decides anything.
 
 use std::fs;
 use std::io;

@@ -21,7 +21,7 @@ const ROOT: &str = "root file system";
 /// All checks of this room, best rung first.
 pub fn checks(paths: &Paths, maps: &IdMaps) -> Vec<Check> {
     let folder = paths.store.join(format!(".trial-{}", std::process::id()));
-    let kernel = check(maps, "T0 kernel overlay", || try_overlay(&folder));
+    let kernel = check(maps, "T0 kernel overlay", || mount_overlay(&folder));
     let _ = tree::remove(&folder);
     let kernel = match (&kernel.mend, rung::refused(paths)) {
         (None, Some(refusal)) if kernel.reason.is_empty() => {
@@ -53,7 +53,7 @@ fn check(maps: &IdMaps, rung: &'static str, trial: impl FnOnce() -> Result<Strin
     }
 }
 
-fn try_overlay(folder: &Path) -> Result<String> {
+fn mount_overlay(folder: &Path) -> Result<String> {
     fs::create_dir_all(folder.join("lower")).context("make a folder in the store")?;
     nix::unistd::chdir(folder)?;
     fs::create_dir("upper")?;

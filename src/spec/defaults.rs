@@ -41,6 +41,18 @@ pub const MASKED: [&str; 12] = [
 /// Readable, not writable.
 pub const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
+/// Settings of the IPC namespace under kernel. (`ipc_namespaces(7)`).
+pub const IPC_SYSCTLS: [&str; 8] = [
+    "kernel.msgmax",
+    "kernel.msgmnb",
+    "kernel.msgmni",
+    "kernel.sem",
+    "kernel.shm_rmid_forced",
+    "kernel.shmall",
+    "kernel.shmmax",
+    "kernel.shmmni",
+];
+
 /// Docker's `--shm-size` default.
 const SHM: Bytes = Bytes(64 << 20);
 

@@ -45,7 +45,7 @@ pub fn resolve(request: &Request, facts: &Facts) -> Result<Spec> {
         masked_paths: hidden(&defaults::MASKED, &request.security.mask, &request.security.unmask),
         read_only_paths: hidden(&defaults::READ_ONLY, &[], &request.security.unmask),
         devices: request.devices.clone(),
-        sysctls: request.sysctls.clone(),
+        sysctls: sysctls(request)?,
         process: Process {
             arguments: arguments(request),
             environment: environment(request, hostname.as_deref(), facts),
@@ -86,6 +86,31 @@ fn mounts(request: &Request, facts: &Facts) -> Result<Vec<Mount>> {
     mounts.retain(|default| !request.mounts.iter().any(|asked| asked.target == default.target));
     mounts.extend(request.mounts.iter().cloned());
     Ok(mounts)
+}
+
+/// Only what belongs to a namespace of the container: anything else is the machine's, and a root with a full
+/// id map could write it (docker's list).
+fn sysctls(request: &Request) -> Result<Vec<(String, String)>> {
+    for (name, _) in &request.sysctls {
+        let name = name.replace('/', ".");
+        let (namespace, sharing) = if name.starts_with("net.") {
+            ("network", if request.network == Network::Host { Sharing::Host } else { Sharing::Private })
+        } else if name.starts_with("fs.mqueue.") || defaults::IPC_SYSCTLS.contains(&name.as_str()) {
+            ("IPC", request.ipc)
+        } else {
+            return Err(Error::usage(format!(
+                "--sysctl {name}: it is not one of a namespace of the container"
+            ))
+            .hint("net.*, fs.mqueue.* and the kernel.shm*, kernel.msg* and kernel.sem limits can be set")
+            .into());
+        };
+        if sharing == Sharing::Host {
+            return Err(
+                Error::usage(format!("--sysctl {name}: the {namespace} namespace is the host's")).into()
+            );
+        }
+    }
+    Ok(request.sysctls.clone())
 }
 
 fn namespaces(request: &Request) -> Namespaces {

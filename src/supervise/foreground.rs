@@ -1,6 +1,7 @@
 //! A container in the foreground: the kelp that the user started is its monitor. One loop waits for the
 //! streams, the signals, the time limit and the end of the container's first process.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
@@ -42,6 +43,7 @@ pub struct Foreground<'a> {
     pub running: &'a Running,
     pub signals: &'a SignalFd,
     pub pumps: Vec<Pump>,
+    /// Held, not read: the caller's terminal is restored with it.
     pub raw: Option<Raw>,
     pub timeout: Option<Duration>,
 }
@@ -130,9 +132,12 @@ impl Foreground<'_> {
         Ok(())
     }
 
+    /// The container's terminal gets the size of the caller's, whichever stream that is.
     fn resize(&self) {
-        if let (Some(raw), Some(master)) = (&self.raw, &self.running.master) {
-            let _ = terminal::copy_size(raw.terminal(), master.as_fd());
+        if let Some(master) = &self.running.master {
+            let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+            let streams = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+            let _ = streams.into_iter().find(|from| terminal::copy_size(*from, master.as_fd()).is_ok());
         }
     }
 

@@ -1,4 +1,5 @@
 //! The checks of this room: user namespaces at all, and each rung of the id maps, tried by making one.
+//! It knows nothing of what a container does with them.
 
 use crate::check::Check;
 use crate::error::Error;
@@ -6,7 +7,7 @@ use crate::ids::HostId;
 use crate::spec::request::UserNamespace;
 use crate::userns::maps::{self, IdMaps};
 use crate::userns::subordinate::{self, Kind};
-use crate::userns::{helpers, within};
+use crate::userns::{setuid, within};
 
 const NAMESPACES: &str = "user namespaces";
 const MAPS: &str = "id maps";
@@ -36,13 +37,13 @@ pub fn checks() -> Vec<Check> {
 
 fn many() -> Check {
     let rung = "many ids";
-    match try_many() {
+    match many_ids() {
         Ok(reason) => Check::works(MAPS, rung, reason),
         Err(error) => Check::from_error(MAPS, rung, &error),
     }
 }
 
-fn try_many() -> anyhow::Result<String> {
+fn many_ids() -> anyhow::Result<String> {
     let maps = maps::choose(&UserNamespace::Auto)?;
     if maps.one_id() {
         return Err(why_one(&maps)?.into());
@@ -50,7 +51,7 @@ fn try_many() -> anyhow::Result<String> {
     within::run(&maps, 0, || 0)?;
     let count: u64 = maps.uid.iter().map(|line| u64::from(line.count)).sum();
     let writer = match maps.writer {
-        maps::Writer::Helpers(_) => "newuidmap and newgidmap wrote",
+        maps::Writer::SetuidPrograms(_) => "newuidmap and newgidmap wrote",
         maps::Writer::Direct => "kelp wrote",
     };
     Ok(format!("{writer} a map of {count} ids"))
@@ -58,7 +59,7 @@ fn try_many() -> anyhow::Result<String> {
 
 fn why_one(maps: &IdMaps) -> anyhow::Result<Error> {
     if let Some(because) = &maps.weaker_because {
-        let hint = match helpers::find() {
+        let hint = match setuid::find() {
             Err(reason) if reason.contains("setuid") => {
                 "an administrator can run: chmod u+s /usr/bin/newuidmap /usr/bin/newgidmap"
             }

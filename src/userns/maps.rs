@@ -1,4 +1,5 @@
 //! The id maps of a user namespace, and the choice among the rungs: pure once the host's ranges are known.
+//! It writes nothing.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -10,7 +11,7 @@ use crate::error::Error;
 use crate::ids::{ContainerId, HostId};
 use crate::spec::request::{Extent, UserNamespace};
 use crate::sys::process;
-use crate::userns::helpers::{self, Helpers};
+use crate::userns::setuid::{self, SetuidPrograms};
 use crate::userns::subordinate::{self, Kind, Range};
 
 /// One line of /proc/PID/uid_map (`user_namespaces(7)`).
@@ -31,7 +32,7 @@ impl fmt::Display for Line {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Writer {
     /// The setuid programs, one for each kind, side by side.
-    Helpers(Helpers),
+    SetuidPrograms(SetuidPrograms),
     /// We ourselves: one id of ours, or any with `CAP_SETUID` and `CAP_SETGID`.
     Direct,
 }
@@ -142,15 +143,15 @@ fn supply(own: Ids) -> Result<std::result::Result<Supply, Option<String>>> {
     if uid.is_empty() || gid.is_empty() {
         return Ok(Err(None));
     }
-    let helpers = match helpers::find() {
-        Ok(helpers) => helpers,
+    let programs = match setuid::find() {
+        Ok(programs) => programs,
         Err(because) => return Ok(Err(Some(because))),
     };
     let with_own = |own: HostId, more: Vec<Range>| [vec![Range { first: own.0, count: 1 }], more].concat();
     Ok(Ok(Supply {
         uid: with_own(own.uid, uid),
         gid: with_own(own.gid, gid),
-        writer: Writer::Helpers(helpers),
+        writer: Writer::SetuidPrograms(programs),
     }))
 }
 

@@ -2,8 +2,8 @@
 //! maps when we may; one id), how they are written, and why a host refuses. It knows nothing of containers.
 
 pub mod check;
-pub mod helpers;
 pub mod maps;
 pub mod refusal;
+pub mod setuid;
 pub mod subordinate;
 pub mod within;

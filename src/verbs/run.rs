@@ -1,4 +1,5 @@
-//! `kelp run`: from a request to the exit status of the program, with nothing left behind.
+//! `kelp run`: from a request to the exit status of the program, with nothing left behind. It puts rooms
+//! together and prints nothing.
 
 use std::path::{Path, PathBuf};
 

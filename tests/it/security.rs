@@ -129,7 +129,7 @@ fn kelps_own_file_cannot_be_opened_for_writing() {
         let ended = run(options, &["/bin/guest", "open-exe-write", "/proc/1/exe"]);
         let seen: Value = serde_json::from_slice(&ended.stdout).unwrap_or_else(|_| panic!("{ended:?}"));
         let memory = seen["target"].as_str().is_some_and(|target| target.contains("memfd"));
-        let sealed = memory || seen["read_only"] == json!(true);
+        let sealed = memory || seen["on_read_only_mount"] == Value::Bool(true);
         for way in ["write", "append", "again"] {
             // ETXTBSY alone is no guard: it ends with the process.
             let refused = ["EACCES", "EPERM", "EROFS"].contains(&seen[way].as_str().unwrap());

@@ -42,8 +42,8 @@ pub(crate) fn open_exe_write(words: &[String]) -> Option<Value> {
     let told =
         |result: io::Result<fs::File>| result.map_or_else(|e| sys::errno_name(&e), |_| "ok".to_string());
     Some(
-        json!({"write": told(direct), "append": told(append), "again": told(again), "read_only": sys::is_read_only(path), "target": fs::read_link(path).ok(),
-        "size": fs::metadata(path).map(|meta| meta.len()).ok()}),
+        json!({"write": told(direct), "append": told(append), "again": told(again), "target": fs::read_link(path).ok(),
+        "on_read_only_mount": sys::is_on_read_only_mount(path).ok(), "size": fs::metadata(path).map(|meta| meta.len()).ok()}),
     )
 }
 

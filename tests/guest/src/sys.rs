@@ -321,21 +321,22 @@ pub(crate) fn mknod_block(path: &str, major: u32, minor: u32) -> io::Result<()> 
     .map(drop)
 }
 
-/// Whether the mount that a path leads to is read-only.
-pub(crate) fn is_read_only(path: &str) -> bool {
-    // SAFETY: statvfs is plain numbers, for which zero is a valid value.
-    let mut seen: libc::statvfs = unsafe { std::mem::zeroed() };
-    // SAFETY: a C string that outlives the call, and a valid place for the structure.
-    let answered = unsafe { libc::statvfs(c_string(path).as_ptr(), &mut seen) };
-    answered == 0 && seen.f_flag & libc::ST_RDONLY != 0
-}
-
 pub(crate) fn major(device: u64) -> u32 {
     libc::major(device)
 }
 
 pub(crate) fn minor(device: u64) -> u32 {
     libc::minor(device)
+}
+
+/// `statvfs(3)`: whether the mount that `path` lies on is read-only.
+pub(crate) fn is_on_read_only_mount(path: &str) -> io::Result<bool> {
+    let path = c_string(path);
+    // SAFETY: an all-zero statvfs is valid: it holds numbers only.
+    let mut found: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the call fills one statvfs, which outlives it, and reads a NUL-terminated string.
+    checked(unsafe { libc::statvfs(path.as_ptr(), &raw mut found) })?;
+    Ok(found.f_flag & libc::ST_RDONLY != 0)
 }
 
 pub(crate) fn mount(source: &str, target: &str, kind: &str, options: &str) -> io::Result<()> {
