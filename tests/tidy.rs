@@ -221,7 +221,6 @@ fn processes_are_cloned_in_one_place() {
         "SYS_vfork",
         "fork",
         "vfork",
-        "clone3",
         "ForkResult",
         "forkpty",
         "daemon",

@@ -59,7 +59,7 @@ def as_user(user, homes, command):
     return [
         "bash", "-c", enter, "_",
         "setpriv", f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--init-groups", "--inh-caps=-all", "--",
-        "env", "-i", f"HOME={home}", f"USER={user}", f"XDG_RUNTIME_DIR={home}/runtime", f"TMPDIR={home}", "LANG=C.UTF-8",
+        "env", "-i", f"HOME={home}", f"USER={user}", "LANG=C.UTF-8",
         "PATH=/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin",
     ] + command
 
@@ -77,14 +77,13 @@ def plain_cgroups():
 
 
 def homes():
-    """A folder for each user with a runtime folder and the bundles that crun and runc start."""
+    """A folder for each user, the bundles that crun and runc start, and podman's image."""
     made = {}
     for user in (IDS, ONE):
         entry = pwd.getpwnam(user)
         home = made[user] = f"{STAGE}/home-{user}"
-        for folder in (home, f"{home}/runtime"):
-            os.makedirs(folder, mode=0o700)
-            os.chown(folder, entry.pw_uid, entry.pw_gid)
+        os.makedirs(home, mode=0o700)
+        os.chown(home, entry.pw_uid, entry.pw_gid)
     for tool in ("crun", "runc"):
         bundle = f"{made[ONE]}/{tool}"
         made_bundle = as_user(ONE, made, ["sh", "-c", f"mkdir {bundle} && cd {bundle} && {tool} spec --rootless"])
@@ -113,7 +112,9 @@ def measure(table, users):
     """Seconds of each run of each row, and the last line that a refused row said."""
     times, refused = {name: [] for name, _, _ in table}, {}
     for name, user, command in table:
+        started = time.monotonic()
         tried = subprocess.run(as_user(user, users, shlex.split(command)), capture_output=True, text=True, cwd="/")
+        print(f"first start of {name}: {(time.monotonic() - started) * 1000:.0f} ms, exit {tried.returncode}", flush=True)
         if tried.returncode != 0:
             refused[name] = (tried.stderr.strip().splitlines() or [f"exit {tried.returncode}"])[-1]
     for _ in range(ROUNDS):

@@ -14,10 +14,15 @@ mod nested;
 mod pty;
 mod sys;
 
+mod doctor;
+mod explain;
 mod failure;
+mod faults;
 mod ids;
 mod mounts;
 mod network;
 mod process;
+mod real;
 mod run;
 mod security;
+mod unshare;

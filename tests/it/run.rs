@@ -233,8 +233,27 @@ fn sysctls_of_the_containers_namespaces_are_set() {
         ["read", "/proc/sys/net/ipv4/ip_unprivileged_port_start", ",", "read", "/proc/sys/kernel/msgmax"];
     let seen = Dir::new().all(&options, &verbs);
     assert_eq!(seen, json!([{"text": "79\n"}, {"text": "4242\n"}]));
-    let sentence = Dir::new().run(&["--sysctl", "kernel.panic=1"], &["/bin/guest"]).fails(125);
-    says(&sentence, &["kernel.panic"]);
+}
+
+/// Guard: only sysctls of the container's own namespaces are taken; the caller may be a root who owns the file.
+#[test]
+fn sysctls_of_the_host_are_refused() {
+    needs!(userns);
+    let dir = Dir::new();
+    for (options, name, file) in [
+        (&[][..], "kernel.panic", "/proc/sys/kernel/panic"),
+        (&[], "vm.swappiness", "/proc/sys/vm/swappiness"),
+        (
+            &["--network=host"],
+            "net.ipv4.ip_unprivileged_port_start",
+            "/proc/sys/net/ipv4/ip_unprivileged_port_start",
+        ),
+        (&["--ipc=host"], "kernel.msgmax", "/proc/sys/kernel/msgmax"),
+    ] {
+        // The value that it has, so that a missing guard harms nobody.
+        let same = format!("{name}={}", fs::read_to_string(file).unwrap().trim());
+        says(&dir.run(&[options, &["--sysctl", &same]].concat(), &["/bin/guest"]).fails(125), &[name]);
+    }
 }
 
 #[test]
