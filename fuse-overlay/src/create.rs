@@ -139,27 +139,20 @@ impl Overlay {
     fn make_over_whiteout(&self, making: &Making<'_>, parent: &Arc<Node>) -> Result<(Statx, Option<OwnedFd>)> {
         let Making { upper, directory, name, .. } = *making;
         let temporary = upper.temporary_name();
-        let (mut stat, file) = self.make_at(making, &upper.temporary, &temporary)?;
-        if kind_of(&stat) == FileType::Directory {
-            let outcome = self.move_dir_over_whiteout(making, parent, &temporary);
-            upper.discard_on_error(outcome, &temporary, AtFlags::REMOVEDIR)?;
-            stat = statx(directory, name, AtFlags::SYMLINK_NOFOLLOW, WANTED)?;
-        } else {
-            let outcome = renameat(&upper.temporary, &temporary, directory, name);
-            upper.discard_on_error(outcome, &temporary, AtFlags::empty())?;
-        }
-        Ok((stat, file))
+        let (stat, file) = self.make_at(making, &upper.temporary, &temporary)?;
+        let is_dir = kind_of(&stat) == FileType::Directory;
+        let moved = inherit_group(upper, &temporary, directory, making.new).and_then(|()| {
+            if is_dir {
+                return self.move_dir_over_whiteout(making, parent, &temporary);
+            }
+            renameat(&upper.temporary, &temporary, directory, name)
+        });
+        upper.discard_on_error(moved, &temporary, if is_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() })?;
+        Ok((statx(directory, name, AtFlags::SYMLINK_NOFOLLOW, WANTED)?, file))
     }
 
     fn move_dir_over_whiteout(&self, making: &Making<'_>, parent: &Arc<Node>, temporary: &[u8]) -> Result<()> {
         let Making { upper, directory, name, .. } = *making;
-        // The work directory gave the new directory no group; the parent might have.
-        let above = statx(directory, c"", AtFlags::EMPTY_PATH, WANTED)?;
-        if u32::from(above.stx_mode) & 0o2000 != 0 {
-            let at = At::Name(Arc::new(rustix::io::fcntl_dupfd_cloexec(&upper.temporary, 0)?), temporary.into());
-            at.chown(None, Some(above.stx_gid))?;
-            at.set_mode(making.new.mode() | 0o2000)?;
-        }
         if parent.is_merged() {
             crate::xattr::set_opaque(&upper.temporary, temporary)?;
         }
@@ -229,6 +222,21 @@ impl At {
             Self::Name(fd, old) => linkat(fd, &**old, directory, name, AtFlags::empty()),
             Self::Held(fd) => linkat(CWD, crate::sys::proc_path(fd, b""), directory, name, AtFlags::SYMLINK_FOLLOW),
         }
+    }
+}
+
+/// The work directory gave a new file no group; the directory that it moves to might have.
+fn inherit_group(upper: &UpperLayer, temporary: &[u8], directory: &OwnedFd, new: &New<'_>) -> Result<()> {
+    let above = statx(directory, c"", AtFlags::EMPTY_PATH, WANTED)?;
+    if u32::from(above.stx_mode) & 0o2000 == 0 {
+        return Ok(());
+    }
+    let at = At::Name(Arc::new(rustix::io::fcntl_dupfd_cloexec(&upper.temporary, 0)?), temporary.into());
+    at.chown(None, Some(above.stx_gid))?;
+    match new.kind() {
+        FileType::Symlink => Ok(()),
+        FileType::Directory => at.set_mode(new.mode() | 0o2000),
+        _ => at.set_mode(new.mode()),
     }
 }
 
