@@ -222,8 +222,9 @@ impl At {
 fn read_full(file: &OwnedFd, offset: u64, buffer: &mut [u8]) -> Result<usize> {
     let mut done = 0;
     while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
-        match pread(file, rest, offset + done as u64) {
-            Ok(0) => break,
+        match pread(file, &mut *rest, offset + done as u64) {
+            // A regular file gives less than was asked for only at its end.
+            Ok(count) if count < rest.len() => return Ok(done + count),
             Ok(count) => done += count,
             Err(Errno::INTR) => {}
             Err(error) if done == 0 => return Err(error),
