@@ -85,7 +85,9 @@ impl Overlay {
         let places = parent.places();
         for (index, place) in places.iter().enumerate() {
             let stat = place.stat(&self.descriptors, name)?;
-            if place.deletes(&self.descriptors, name, stat.as_ref())? {
+            let last = index + 1 == places.len();
+            // Nothing is below the last layer that a missing name could be hiding.
+            if !(last && stat.is_none()) && place.deletes(&self.descriptors, name, stat.as_ref())? {
                 return Ok(());
             }
             let Some(stat) = stat else { continue };
@@ -102,7 +104,6 @@ impl Overlay {
                 found.lower = Some((place.clone(), stat));
             }
             found.places.push(child);
-            let last = index + 1 == places.len();
             if !last && place.is_opaque(&self.descriptors, name)? {
                 return Ok(());
             }

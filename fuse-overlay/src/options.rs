@@ -52,7 +52,7 @@ options (-o):
   coherent              the layers change behind our back: cache for a second only
   xdev                  stay on the mounts of the lower layers
   exclude=PATH[:PATH]   names of the lower layers that are not there
-  ociwhiteouts          the lowers are unpacked OCI archives with .wh. files
+  ociwhiteouts=0        .wh. files of the lowers are ordinary files, not whiteouts of an unpacked OCI archive
   size=BYTES, inodes=N  what the upper may hold
   read_bps=N, write_bps=N
                         bytes a second
@@ -100,7 +100,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Req
         apply(&option, &mut mount, &mut gathered)?;
     }
     for lower in &mut mount.config.lowers {
-        (lower.xdev, lower.raw) = (gathered.xdev, gathered.raw);
+        (lower.xdev, lower.raw) = (gathered.xdev, !gathered.plain);
         lower.exclude.clone_from(&gathered.exclude);
     }
     Ok(Request::Mount(Box::new(mount)))
@@ -110,7 +110,8 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Req
 #[derive(Default)]
 struct Gathered {
     xdev: bool,
-    raw: bool,
+    /// podman leaves whiteouts of layers as `.wh.` files where a `mount_program` is set, so they are read unless told not to.
+    plain: bool,
     exclude: Vec<Vec<u8>>,
 }
 
@@ -141,7 +142,7 @@ fn apply(option: &[u8], mount: &mut Mount, gathered: &mut Gathered) -> Result<()
         "writeback" => config.writeback = number::<u32>(&key, value)? > 0,
         "coherent" => config.coherent = true,
         "xdev" => gathered.xdev = true,
-        "ociwhiteouts" => gathered.raw = true,
+        "ociwhiteouts" => gathered.plain = number::<u32>(&key, value)? == 0,
         "exclude" => {
             let paths = split(value.unwrap_or_default(), b':').into_iter();
             gathered.exclude.extend(paths.map(|path| unescape(&path).trim_ascii_start().to_vec()).map(without_slashes));

@@ -11,11 +11,14 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, Result};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(crate) const OPEN_PATH: OFlags =
     OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// What the whiteouts of an unpacked OCI archive begin with (image-spec, layer.md, "Whiteouts").
+const MARK: &[u8] = b".wh.";
 
 /// A lower layer.
 pub(crate) struct Layer {
@@ -53,6 +56,8 @@ pub(crate) struct Place {
     /// Something else is mounted here and the layer is `xdev`: no entry of it is ours.
     pub(crate) hollow: bool,
     fd: Mutex<Option<Arc<OwnedFd>>>,
+    /// Names that this directory's `.wh.` files hide in the layers below; read once, raw layers only.
+    marks: OnceLock<Box<[Box<[u8]>]>>,
 }
 
 impl Evict for Place {
@@ -63,7 +68,7 @@ impl Evict for Place {
 
 impl Place {
     pub(crate) fn root(layer: Arc<Layer>) -> Arc<Self> {
-        Arc::new(Self { layer, path: Box::default(), hollow: false, fd: Mutex::new(None) })
+        Arc::new(Self { layer, path: Box::default(), hollow: false, fd: Mutex::new(None), marks: OnceLock::new() })
     }
 
     /// The directory `name` of this one, whose attributes were just read.
@@ -71,7 +76,7 @@ impl Place {
         let mounted = stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
         let hollow = self.hollow || (self.layer.xdev && mounted);
         let path = self.join(name).into_boxed_slice();
-        Arc::new(Self { layer: self.layer.clone(), path, hollow, fd: Mutex::new(None) })
+        Arc::new(Self { layer: self.layer.clone(), path, hollow, fd: Mutex::new(None), marks: OnceLock::new() })
     }
 
     pub(crate) fn fd(self: &Arc<Self>, cache: &Descriptors) -> Result<Arc<OwnedFd>> {
@@ -89,7 +94,7 @@ impl Place {
 
     /// The attributes of `name`, or `None` if it is not there. A whiteout is returned as it is.
     pub(crate) fn stat(self: &Arc<Self>, cache: &Descriptors, name: &[u8]) -> Result<Option<Statx>> {
-        if self.hollow || self.excludes(name) {
+        if self.hollow || self.excludes(name) || (self.layer.raw && name.starts_with(MARK)) {
             return Ok(None);
         }
         absent(statx(self.fd(cache)?, name, AtFlags::SYMLINK_NOFOLLOW, WANTED))
@@ -99,22 +104,19 @@ impl Place {
     pub(crate) fn deletes(
         self: &Arc<Self>, cache: &Descriptors, name: &[u8], stat: Option<&Statx>,
     ) -> Result<bool> {
-        if let Some(stat) = stat {
-            let empty_file = stat.stx_size == 0 && stat.stx_mode & 0o170_000 == 0o100_000;
-            let marked = self.layer.marked_files
-                && empty_file
-                && crate::xattr::is_marked_whiteout(self.fd(cache)?.as_fd(), name);
-            return Ok(marked || is_whiteout(stat));
-        }
-        if !self.layer.raw || self.hollow || name.len() > 251 {
-            return Ok(false);
-        }
-        let mark = [b".wh.", name].concat();
-        Ok(absent(statx(self.fd(cache)?, &mark, AtFlags::SYMLINK_NOFOLLOW, WANTED))?.is_some())
+        let Some(stat) = stat else { return self.marks(cache, name) };
+        let empty_file = stat.stx_size == 0 && stat.stx_mode & 0o170_000 == 0o100_000;
+        let marked = self.layer.marked_files
+            && empty_file
+            && crate::xattr::is_marked_whiteout(self.fd(cache)?.as_fd(), name);
+        Ok(marked || is_whiteout(stat))
     }
 
     /// Does the directory `name` hide what lower layers hold under that name?
     pub(crate) fn is_opaque(self: &Arc<Self>, cache: &Descriptors, name: &[u8]) -> Result<bool> {
+        if self.marks(cache, name)? {
+            return Ok(true);
+        }
         let fd = self.fd(cache)?;
         if self.layer.raw {
             let mark = [name, b"/.wh..wh..opq"].concat();
@@ -123,6 +125,25 @@ impl Place {
             }
         }
         Ok(crate::xattr::opaque_mark(&fd, name).is_some_and(|mark| mark == b'y'))
+    }
+
+    /// Is there a file `.wh.NAME` beside it? The directory is read once, which is cheaper than a question a name.
+    fn marks(self: &Arc<Self>, cache: &Descriptors, name: &[u8]) -> Result<bool> {
+        if !self.layer.raw || self.hollow {
+            return Ok(false);
+        }
+        if let Some(marks) = self.marks.get() {
+            return Ok(marks.binary_search_by(|mark| (**mark).cmp(name)).is_ok());
+        }
+        let mut found: Vec<Box<[u8]>> = Vec::new();
+        let directory = crate::sweep::open_dir(self.fd(cache)?, b".")?;
+        crate::sweep::each(&directory, |entry, _, _| {
+            found.extend(entry.strip_prefix(MARK).map(Into::into));
+            Ok(())
+        })?;
+        found.sort();
+        let marks = self.marks.get_or_init(|| found.into_boxed_slice());
+        Ok(marks.binary_search_by(|mark| (**mark).cmp(name)).is_ok())
     }
 
     /// Opens the file `name` for reading, leaving its access time alone where we may.
