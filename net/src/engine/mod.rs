@@ -135,12 +135,17 @@ struct Engine {
     up: Bucket,
     down: Bucket,
     counters: Counters,
+    /// The frame or datagram of the event; taken out while it is worked on.
     scratch: Vec<u8>,
+    /// What is copied between the two sockets of a stream; a stream may move while a frame is worked on.
+    messages: Vec<u8>,
     stop: Option<OwnedFd>,
 }
 
 /// Room for the largest frame: vnet header, Ethernet, 64 KiB.
 const SCRATCH: usize = 10 + 14 + 65536;
+
+const MESSAGES: usize = 64 << 10;
 
 /// Runs the engine until it is told to stop.
 ///
@@ -178,6 +183,7 @@ pub fn run(attached: Attached, bound: Vec<Bound>, mut config: Config, channels: 
         down: Bucket::new(config.rate.down),
         counters: Counters::default(),
         scratch: vec![0; SCRATCH],
+        messages: vec![0; MESSAGES],
         stop: channels.stop,
         facts: attached.facts,
         config,

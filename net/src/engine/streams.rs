@@ -13,7 +13,6 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use super::device::PAYLOAD;
 use super::mirror::LINGER;
 use super::pump::{Lane, Pause};
 use super::rate::REFILL;
@@ -268,7 +267,7 @@ impl Engine {
         let Some(stream) = self.streams.get_mut(key) else { return };
         let Some(container) = stream.container.as_ref().filter(|_| stream.stage == Stage::Open) else { return };
         let before = (stream.up.moved, stream.down.moved);
-        let scratch = self.scratch.get_mut(PAYLOAD..).unwrap_or(&mut []);
+        let scratch = self.messages.as_mut_slice();
         let up = stream.up.pump(container, &stream.host, (&mut self.pipes, scratch), hung_up, up_allowed);
         let down = stream.down.pump(&stream.host, container, (&mut self.pipes, scratch), hung_up, down_allowed);
         let moved = (stream.up.moved - before.0, stream.down.moved - before.1);
