@@ -112,7 +112,8 @@ fn child(target: &Target, config: &Config, channel: &OwnedFd) -> Result<()> {
     socket::send_descriptors(channel, &outcome, &passed)?;
     let Made { device, listeners, mut netlink, .. } = made;
     drop((device, listeners));
-    process::close_all_but(&[channel.as_raw_fd(), netlink.as_raw_fd()]).context("cannot close descriptors")?;
+    process::close_all_but(&[channel.as_raw_fd(), netlink.as_raw_fd()])
+        .context("cannot close descriptors")?;
     confine::confine(Role::Broker)?;
     broker::serve(channel, &mut netlink)
 }
@@ -130,13 +131,16 @@ fn make(config: &Config) -> Result<Made> {
     let mut facts = Facts::default();
     let device = open_device(config, &mut netlink, &mut facts)?;
     let (lo, _) = netlink.link("lo").context("cannot find the loopback interface")?;
-    let (index, mac) = netlink.link(&config.device).with_context(|| format!("cannot find {}", config.device))?;
+    let (index, mac) =
+        netlink.link(&config.device).with_context(|| format!("cannot find {}", config.device))?;
     facts.mac = config.mac.unwrap_or(mac);
     netlink.up(lo).context("cannot bring up the loopback interface")?;
     if let Err(error) = netlink.quiet_v6(index) {
         facts.notes.push(format!("IPv6 of {} is not quiet: {error}", config.device));
     }
-    netlink.raise_link(index, config.mtu, config.mac).with_context(|| format!("cannot bring up {}", config.device))?;
+    netlink
+        .raise_link(index, config.mtu, config.mac)
+        .with_context(|| format!("cannot bring up {}", config.device))?;
     let addresses = config.v4.map(|net| (IpAddr::V4(net.address), net.prefix)).into_iter();
     for (address, prefix) in addresses.chain(config.v6.map(|net| (IpAddr::V6(net.address), net.prefix))) {
         address_family(config, &mut netlink, index, (address, prefix))?;
@@ -151,8 +155,13 @@ fn make(config: &Config) -> Result<Made> {
             facts.keeps_source = false;
             facts.notes.push(sentence.clone());
         }
-        let diverted = config.paths.divert && kept.is_ok() && divert(&mut netlink, &like, index, port, &mut facts);
-        if like.is_ipv4() { facts.divert4 = diverted } else { facts.divert6 = diverted }
+        let diverted =
+            config.paths.divert && kept.is_ok() && divert(&mut netlink, &like, index, port, &mut facts);
+        if like.is_ipv4() {
+            facts.divert4 = diverted
+        } else {
+            facts.divert6 = diverted
+        }
         listeners.push(listen(config, &like, diverted, port)?);
     }
     facts.port = port;
@@ -179,13 +188,22 @@ fn open_device(config: &Config, netlink: &mut Netlink, facts: &mut Facts) -> Res
         .with_context(|| format!("cannot make a veth pair ({})", facts.notes.join("; ")))?;
     let (index, _) = netlink.link(peer)?;
     netlink.quiet_v6(index).ok();
-    netlink.raise_link(index, config.mtu, None).context("cannot bring up the engine's end of the veth pair")?;
+    netlink
+        .raise_link(index, config.mtu, None)
+        .context("cannot bring up the engine's end of the veth pair")?;
     tun::open_packet(index).context("cannot open a packet socket on the veth pair")
 }
 
-fn address_family(config: &Config, netlink: &mut Netlink, index: u32, (address, prefix): (IpAddr, u8)) -> Result<()> {
+fn address_family(
+    config: &Config,
+    netlink: &mut Netlink,
+    index: u32,
+    (address, prefix): (IpAddr, u8),
+) -> Result<()> {
     let gateway = config.gateway(&address).unwrap_or(address);
-    netlink.add_address(index, address, prefix).with_context(|| format!("cannot give {} the address {address}", config.device))?;
+    netlink
+        .add_address(index, address, prefix)
+        .with_context(|| format!("cannot give {} the address {address}", config.device))?;
     let dns = match address {
         IpAddr::V4(_) => config.v4.map(|net| IpAddr::V4(net.dns)),
         IpAddr::V6(_) => config.v6.map(|net| IpAddr::V6(net.dns)),
@@ -205,7 +223,12 @@ fn divert(netlink: &mut Netlink, like: &IpAddr, device: u32, port: u16, facts: &
     let rules = [
         Rule { v4, priority: PRIORITY_SYN, table: 254, selector: Selector::Mark(MARK_OUT) },
         Rule { v4, priority: PRIORITY_BACK, table: TABLE, selector: Selector::Mark(MARK_BACK) },
-        Rule { v4, priority: PRIORITY_OWN, table: TABLE, selector: Selector::Own { protocol: tcp, source_ports: None } },
+        Rule {
+            v4,
+            priority: PRIORITY_OWN,
+            table: TABLE,
+            selector: Selector::Own { protocol: tcp, source_ports: None },
+        },
     ];
     let outcome = Netlink::netfilter()
         .context("cannot open an nf_tables socket")
@@ -235,9 +258,11 @@ fn listen(config: &Config, like: &IpAddr, diverted: bool, port: u16) -> Result<O
         (true, IpAddr::V6(_)) => IpAddr::V6(Ipv6Addr::LOCALHOST),
         (false, like) => config.address(like).unwrap_or(*like),
     };
-    let listener = broker::transparent(like.is_ipv4(), Protocol::Tcp).context("cannot make a transparent socket")?;
+    let listener =
+        broker::transparent(like.is_ipv4(), Protocol::Tcp).context("cannot make a transparent socket")?;
     let address = SocketAddr::new(address, port);
-    socket::bind(&listener, &address).with_context(|| format!("cannot listen on {address} in the container"))?;
+    socket::bind(&listener, &address)
+        .with_context(|| format!("cannot listen on {address} in the container"))?;
     socket::listen(&listener, 4096)?;
     Ok(listener)
 }

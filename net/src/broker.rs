@@ -54,9 +54,10 @@ pub(crate) fn serve(channel: &OwnedFd, netlink: &mut Netlink) -> Result<()> {
 
 fn answer(netlink: &mut Netlink, request: &Request) -> Result<Vec<OwnedFd>> {
     match request {
-        Request::Sockets { v4, protocol } => {
-            (0..BATCH).map(|_| transparent(*v4, *protocol)).collect::<io::Result<_>>().context("cannot make a socket")
-        }
+        Request::Sockets { v4, protocol } => (0..BATCH)
+            .map(|_| transparent(*v4, *protocol))
+            .collect::<io::Result<_>>()
+            .context("cannot make a socket"),
         Request::Ports { add, v4, protocol, first, last } => {
             let number = protocol_number(*protocol);
             let selector = Selector::Own { protocol: number, source_ports: Some((*first, *last)) };
@@ -116,7 +117,13 @@ impl Broker {
     }
 
     /// Keeps the answers of a service on these ports inside the namespace, or stops doing so.
-    pub(crate) fn port_rule(&mut self, add: bool, v4: bool, protocol: Protocol, ports: (u16, u16)) -> Result<()> {
+    pub(crate) fn port_rule(
+        &mut self,
+        add: bool,
+        v4: bool,
+        protocol: Protocol,
+        ports: (u16, u16),
+    ) -> Result<()> {
         self.ask(&Request::Ports { add, v4, protocol, first: ports.0, last: ports.1 })?;
         Ok(())
     }

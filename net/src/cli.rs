@@ -170,7 +170,9 @@ fn config(arguments: &Arguments) -> Result<Config> {
     config.policy.allow_link_local = arguments.allow_link_local;
     // slirp4netns lets the host's loopback be reached unless it is told not to; its callers count on that.
     config.policy.host_loopback = match () {
-        () if !arguments.allow_host_loopback.is_empty() => HostLoopback::Ports(arguments.allow_host_loopback.clone()),
+        () if !arguments.allow_host_loopback.is_empty() => {
+            HostLoopback::Ports(arguments.allow_host_loopback.clone())
+        }
         () if arguments.disable_host_loopback => HostLoopback::Denied,
         () => HostLoopback::Allowed,
     };
@@ -184,7 +186,8 @@ fn target(arguments: &Arguments) -> Result<Target> {
     match arguments.netns_type {
         TargetKind::Path => Target::of_paths(arguments.userns_path.as_deref(), Path::new(&arguments.target)),
         TargetKind::Pid => {
-            let pid = arguments.target.parse().with_context(|| format!("{:?} is no pid", arguments.target))?;
+            let pid =
+                arguments.target.parse().with_context(|| format!("{:?} is no pid", arguments.target))?;
             Target::of_pid(pid)
         }
     }
@@ -192,10 +195,14 @@ fn target(arguments: &Arguments) -> Result<Target> {
 
 fn listen_api(path: &Path) -> Result<OwnedFd> {
     // A socket that an earlier run has left is in the way; anything else is kept.
-    if path.symlink_metadata().is_ok_and(|found| std::os::unix::fs::FileTypeExt::is_socket(&found.file_type())) {
+    if path
+        .symlink_metadata()
+        .is_ok_and(|found| std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()))
+    {
         std::fs::remove_file(path).with_context(|| format!("cannot replace {}", path.display()))?;
     }
-    let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
     listener.set_nonblocking(true)?;
     Ok(listener.into())
 }

@@ -202,7 +202,8 @@ impl FromStr for Published {
 
     /// `[IP:][HOST:]CONTAINER[/tcp|udp]` with `FIRST-LAST` for either port; an IPv6 address stands in brackets.
     fn from_str(text: &str) -> Result<Self> {
-        parse_published(text).with_context(|| format!("cannot read the port {text:?} as [IP:][HOST:]CONTAINER[/PROTOCOL]"))
+        parse_published(text)
+            .with_context(|| format!("cannot read the port {text:?} as [IP:][HOST:]CONTAINER[/PROTOCOL]"))
     }
 }
 
@@ -243,7 +244,8 @@ mod tests {
 
     #[test]
     fn a_port_is_read_in_each_of_dockers_forms() {
-        let port = |text: &str| text.parse::<Published>().map(|p| (p.host, p.host_port, p.container_port, p.count));
+        let port =
+            |text: &str| text.parse::<Published>().map(|p| (p.host, p.host_port, p.container_port, p.count));
         assert_eq!(port("80").unwrap(), (None, 0, 80, 1));
         assert_eq!(port("8080:80").unwrap(), (None, 8080, 80, 1));
         assert_eq!(port("127.0.0.1:8080:80/udp").unwrap(), (Some("127.0.0.1".parse().unwrap()), 8080, 80, 1));
@@ -254,7 +256,9 @@ mod tests {
 
     #[test]
     fn a_port_that_makes_no_sense_is_refused() {
-        for text in ["", "0", "80/sctp", "80:90:100:110", "8000-8001:9000", "70000", "9-8", "x:1:2", "1-65536"] {
+        for text in
+            ["", "0", "80/sctp", "80:90:100:110", "8000-8001:9000", "70000", "9-8", "x:1:2", "1-65536"]
+        {
             assert!(text.parse::<Published>().is_err(), "{text}");
         }
     }

@@ -39,7 +39,8 @@ impl Target {
     /// Moves the calling process into both. It must have one thread.
     pub(crate) fn join(&self) -> Result<()> {
         if let Some(user) = &self.user {
-            setns(user.as_fd(), CloneFlags::CLONE_NEWUSER).context("cannot join the container's user namespace")?;
+            setns(user.as_fd(), CloneFlags::CLONE_NEWUSER)
+                .context("cannot join the container's user namespace")?;
         }
         setns(self.network.as_fd(), CloneFlags::CLONE_NEWNET)
             .context("cannot join the container's network namespace")

@@ -95,7 +95,13 @@ impl Netlink {
     }
 
     /// Sends one request and waits for its acknowledgement.
-    pub(crate) fn request(&mut self, kind: u16, flags: u16, header: &[u8], fill: impl FnOnce(Message) -> Message) -> io::Result<()> {
+    pub(crate) fn request(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        header: &[u8],
+        fill: impl FnOnce(Message) -> Message,
+    ) -> io::Result<()> {
         self.batch(vec![fill(Message::new(kind, flags | ACK, header))], 1)
     }
 
@@ -163,7 +169,9 @@ fn parse_link(reply: &[u8]) -> Option<(u32, [u8; 6])> {
 fn parse_addresses(mut bytes: &[u8], found: &mut Vec<IpAddr>) -> bool {
     while let Some(header) = bytes.first_chunk::<16>() {
         let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
-        let (kind, Some(body)) = (u16::from_ne_bytes([header[4], header[5]]), bytes.get(24..length)) else { return false };
+        let (kind, Some(body)) = (u16::from_ne_bytes([header[4], header[5]]), bytes.get(24..length)) else {
+            return false;
+        };
         if kind != 20 {
             return false;
         }
@@ -206,7 +214,10 @@ impl Netlink {
     pub(crate) fn addresses(&mut self) -> io::Result<Vec<IpAddr>> {
         self.sequence += 1;
         // NLM_F_DUMP is 0x300.
-        stream::write(&self.socket, &Message::new(22 /* RTM_GETADDR */, 0x300, &[0; 8]).finish(self.sequence))?;
+        stream::write(
+            &self.socket,
+            &Message::new(22 /* RTM_GETADDR */, 0x300, &[0; 8]).finish(self.sequence),
+        )?;
         let (mut found, mut buffer) = (Vec::new(), vec![0; 65536]);
         loop {
             let length = stream::read(&self.socket, &mut buffer)?.unwrap_or(0);
@@ -218,7 +229,8 @@ impl Netlink {
 
     pub(crate) fn quiet_v6(&mut self, index: u32) -> io::Result<()> {
         self.request(19, 0, &link_header(index, 0, 0), |message| {
-            message.nest(26, |families| families.nest(10, |inet6| inet6.put(8 /* ADDR_GEN_MODE */, &[1])))
+            message
+                .nest(26, |families| families.nest(10, |inet6| inet6.put(8 /* ADDR_GEN_MODE */, &[1])))
         })
     }
 
@@ -301,7 +313,10 @@ pub(crate) struct Rule {
 pub(crate) enum Selector {
     Mark(u32),
     /// Packets that this namespace originates.
-    Own { protocol: u8, source_ports: Option<(u16, u16)> },
+    Own {
+        protocol: u8,
+        source_ports: Option<(u16, u16)>,
+    },
 }
 
 fn family(ip: &IpAddr) -> u8 {
@@ -314,13 +329,22 @@ fn link_header(index: u32, flags: u32, change: u32) -> Vec<u8> {
 
 /// The nf_tables half of the divert for one family: bare SYNs that leave are marked `out`, so that a FIB rule sends them to
 /// the device; TCP that arrives on the device goes to the listener on `port` of the loopback address, marked `back`.
-pub(crate) fn divert_syns(netlink: &mut Netlink, v4: bool, device: u32, port: u16, out: u32, back: u32) -> Result<()> {
+pub(crate) fn divert_syns(
+    netlink: &mut Netlink,
+    v4: bool,
+    device: u32,
+    port: u16,
+    out: u32,
+    back: u32,
+) -> Result<()> {
     let family = if v4 { 2 } else { 10 };
     let message = |kind: u16, flags: u16| Message::new((10 << 8) | kind, flags, &[family, 0, 0, 0]);
     let chain = |name: &str, kind: &str, hook: u32| {
-        message(3, CREATE | ACK).text(1, TABLE).text(3, name).text(7, kind).nest(4, |at| {
-            at.be32(1, hook).be32(2, (-150_i32) as u32)
-        })
+        message(3, CREATE | ACK)
+            .text(1, TABLE)
+            .text(3, name)
+            .text(7, kind)
+            .nest(4, |at| at.be32(1, hook).be32(2, (-150_i32) as u32))
     };
     let begin = |kind: u16| Message::new(kind, 0, &[0, 0, 0, 10]);
     let syns = |list: Message| mark(is_bare_syn(is_tcp(list)), out);

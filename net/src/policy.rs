@@ -98,7 +98,8 @@ impl Policy {
             IpAddr::V6(v6) => {
                 let metadata = v6 == Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
                 // An IPv4-compatible address or a NAT64 form of a loopback address is no way round the rules either.
-                let embedded = v6.segments()[..6] == [0; 6] || v6.segments()[..6] == [0x64, 0xff9b, 0, 0, 0, 0];
+                let embedded =
+                    v6.segments()[..6] == [0; 6] || v6.segments()[..6] == [0x64, 0xff9b, 0, 0, 0, 0];
                 (v6.is_loopback(), v6.is_unicast_link_local() || metadata, !embedded && !v6.is_multicast())
             }
         };

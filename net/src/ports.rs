@@ -89,7 +89,9 @@ fn open(protocol: Protocol, host: &SocketAddr) -> io::Result<OwnedFd> {
 fn refusal(protocol: Protocol, host: &SocketAddr, error: &io::Error) -> Error {
     let what = format!("cannot publish {host}/{protocol}");
     match error.raw_os_error() {
-        Some(libc::EADDRINUSE) => anyhow!("{what}: the port is taken by another program; choose another host port"),
+        Some(libc::EADDRINUSE) => {
+            anyhow!("{what}: the port is taken by another program; choose another host port")
+        }
         Some(libc::EACCES) => anyhow!(
             "{what}: users may not bind this port; an administrator can lower the sysctl \
              net.ipv4.ip_unprivileged_port_start to {}",

@@ -131,7 +131,11 @@ impl Engine {
         match parsed {
             Ok(value) => {
                 connection.inbox.drain(..taken);
-                Some(serde_json::from_value(value).context("bad request").and_then(|request| self.execute(request)))
+                Some(
+                    serde_json::from_value(value)
+                        .context("bad request")
+                        .and_then(|request| self.execute(request)),
+                )
             }
             Err(error) if error.is_eof() && !ended && connection.inbox.len() < LONGEST => None,
             Err(error) => {
@@ -151,14 +155,16 @@ impl Engine {
 
     fn execute(&mut self, request: Request) -> Result<Value> {
         match request.execute.as_str() {
-            "add_hostfwd" => {
-                self.add_port(serde_json::from_value(request.arguments).context("bad request: arguments of add_hostfwd")?)
-            }
+            "add_hostfwd" => self.add_port(
+                serde_json::from_value(request.arguments).context("bad request: arguments of add_hostfwd")?,
+            ),
             "remove_hostfwd" => {
-                let arguments: RemovePort =
-                    serde_json::from_value(request.arguments).context("bad request: arguments.id not found")?;
+                let arguments: RemovePort = serde_json::from_value(request.arguments)
+                    .context("bad request: arguments.id not found")?;
                 let found = self.ports.iter().find(|(_, port)| port.id == arguments.id).map(|(key, _)| key);
-                self.unpublish(found.with_context(|| format!("bad request: there is no port {}", arguments.id))?)?;
+                self.unpublish(
+                    found.with_context(|| format!("bad request: there is no port {}", arguments.id))?,
+                )?;
                 Ok(json!({}))
             }
             "list_hostfwd" => Ok(json!({ "entries": self.entries() })),
@@ -180,7 +186,8 @@ impl Engine {
             bail!("bad request: the container has no address {guest}");
         }
         let host = Some(add.host_addr.unwrap_or(any));
-        let wanted = Published { protocol, host, host_port: add.host_port, container_port: add.guest_port, count: 1 };
+        let wanted =
+            Published { protocol, host, host_port: add.host_port, container_port: add.guest_port, count: 1 };
         let ids = self.publish(ports::bind_within_limit(&[wanted])?)?;
         Ok(json!({ "id": ids.first().context("no port was bound")? }))
     }

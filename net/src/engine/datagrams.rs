@@ -10,9 +10,9 @@ use super::device::PAYLOAD;
 use super::table::Key;
 use super::{Engine, Room};
 use crate::sys::{socket, stream};
+use crate::wire::ICMP;
 use crate::wire::build::{self, Unreachable};
 use crate::wire::frame::{Ends, Packet, Udp};
-use crate::wire::ICMP;
 
 /// How long a flow may be silent: after a first datagram, and when both sides have spoken.
 const QUESTION: Duration = Duration::from_secs(30);
@@ -100,7 +100,12 @@ impl Engine {
             match stream::send(&flow.socket, now) {
                 Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
                     let FlowName::Udp(ends) = name else { return };
-                    return self.unreachable(ends.source.ip(), ends.destination.ip(), Unreachable::TooBig(1280), quote);
+                    return self.unreachable(
+                        ends.source.ip(),
+                        ends.destination.ip(),
+                        Unreachable::TooBig(1280),
+                        quote,
+                    );
                 }
                 // An earlier datagram's error; its report is in the error queue and goes back from there.
                 Err(_) => drop(stream::send(&flow.socket, now)),
@@ -126,8 +131,12 @@ impl Engine {
             let name = flow.name;
             match name {
                 FlowName::Udp(ends) => self.send_down(&ends, &mut buffer, length),
-                FlowName::Echo { .. } => self.echo_reply(&name, buffer.get(PAYLOAD..PAYLOAD + length).unwrap_or(&[])),
-                FlowName::Client { .. } => self.answer_client(&name, buffer.get(PAYLOAD..PAYLOAD + length).unwrap_or(&[])),
+                FlowName::Echo { .. } => {
+                    self.echo_reply(&name, buffer.get(PAYLOAD..PAYLOAD + length).unwrap_or(&[]))
+                }
+                FlowName::Client { .. } => {
+                    self.answer_client(&name, buffer.get(PAYLOAD..PAYLOAD + length).unwrap_or(&[]))
+                }
             }
         }
         self.scratch = buffer;
@@ -138,7 +147,9 @@ impl Engine {
         if !self.down.admit(length, self.now) {
             return;
         }
-        let Some(head) = build::udp_head(self.facts.mac, ends.destination, ends.source, length) else { return };
+        let Some(head) = build::udp_head(self.facts.mac, ends.destination, ends.source, length) else {
+            return;
+        };
         let start = PAYLOAD - head.len();
         if let Some(place) = buffer.get_mut(start..PAYLOAD) {
             place.copy_from_slice(&head);
@@ -208,7 +219,8 @@ impl Engine {
     }
 
     fn open_echo(&mut self, name: FlowName, destination: IpAddr) -> Result<Key, Unreachable> {
-        let target = self.host_target(SocketAddr::new(destination, 0)).map_err(|_| Unreachable::Prohibited)?;
+        let target =
+            self.host_target(SocketAddr::new(destination, 0)).map_err(|_| Unreachable::Prohibited)?;
         if self.flows.len() >= self.config.max_flows {
             return Err(Unreachable::Host);
         }

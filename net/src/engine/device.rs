@@ -49,7 +49,8 @@ impl Engine {
                 }
             }
             Some(Frame::Packet(packet)) => {
-                let tcp = frame::tcp(packet.payload).filter(|_| packet.protocol == TCP && packet.fragment.is_none());
+                let tcp = frame::tcp(packet.payload)
+                    .filter(|_| packet.protocol == TCP && packet.fragment.is_none());
                 let Some(tcp) = tcp else { return self.packet(&packet) };
                 let source = (packet.source, tcp.source_port).into();
                 let destination = (packet.destination, tcp.destination_port).into();
@@ -95,7 +96,13 @@ impl Engine {
     }
 
     /// Tells the container that a packet of its did not get through. Multicast and broadcast are never answered.
-    pub(super) fn unreachable(&mut self, source: IpAddr, destination: IpAddr, why: Unreachable, quote: &[u8]) {
+    pub(super) fn unreachable(
+        &mut self,
+        source: IpAddr,
+        destination: IpAddr,
+        why: Unreachable,
+        quote: &[u8],
+    ) {
         let broadcast = matches!(destination, IpAddr::V4(ip) if ip.is_broadcast());
         if destination.is_multicast() || broadcast || Some(source) != self.config.address(&source) {
             return;

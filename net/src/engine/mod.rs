@@ -256,7 +256,9 @@ impl Engine {
         match room {
             Room::Device => self.read_device(),
             Room::Listener4 | Room::Listener6 => self.accept_container(room == Room::Listener4),
-            Room::StreamHost | Room::StreamContainer => self.stream_event(key, room == Room::StreamHost, flags),
+            Room::StreamHost | Room::StreamContainer => {
+                self.stream_event(key, room == Room::StreamHost, flags)
+            }
             Room::Flow => self.flow_event(key, flags),
             Room::Port => self.port_event(key),
             Room::Query => self.query_event(key),
@@ -280,7 +282,10 @@ impl Engine {
         }
     }
 
-    fn host_target(&mut self, destination: std::net::SocketAddr) -> Result<std::net::SocketAddr, policy::Refusal> {
+    fn host_target(
+        &mut self,
+        destination: std::net::SocketAddr,
+    ) -> Result<std::net::SocketAddr, policy::Refusal> {
         let target = self.config.policy.target(&self.config, destination);
         if target.is_err() {
             self.counters.refused += 1;

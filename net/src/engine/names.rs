@@ -95,7 +95,8 @@ impl Names {
             Resolver::File(path) => {
                 // A host without resolv.conf has a network all the same.
                 if let Ok(real) = path.canonicalize() {
-                    names.file = Some(follow(&real).with_context(|| format!("cannot follow {}", real.display()))?);
+                    names.file =
+                        Some(follow(&real).with_context(|| format!("cannot follow {}", real.display()))?);
                 }
                 names.reload();
             }
@@ -134,7 +135,9 @@ impl Names {
     }
 
     fn keep(&mut self, stream: bool, question: &[u8], answer: &[u8], now: Instant) {
-        let Some((seconds, places)) = dns::lifetimes(answer).filter(|(seconds, _)| *seconds > 0) else { return };
+        let Some((seconds, places)) = dns::lifetimes(answer).filter(|(seconds, _)| *seconds > 0) else {
+            return;
+        };
         let Some(key) = memory_key(stream, question) else { return };
         if self.kept.len() >= KEPT {
             self.kept.retain(|_, kept| kept.since + Duration::from_secs(kept.seconds.into()) > now);
@@ -338,7 +341,13 @@ fn take_message(inbox: &mut Vec<u8>) -> Option<Vec<u8>> {
     Some(message)
 }
 
-fn open_query(asker: Asker, message: &[u8], server: &SocketAddr, attempt: usize, now: Instant) -> io::Result<Query> {
+fn open_query(
+    asker: Asker,
+    message: &[u8],
+    server: &SocketAddr,
+    attempt: usize,
+    now: Instant,
+) -> io::Result<Query> {
     let mut id = [0; 2];
     process::random(&mut id);
     let mut sent = message.to_vec();
@@ -381,12 +390,15 @@ impl Query {
             }
         }
         while let Some(length) = stream::recv(&self.socket, &mut buffer, 0)? {
+            self.inbox.extend_from_slice(buffer.get(..length).unwrap_or(&[]));
+            if let Some(answer) = take_message(&mut self.inbox) {
+                return Ok(Some(answer).filter(|answer| self.is_answered_by(answer)));
+            }
             if length == 0 {
                 return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
             }
-            self.inbox.extend_from_slice(buffer.get(..length).unwrap_or(&[]));
         }
-        Ok(take_message(&mut self.inbox).filter(|answer| self.is_answered_by(answer)))
+        Ok(None)
     }
 
     fn is_answered_by(&self, answer: &[u8]) -> bool {

@@ -151,9 +151,10 @@ impl Engine {
         });
         let Some(stream) = self.streams.get(key) else { return };
         let watched = self.epoll.add(&stream.host, EDGES, Room::StreamHost.number(key)).and_then(|()| {
-            stream.container.as_ref().map_or(Ok(()), |end| {
-                self.epoll.add(end, EDGES, Room::StreamContainer.number(key))
-            })
+            stream
+                .container
+                .as_ref()
+                .map_or(Ok(()), |end| self.epoll.add(end, EDGES, Room::StreamContainer.number(key)))
         });
         match watched {
             Ok(()) => self.container_connected_if_ready(key),
@@ -176,7 +177,8 @@ impl Engine {
 
     /// A socket inside that comes from the client's address, or from the gateway's if that can't be.
     fn connect_container(&mut self, peer: &SocketAddr, port: u16, protocol: Protocol) -> Result<OwnedFd> {
-        let address = self.config.address(&peer.ip()).context("the container has no address of this family")?;
+        let address =
+            self.config.address(&peer.ip()).context("the container has no address of this family")?;
         let target = SocketAddr::new(address, port);
         if !self.facts.keeps_source {
             let made = self.broker.socket(&address, protocol)?;
@@ -186,7 +188,9 @@ impl Engine {
         let gateway = self.config.gateway(&address).unwrap_or(address);
         let client = if self.may_appear_inside(&peer.ip()) { *peer } else { SocketAddr::new(gateway, 0) };
         match self.connect_from(&client, &target, protocol) {
-            Err(_) if client.ip() != gateway => self.connect_from(&SocketAddr::new(gateway, 0), &target, protocol),
+            Err(_) if client.ip() != gateway => {
+                self.connect_from(&SocketAddr::new(gateway, 0), &target, protocol)
+            }
             outcome => outcome,
         }
     }
@@ -252,9 +256,10 @@ impl Engine {
 
     /// The ports that are open, for the API: id, protocol, host end, container port.
     pub(super) fn published(&self) -> Vec<(u64, Protocol, SocketAddr, u16)> {
-        let listed = self.ports.iter().map(|(_, port)| {
-            (port.id, port.bound.protocol, port.bound.host, port.bound.container_port)
-        });
+        let listed = self
+            .ports
+            .iter()
+            .map(|(_, port)| (port.id, port.bound.protocol, port.bound.host, port.bound.container_port));
         let mut sorted: HashMap<u64, _> = listed.map(|port| (port.0, port)).collect();
         let mut ids: Vec<u64> = sorted.keys().copied().collect();
         ids.sort_unstable();

@@ -100,7 +100,12 @@ impl Lane {
             let left = (stop - self.moved) as usize;
             let drained = match self.is_bulk() {
                 true => self.fill(from, left)?,
-                false => self.copy((from, to), pipes, scratch.get_mut(..left.min(scratch_size)).unwrap_or(&mut []), hung_up)?,
+                false => self.copy(
+                    (from, to),
+                    pipes,
+                    scratch.get_mut(..left.min(scratch_size)).unwrap_or(&mut []),
+                    hung_up,
+                )?,
             };
             if drained && self.held == 0 {
                 return Ok(Pause::Idle);

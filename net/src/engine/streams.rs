@@ -41,8 +41,13 @@ pub(crate) struct Stream {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
-    HostConnecting { syn: Vec<u8> },
-    Announced { syn: Vec<u8>, since: Instant },
+    HostConnecting {
+        syn: Vec<u8>,
+    },
+    Announced {
+        syn: Vec<u8>,
+        since: Instant,
+    },
     /// A client of a published port waits for the container's service.
     ContainerConnecting,
     Open,
@@ -235,7 +240,8 @@ impl Engine {
         }
         let key = self.stream_by_ends.get(&ends).copied();
         let stream = key.and_then(|key| self.streams.get_mut(key));
-        let (Some(key), Some(stream)) = (key, stream.filter(|s| matches!(s.stage, Stage::Announced { .. }))) else {
+        let (Some(key), Some(stream)) = (key, stream.filter(|s| matches!(s.stage, Stage::Announced { .. })))
+        else {
             let _ = socket::reset_on_close(&accepted);
             return;
         };
@@ -254,7 +260,9 @@ impl Engine {
         match stream.stage {
             Stage::HostConnecting { .. } if host => self.host_connected_if_ready(key),
             Stage::ContainerConnecting if !host => self.container_connected_if_ready(key),
-            Stage::ContainerConnecting if hung_up && flags & libc::EPOLLHUP != 0 => self.end_stream(key, true),
+            Stage::ContainerConnecting if hung_up && flags & libc::EPOLLHUP != 0 => {
+                self.end_stream(key, true)
+            }
             Stage::Announced { .. } if flags & libc::EPOLLERR != 0 => self.end_stream(key, true),
             Stage::Open => self.pump(key, hung_up),
             _ => {}
@@ -265,11 +273,14 @@ impl Engine {
     pub(super) fn pump(&mut self, key: Key, hung_up: bool) {
         let (up_allowed, down_allowed) = (self.up.allowance(self.now), self.down.allowance(self.now));
         let Some(stream) = self.streams.get_mut(key) else { return };
-        let Some(container) = stream.container.as_ref().filter(|_| stream.stage == Stage::Open) else { return };
+        let Some(container) = stream.container.as_ref().filter(|_| stream.stage == Stage::Open) else {
+            return;
+        };
         let before = (stream.up.moved, stream.down.moved);
         let scratch = self.messages.as_mut_slice();
         let up = stream.up.pump(container, &stream.host, (&mut self.pipes, scratch), hung_up, up_allowed);
-        let down = stream.down.pump(&stream.host, container, (&mut self.pipes, scratch), hung_up, down_allowed);
+        let down =
+            stream.down.pump(&stream.host, container, (&mut self.pipes, scratch), hung_up, down_allowed);
         let moved = (stream.up.moved - before.0, stream.down.moved - before.1);
         self.counters.bytes_up += moved.0;
         self.counters.bytes_down += moved.1;

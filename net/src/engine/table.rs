@@ -46,7 +46,11 @@ impl<T> Table<T> {
     }
 
     pub(crate) fn get(&self, key: Key) -> Option<&T> {
-        self.entries.get(key.index as usize).filter(|(generation, _)| *generation == key.generation)?.1.as_ref()
+        self.entries
+            .get(key.index as usize)
+            .filter(|(generation, _)| *generation == key.generation)?
+            .1
+            .as_ref()
     }
 
     pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut T> {

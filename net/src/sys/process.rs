@@ -106,7 +106,8 @@ pub(crate) fn forbid_core_files() -> io::Result<()> {
 
 /// Closes every descriptor above 2 that is not in `kept`.
 pub(crate) fn close_all_but(kept: &[i32]) -> io::Result<()> {
-    let mut kept: Vec<u32> = kept.iter().filter_map(|fd| u32::try_from(*fd).ok()).filter(|fd| *fd > 2).collect();
+    let mut kept: Vec<u32> =
+        kept.iter().filter_map(|fd| u32::try_from(*fd).ok()).filter(|fd| *fd > 2).collect();
     kept.sort_unstable();
     let mut first = 3;
     for fd in kept.into_iter().chain([u32::MAX]) {

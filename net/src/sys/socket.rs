@@ -157,7 +157,9 @@ pub(crate) fn reset_on_close(fd: impl AsFd) -> io::Result<()> {
     let length = size_of::<libc::linger>() as libc::socklen_t;
     let raw = fd.as_fd().as_raw_fd();
     // SAFETY: the pointer is to one struct linger and `length` is its size.
-    check(unsafe { libc::setsockopt(raw, libc::SOL_SOCKET, libc::SO_LINGER, (&raw const linger).cast(), length) })?;
+    check(unsafe {
+        libc::setsockopt(raw, libc::SOL_SOCKET, libc::SO_LINGER, (&raw const linger).cast(), length)
+    })?;
     Ok(())
 }
 
@@ -220,11 +222,12 @@ pub(crate) fn recv_datagram(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<Opti
     let mut control = Control([0; CONTROL]);
     let mut message = header(&raw mut storage, &mut io, &mut control);
     // SAFETY: every pointer in `message` is to a live local or to `buffer`.
-    let length = match check_len(unsafe { libc::recvmsg(fd.as_fd().as_raw_fd(), &mut message, libc::MSG_DONTWAIT) }) {
-        Ok(length) => length,
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-        Err(error) => return Err(error),
-    };
+    let length =
+        match check_len(unsafe { libc::recvmsg(fd.as_fd().as_raw_fd(), &mut message, libc::MSG_DONTWAIT) }) {
+            Ok(length) => length,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) => return Err(error),
+        };
     let mut local = None;
     for_each_control(&message, |level, kind, bytes| {
         if level == libc::IPPROTO_IP && kind == libc::IP_PKTINFO {
@@ -239,7 +242,12 @@ pub(crate) fn recv_datagram(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<Opti
 }
 
 /// Sends one datagram to `peer` from the local address `local`.
-pub(crate) fn send_datagram(fd: impl AsFd, bytes: &[u8], peer: &SocketAddr, local: &IpAddr) -> io::Result<usize> {
+pub(crate) fn send_datagram(
+    fd: impl AsFd,
+    bytes: &[u8],
+    peer: &SocketAddr,
+    local: &IpAddr,
+) -> io::Result<usize> {
     let (mut storage, length) = encode(peer);
     let mut io = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     let mut control = Control([0; CONTROL]);
@@ -263,9 +271,7 @@ pub(crate) fn send_datagram(fd: impl AsFd, bytes: &[u8], peer: &SocketAddr, loca
 /// The bytes of `in_pktinfo` (interface, source, ignored) or `in6_pktinfo` (source, interface).
 fn packet_address(local: &IpAddr) -> (i32, i32, Vec<u8>) {
     match local {
-        IpAddr::V4(ip) => {
-            (libc::IPPROTO_IP, libc::IP_PKTINFO, [[0; 4], ip.octets(), [0; 4]].concat())
-        }
+        IpAddr::V4(ip) => (libc::IPPROTO_IP, libc::IP_PKTINFO, [[0; 4], ip.octets(), [0; 4]].concat()),
         IpAddr::V6(ip) => {
             (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, [ip.octets().as_slice(), &[0; 4]].concat())
         }

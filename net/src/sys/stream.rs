@@ -36,7 +36,12 @@ pub(crate) fn write(fd: impl AsFd, bytes: &[u8]) -> Moved {
 pub(crate) fn recv(fd: impl AsFd, buffer: &mut [u8], flags: libc::c_int) -> Moved {
     // SAFETY: the pointer and length are those of one live mutable slice.
     retry(|| unsafe {
-        libc::recv(fd.as_fd().as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), flags | libc::MSG_DONTWAIT)
+        libc::recv(
+            fd.as_fd().as_raw_fd(),
+            buffer.as_mut_ptr().cast(),
+            buffer.len(),
+            flags | libc::MSG_DONTWAIT,
+        )
     })
 }
 

@@ -28,7 +28,8 @@ struct InterfaceRequest {
 /// A TAP device called `name` in the caller's network namespace. Offloads are asked for best first; a kernel that has
 /// none of them still gets frames, only smaller ones.
 pub(crate) fn open_tap(name: &str) -> io::Result<OwnedFd> {
-    let device = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
+    let device =
+        OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
     let mut request = InterfaceRequest {
         name: interface_name(name)?,
         flags: (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short,

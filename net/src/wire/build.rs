@@ -222,7 +222,8 @@ mod tests {
 
     #[test]
     fn a_reset_is_never_answered_with_a_reset() {
-        let ends = Ends { source: "10.0.2.100:1".parse().unwrap(), destination: "192.0.2.1:2".parse().unwrap() };
+        let ends =
+            Ends { source: "10.0.2.100:1".parse().unwrap(), destination: "192.0.2.1:2".parse().unwrap() };
         let mut tcp =
             Tcp { source_port: 1, destination_port: 2, sequence: 7, acknowledged: 9, flags: SYN, length: 0 };
         assert!(reset([2; 6], &ends, &tcp).is_some());

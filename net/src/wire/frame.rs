@@ -9,7 +9,11 @@ use super::{ETHERNET, ICMP6, VNET};
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Frame<'a> {
     /// Who asks, from which hardware address, for which address.
-    ArpRequest { mac: [u8; 6], sender: Ipv4Addr, target: Ipv4Addr },
+    ArpRequest {
+        mac: [u8; 6],
+        sender: Ipv4Addr,
+        target: Ipv4Addr,
+    },
     Packet(Packet<'a>),
 }
 
@@ -211,7 +215,8 @@ pub(crate) mod tests {
     pub(crate) fn v4_packet(protocol: u8, payload: &[u8]) -> Vec<u8> {
         let total = (20 + payload.len()) as u16;
         let [high, low] = total.to_be_bytes();
-        [&[0x45, 0, high, low, 0, 7, 0, 0, 64, protocol, 0, 0, 10, 0, 2, 100, 192, 0, 2, 1][..], payload].concat()
+        [&[0x45, 0, high, low, 0, 7, 0, 0, 64, protocol, 0, 0, 10, 0, 2, 100, 192, 0, 2, 1][..], payload]
+            .concat()
     }
 
     pub(crate) fn v6_packet(next: u8, payload: &[u8]) -> Vec<u8> {

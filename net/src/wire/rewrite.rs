@@ -98,7 +98,12 @@ mod tests {
     fn a_rewritten_frame_has_right_checksums() {
         let cases = [
             (ends("10.0.2.100:4096", "192.0.2.1:80"), ends("10.0.2.2:7", "10.0.2.100:61000"), 0x0800, 20),
-            (ends("[fd00::100]:4096", "[2001:db8::1]:80"), ends("[fd00::2]:7", "[fd00::100]:61000"), 0x86dd, 40),
+            (
+                ends("[fd00::100]:4096", "[2001:db8::1]:80"),
+                ends("[fd00::2]:7", "[fd00::100]:61000"),
+                0x86dd,
+                40,
+            ),
         ];
         for (from, to, kind, header) in cases {
             let mut tcp = segment(4096, 80);
