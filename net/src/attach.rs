@@ -106,16 +106,29 @@ fn child(target: &Target, config: &Config, channel: &OwnedFd) -> Result<()> {
             return Err(error);
         }
     };
+    let mirrored: Vec<bool> = [
+        (true, config.v4.is_some() && !made.facts.divert4),
+        (false, config.v6.is_some() && !made.facts.divert6),
+    ]
+    .iter()
+    .filter_map(|(v4, mirrored)| mirrored.then_some(*v4))
+    .collect();
     let outcome = serde_json::to_vec(&Outcome::Made(std::mem::take(&mut made.facts)))?;
     let mut passed = vec![made.device.as_fd()];
     passed.extend(made.listeners.iter().map(AsFd::as_fd));
     socket::send_descriptors(channel, &outcome, &passed)?;
     let Made { device, listeners, mut netlink, .. } = made;
     drop((device, listeners));
-    process::close_all_but(&[channel.as_raw_fd(), netlink.as_raw_fd()])
-        .context("cannot close descriptors")?;
+    let mut sockets = Netlink::sockets().context("cannot open a socket to end connections")?;
+    let kept = [channel.as_raw_fd(), netlink.as_raw_fd(), sockets.as_raw_fd()];
+    process::close_all_but(&kept).context("cannot close descriptors")?;
     confine::confine(Role::Broker)?;
-    broker::serve(channel, &mut netlink)
+    let served = broker::serve(channel, &mut netlink);
+    // Diverted connections end with the engine's sockets. Mirrored ones only miss their segments, for ever.
+    for v4 in mirrored {
+        sockets.abort_connections(v4)?;
+    }
+    served
 }
 
 struct Made {

@@ -14,6 +14,7 @@ const REQUEST: u16 = 0x1;
 const ACK: u16 = 0x4;
 const CREATE: u16 = 0x400;
 const EXCLUSIVE: u16 = 0x200;
+const DUMP: u16 = 0x300;
 
 /// A growing message: fixed headers, then attributes that nest.
 #[derive(Default)]
@@ -86,6 +87,11 @@ impl Netlink {
         Self::open(libc::NETLINK_NETFILTER)
     }
 
+    /// Sockets of this namespace: to list and to end them.
+    pub(crate) fn sockets() -> io::Result<Self> {
+        Self::open(libc::NETLINK_SOCK_DIAG)
+    }
+
     pub(crate) fn as_raw_fd(&self) -> RawFd {
         self.socket.as_raw_fd()
     }
@@ -118,6 +124,45 @@ impl Netlink {
         while left > 0 {
             let Some(length) = stream::read(&self.socket, &mut buffer)? else { continue };
             left = left.saturating_sub(acknowledgements(&buffer[..length])?);
+        }
+        Ok(())
+    }
+
+    /// Sends a request for a list and returns the answers without their headers.
+    fn dump(&mut self, request: Message) -> io::Result<Vec<Vec<u8>>> {
+        self.sequence += 1;
+        stream::write(&self.socket, &request.finish(self.sequence))?;
+        let (mut answers, mut buffer) = (Vec::new(), vec![0; 65536]);
+        loop {
+            let length = stream::read(&self.socket, &mut buffer)?.unwrap_or(0);
+            let mut bytes = buffer.get(..length).unwrap_or(&[]);
+            while let Some(header) = bytes.first_chunk::<16>() {
+                let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
+                let kind = u16::from_ne_bytes([header[4], header[5]]);
+                // An error or the end of the list (NLMSG_ERROR is 2, NLMSG_DONE 3).
+                let (false, Some(body)) = (kind == 2 || kind == 3, bytes.get(16..length)) else {
+                    return Ok(answers);
+                };
+                answers.push(body.to_vec());
+                bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or(&[]);
+            }
+        }
+    }
+
+    /// Ends the TCP connections of this namespace that lead out of it, for when nobody carries them any more.
+    pub(crate) fn abort_connections(&mut self, v4: bool) -> io::Result<()> {
+        let family = if v4 { 2 } else { 10 };
+        let states: u32 = 1 << 1 | 1 << 2 | 1 << 8; // ESTABLISHED, SYN_SENT, CLOSE_WAIT
+        let request = |id: &[u8]| {
+            [&[family, libc::IPPROTO_TCP as u8, 0, 0], states.to_ne_bytes().as_slice(), id].concat()
+        };
+        let listed = self.dump(Message::new(20 /* SOCK_DIAG_BY_FAMILY */, DUMP, &request(&[0; 48])))?;
+        for id in listed.iter().filter_map(|answer| answer.get(4..52)) {
+            let (local, remote) = (id.get(4..20), id.get(20..36));
+            if local != remote {
+                // One that has ended by itself in the meantime is no failure.
+                let _ = self.request(21 /* SOCK_DESTROY */, 0, &request(id), |message| message);
+            }
         }
         Ok(())
     }
@@ -165,30 +210,21 @@ fn parse_link(reply: &[u8]) -> Option<(u32, [u8; 6])> {
     None
 }
 
-/// Collects the addresses of one datagram of a dump; false if it was the last.
-fn parse_addresses(mut bytes: &[u8], found: &mut Vec<IpAddr>) -> bool {
-    while let Some(header) = bytes.first_chunk::<16>() {
-        let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
-        let (kind, Some(body)) = (u16::from_ne_bytes([header[4], header[5]]), bytes.get(24..length)) else {
-            return false;
-        };
-        if kind != 20 {
-            return false;
+/// The addresses in one answer about an address.
+fn parse_addresses(answer: &[u8]) -> Vec<IpAddr> {
+    let mut found = Vec::new();
+    let mut attributes = answer.get(8..).unwrap_or(&[]);
+    while let Some(head) = attributes.first_chunk::<4>() {
+        let size = u16::from_ne_bytes([head[0], head[1]]) as usize;
+        let value = attributes.get(4..size).unwrap_or(&[]);
+        // IFA_ADDRESS is 1, IFA_LOCAL 2.
+        if matches!(head[2], 1 | 2) {
+            found.extend(<[u8; 4]>::try_from(value).map(IpAddr::from));
+            found.extend(<[u8; 16]>::try_from(value).map(IpAddr::from));
         }
-        let mut attributes = body;
-        while let Some(head) = attributes.first_chunk::<4>() {
-            let size = u16::from_ne_bytes([head[0], head[1]]) as usize;
-            let value = attributes.get(4..size).unwrap_or(&[]);
-            // IFA_ADDRESS is 1, IFA_LOCAL 2.
-            if matches!(head[2], 1 | 2) {
-                found.extend(<[u8; 4]>::try_from(value).map(IpAddr::from));
-                found.extend(<[u8; 16]>::try_from(value).map(IpAddr::from));
-            }
-            attributes = attributes.get(size.max(4).next_multiple_of(4)..).unwrap_or(&[]);
-        }
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or(&[]);
+        attributes = attributes.get(size.max(4).next_multiple_of(4)..).unwrap_or(&[]);
     }
-    bytes.is_empty()
+    found
 }
 
 /// What `attach` and the broker ask of rtnetlink, one sentence each.
@@ -209,24 +245,13 @@ impl Netlink {
         })
     }
 
-    /// No link-local address, router solicitation or duplicate detection of the kernel's own.
     /// The addresses of all interfaces of this namespace.
     pub(crate) fn addresses(&mut self) -> io::Result<Vec<IpAddr>> {
-        self.sequence += 1;
-        // NLM_F_DUMP is 0x300.
-        stream::write(
-            &self.socket,
-            &Message::new(22 /* RTM_GETADDR */, 0x300, &[0; 8]).finish(self.sequence),
-        )?;
-        let (mut found, mut buffer) = (Vec::new(), vec![0; 65536]);
-        loop {
-            let length = stream::read(&self.socket, &mut buffer)?.unwrap_or(0);
-            if !parse_addresses(buffer.get(..length).unwrap_or(&[]), &mut found) {
-                return Ok(found);
-            }
-        }
+        let answers = self.dump(Message::new(22 /* RTM_GETADDR */, DUMP, &[0; 8]))?;
+        Ok(answers.iter().flat_map(|answer| parse_addresses(answer)).collect())
     }
 
+    /// No link-local address, router solicitation or duplicate detection of the kernel's own.
     pub(crate) fn quiet_v6(&mut self, index: u32) -> io::Result<()> {
         self.request(19, 0, &link_header(index, 0, 0), |message| {
             message

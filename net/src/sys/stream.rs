@@ -86,17 +86,10 @@ impl Epoll {
     }
 
     pub(crate) fn add(&self, fd: impl AsFd, events: i32, number: u64) -> io::Result<()> {
-        self.control(libc::EPOLL_CTL_ADD, fd, events, number)
-    }
-
-    pub(crate) fn modify(&self, fd: impl AsFd, events: i32, number: u64) -> io::Result<()> {
-        self.control(libc::EPOLL_CTL_MOD, fd, events, number)
-    }
-
-    fn control(&self, operation: i32, fd: impl AsFd, events: i32, number: u64) -> io::Result<()> {
         let mut event = Event { events: events as u32, u64: number };
+        let (epoll, fd) = (self.0.as_raw_fd(), fd.as_fd().as_raw_fd());
         // SAFETY: `event` lives across the call.
-        check(unsafe { libc::epoll_ctl(self.0.as_raw_fd(), operation, fd.as_fd().as_raw_fd(), &mut event) })?;
+        check(unsafe { libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, fd, &mut event) })?;
         Ok(())
     }
 

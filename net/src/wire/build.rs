@@ -29,9 +29,8 @@ fn ip(frame: &mut Vec<u8>, from: IpAddr, to: IpAddr, protocol: u8, length: usize
             let mut header = [0x45, 0, high, low, 0, 0, 0x40, 0, 64, protocol, 0, 0];
             let total = sum(&header).wrapping_add(sum(&from.octets())).wrapping_add(sum(&to.octets()));
             let [a, b] = (!fold(total)).to_be_bytes();
-            if let [.., c, d] = &mut header {
-                (*c, *d) = (a, b);
-            }
+            let [.., c, d] = &mut header;
+            (*c, *d) = (a, b);
             frame.extend_from_slice(&header);
             frame.extend_from_slice(&from.octets());
             frame.extend_from_slice(&to.octets());
