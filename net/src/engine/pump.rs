@@ -59,6 +59,11 @@ impl Lane {
         self.shut
     }
 
+    /// Whether bytes are held that the far side has not taken, or only its end is left to be told.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.held > 0 || (self.ended && !self.shut)
+    }
+
     /// Gives the pipe back, if it is empty; one that still holds bytes is closed.
     pub(crate) fn release(&mut self, pipes: &mut Pipes) {
         if let Some(pipe) = self.pipe.take()

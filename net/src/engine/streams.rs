@@ -264,36 +264,51 @@ impl Engine {
                 self.end_stream(key, true)
             }
             Stage::Announced { .. } if flags & libc::EPOLLERR != 0 => self.end_stream(key, true),
-            Stage::Open => self.pump(key, hung_up),
+            Stage::Open => self.pump_side(key, host, hung_up),
             _ => {}
         }
     }
 
-    /// Moves what can be moved in both directions, and ends the connection when both are shut or one fails.
+    /// Moves what can be moved in both directions.
     pub(super) fn pump(&mut self, key: Key, hung_up: bool) {
+        self.pump_lanes(key, hung_up, true, true);
+    }
+
+    /// Moves what an event on one side lets move: what that side has to say, and what waits for it to take.
+    fn pump_side(&mut self, key: Key, host: bool, hung_up: bool) {
+        let waiting = |lane: &Lane| lane.is_waiting();
+        let (up, down) = self.streams.get(key).map_or((false, false), |s| (waiting(&s.up), waiting(&s.down)));
+        self.pump_lanes(key, hung_up, !host || up, host || down);
+    }
+
+    /// Pumps the lanes that are asked for, and ends the connection when both are shut or one fails.
+    fn pump_lanes(&mut self, key: Key, hung_up: bool, up: bool, down: bool) {
         let (up_allowed, down_allowed) = (self.up.allowance(self.now), self.down.allowance(self.now));
         let Some(stream) = self.streams.get_mut(key) else { return };
-        let Some(container) = stream.container.as_ref().filter(|_| stream.stage == Stage::Open) else {
-            return;
-        };
+        let Some(container) = stream.container.as_ref().filter(|_| stream.stage == Stage::Open) else { return };
         let before = (stream.up.moved, stream.down.moved);
-        let scratch = self.messages.as_mut_slice();
-        let up = stream.up.pump(container, &stream.host, (&mut self.pipes, scratch), hung_up, up_allowed);
-        let down =
-            stream.down.pump(&stream.host, container, (&mut self.pipes, scratch), hung_up, down_allowed);
+        let (pipes, scratch) = (&mut self.pipes, self.messages.as_mut_slice());
+        let mut outcomes = [Ok(Pause::Idle), Ok(Pause::Idle)];
+        if up {
+            outcomes[0] = stream.up.pump(container, &stream.host, (pipes, scratch), hung_up, up_allowed);
+        }
+        if down {
+            outcomes[1] = stream.down.pump(&stream.host, container, (pipes, scratch), hung_up, down_allowed);
+        }
+        let over = stream.up.is_shut() && stream.down.is_shut();
         let moved = (stream.up.moved - before.0, stream.down.moved - before.1);
         self.counters.bytes_up += moved.0;
         self.counters.bytes_down += moved.1;
         self.up.spend(moved.0);
         self.down.spend(moved.1);
-        match (up, down) {
-            (Ok(_), Ok(_)) if stream.up.is_shut() && stream.down.is_shut() => self.end_stream(key, false),
-            (Ok(Pause::Idle), Ok(Pause::Idle)) => {}
-            (Ok(_), Ok(_)) if moved == (0, 0) => {
-                self.timers.add(self.now + REFILL, Room::StreamContainer.number(key));
+        if outcomes.iter().any(Result::is_err) || over {
+            self.end_stream(key, !over);
+        } else if outcomes.iter().any(|outcome| matches!(outcome, Ok(Pause::More))) {
+            // Nothing moved although there is more: the rate is used up for now.
+            match moved {
+                (0, 0) => self.timers.add(self.now + REFILL, Room::StreamContainer.number(key)),
+                _ => self.ready.push((key, hung_up)),
             }
-            (Ok(_), Ok(_)) => self.ready.push((key, hung_up)),
-            (Err(_), _) | (_, Err(_)) => self.end_stream(key, true),
         }
     }
 
