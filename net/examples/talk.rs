@@ -20,7 +20,10 @@ fn main() -> io::Result<()> {
         ["connect", address, count] => connect(address, parse(count)),
         ["turns", address, count] => turns(address, parse(count)),
         ["hold", address, count] => hold(address, parse(count)),
-        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "usage: talk serve|connect|turns|hold ADDRESS [COUNT]")),
+        _ => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "usage: talk serve|connect|turns|hold ADDRESS [COUNT]",
+        )),
     }
 }
 

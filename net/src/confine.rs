@@ -21,9 +21,10 @@ pub enum Role {
 
 /// Gives everything up that `role` does not need. The caller must have one thread. Where the host does not allow an empty root, the rest still holds: no system call that takes a path is
 /// left but `openat`, which the engine needs for resolv.conf.
-pub fn confine(role: Role) -> Result<()> {
+/// What is weaker than it should be is the answer: nothing, or one sentence.
+pub fn confine(role: Role) -> Result<Option<String>> {
     process::forbid_core_files().context("cannot forbid core files")?;
-    let _ = empty_root(role);
+    let weaker = empty_root(role).err().map(|error| format!("the file system is not hidden: {error:#}"));
     process::forbid_new_privileges().context("cannot forbid new privileges")?;
     let capabilities = match role {
         Role::Engine => 0,
@@ -32,7 +33,8 @@ pub fn confine(role: Role) -> Result<()> {
     process::keep_capabilities(capabilities).context("cannot drop capabilities")?;
     process::forbid_dumping().context("cannot forbid dumping")?;
     let filter = filter(role).context("cannot compile the system call filter")?;
-    seccompiler::apply_filter(&filter).context("cannot set the system call filter")
+    seccompiler::apply_filter(&filter).context("cannot set the system call filter")?;
+    Ok(weaker)
 }
 
 /// An empty, read-only root. The engine takes a user namespace of its own for it; the broker must stay in the container's,
@@ -46,7 +48,7 @@ fn empty_root(role: Role) -> Result<()> {
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_RDONLY;
-    mount(Some("tmpfs"), "/proc", Some("tmpfs"), flags, Some("size=4k,nr_inodes=2,mode=0"))?;
+    mount(Some("tmpfs"), "/proc", Some("tmpfs"), flags, Some("size=4k,nr_inodes=2,mode=555"))?;
     nix::unistd::chdir("/proc")?;
     nix::unistd::pivot_root(".", ".")?;
     umount2(".", MntFlags::MNT_DETACH)?;

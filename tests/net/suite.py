@@ -469,6 +469,7 @@ class Hardness(unittest.TestCase):
             self.assertEqual((status["NoNewPrivs"], status["Seccomp"], status["Threads"]), ("1", "2", "1"))
             with self.assertRaises(PermissionError):
                 os.listdir(f"/proc/{container.engine.pid}/fd")
+            self.assertEqual(container.request("facts")["return"]["notes"], [])
 
     def test_an_engine_that_is_killed_leaves_no_connection_hanging(self):
         for path, options in PATHS.items():

@@ -2,7 +2,7 @@
 //! `return` or `error`. An API connection carries one request; the control channel carries any number, one a line.
 //!
 //!   add_hostfwd {proto, host_addr, host_port, guest_addr, guest_port} -> {id}
-//!   list_hostfwd -> {entries}      remove_hostfwd {id} -> {}      counters -> {...}
+//!   list_hostfwd -> {entries}      remove_hostfwd {id} -> {}      counters -> {...}      facts -> {...}
 
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -168,6 +168,7 @@ impl Engine {
                 Ok(json!({}))
             }
             "list_hostfwd" => Ok(json!({ "entries": self.entries() })),
+            "facts" => Ok(serde_json::to_value(&self.facts)?),
             "counters" => Ok(serde_json::to_value(&self.counters)?),
             other => bail!("bad request: {other:?} is not known"),
         }

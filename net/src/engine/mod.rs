@@ -153,7 +153,9 @@ const MESSAGES: usize = 64 << 10;
 /// user namespace it is in does not matter. It gives up every privilege before the first frame is read.
 pub fn run(attached: Attached, bound: Vec<Bound>, mut config: Config, channels: Channels) -> Result<()> {
     let descriptors = process::raise_descriptor_limit().context("cannot raise the limit of descriptors")?;
-    config.max_flows = config.max_flows.min(usize::try_from(descriptors / 6).unwrap_or(usize::MAX));
+    // Two descriptors a flow, and pipes for those that are in the middle of bulk.
+    let bound_by_descriptors = usize::try_from(descriptors.saturating_sub(512) * 2 / 5).unwrap_or(usize::MAX);
+    config.max_flows = config.max_flows.min(bound_by_descriptors.saturating_sub(bound.len()));
     if config.policy.host_addresses.is_empty() {
         config.policy.host_addresses = host_addresses()?;
     }
@@ -188,7 +190,7 @@ pub fn run(attached: Attached, bound: Vec<Bound>, mut config: Config, channels: 
         facts: attached.facts,
         config,
     };
-    confine(Role::Engine)?;
+    engine.facts.notes.extend(confine(Role::Engine)?);
     engine.register()?;
     engine.publish(bound)?;
     if let Some(ready) = channels.ready {

@@ -285,7 +285,9 @@ impl Engine {
     fn pump_lanes(&mut self, key: Key, hung_up: bool, up: bool, down: bool) {
         let (up_allowed, down_allowed) = (self.up.allowance(self.now), self.down.allowance(self.now));
         let Some(stream) = self.streams.get_mut(key) else { return };
-        let Some(container) = stream.container.as_ref().filter(|_| stream.stage == Stage::Open) else { return };
+        let Some(container) = stream.container.as_ref().filter(|_| stream.stage == Stage::Open) else {
+            return;
+        };
         let before = (stream.up.moved, stream.down.moved);
         let (pipes, scratch) = (&mut self.pipes, self.messages.as_mut_slice());
         let mut outcomes = [Ok(Pause::Idle), Ok(Pause::Idle)];
