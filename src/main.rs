@@ -18,6 +18,7 @@ mod launch;
 mod container;
 
 // floor 5
+mod network;
 mod rootfs;
 
 // floor 4
@@ -51,6 +52,7 @@ fn helper() -> Option<std::process::ExitCode> {
     let outcome = match name.to_str()? {
         launch::stage::NAME => launch::stage::resume(),
         rootfs::fuse::NAME => rootfs::fuse::serve(),
+        network::engine::NAME => network::engine::serve(),
         _ => return None,
     };
     Some(match outcome {

@@ -5,7 +5,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -78,7 +78,8 @@ impl Lock {
     pub fn now(path: &Path) -> Result<Option<Self>> {
         let file = lock_file(path)?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(held) => Ok(Some(Self(held))),
+            Ok(held) if is_at(&held, path) => Ok(Some(Self(held))),
+            Ok(_) => Ok(None),
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
             Err((_, errno)) => Err(errno).with_context(|| format!("cannot lock {}", path.display())),
         }
@@ -118,6 +119,13 @@ impl Lock {
         self.0.read_to_string(&mut text)?;
         Ok(text)
     }
+}
+
+/// Whoever held the lock before may have removed the file between our open and our lock.
+fn is_at(held: &File, path: &Path) -> bool {
+    let same =
+        |here: fs::Metadata, there: fs::Metadata| (here.dev(), here.ino()) == (there.dev(), there.ino());
+    held.metadata().ok().zip(fs::symlink_metadata(path).ok()).is_some_and(|(here, there)| same(here, there))
 }
 
 fn lock_file(path: &Path) -> Result<File> {

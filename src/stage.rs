@@ -56,10 +56,10 @@ pub fn take(number: Number) -> Result<OwnedFd> {
     process::inherited(number).with_context(|| format!("descriptor {number} did not arrive"))
 }
 
-/// The helper's word to its parent over a pipe: an empty one says that it works, any other why it does not.
+/// The helper's word to its parent over a pipe: `1` says that it works, anything else why it does not.
 pub fn tell(to: OwnedFd, outcome: &Result<()>) {
     let words = match outcome {
-        Ok(()) => "\0".to_owned(),
+        Ok(()) => "1".to_owned(),
         Err(error) => format!("{error:#}"),
     };
     let _ = nix::unistd::write(&to, words.as_bytes());
@@ -73,7 +73,7 @@ pub fn hear(from: OwnedFd) -> Result<()> {
     let mut words = [0u8; 4096];
     let length = nix::unistd::read(&from, &mut words)?;
     match words.get(..length) {
-        Some([0]) => Ok(()),
+        Some(b"1") => Ok(()),
         Some([]) | None => Err(anyhow::anyhow!("the helper ended without a word")),
         Some(words) => Err(anyhow::anyhow!("{}", String::from_utf8_lossy(words))),
     }

@@ -130,15 +130,18 @@ pub struct RunArgs {
     /// Map group ids, likewise
     #[arg(long, value_name = "MAP", conflicts_with = "userns", help_heading = "Namespaces")]
     gidmap: Vec<String>,
-    /// none or host
-    #[arg(
-        long,
-        visible_alias = "net",
-        value_name = "MODE",
-        default_value = "none",
-        help_heading = "Namespaces"
-    )]
-    network: String,
+    /// none, host, or user: a network of its own through kelp's engine [default: none, with -p user]
+    #[arg(long, visible_alias = "net", value_name = "MODE", help_heading = "Network")]
+    network: Option<String>,
+    /// Publish a port: [IP:][HOST:]CONTAINER[/tcp|udp], ranges too
+    #[arg(short = 'p', long, value_name = "PORT", help_heading = "Network")]
+    publish: Vec<String>,
+    /// Ask this name server (with --network user)
+    #[arg(long, value_name = "ADDRESS", help_heading = "Network")]
+    dns: Vec<String>,
+    /// Let the container reach services on the host's loopback: all, or only PORT,...
+    #[arg(long, value_name = "PORT,...", num_args = 0..=1, require_equals = true, default_missing_value = "", help_heading = "Network")]
+    allow_host_loopback: Option<String>,
     /// host or private
     #[arg(long, value_name = "MODE", default_value = "private", help_heading = "Namespaces")]
     pid: String,
@@ -229,7 +232,7 @@ fn request(arguments: RunArgs, places: &Places) -> Result<Request> {
         devices: each(&arguments.device, words::device)?,
         shm_size: arguments.shm_size.as_deref().map(str::parse).transpose()?,
         userns: userns(&arguments)?,
-        network: network(&arguments.network)?,
+        network: network(&arguments)?,
         pid: words::sharing("--pid", &arguments.pid)?,
         ipc: words::sharing("--ipc", &arguments.ipc)?,
         uts: words::sharing("--uts", &arguments.uts)?,
@@ -328,11 +331,21 @@ fn userns(arguments: &RunArgs) -> Result<UserNamespace> {
     words::userns(arguments.userns.as_deref().unwrap_or("auto"))
 }
 
-fn network(word: &str) -> Result<Network> {
-    match word {
+fn network(arguments: &RunArgs) -> Result<Network> {
+    let default = if arguments.publish.is_empty() { "none" } else { "user" };
+    match arguments.network.as_deref().unwrap_or(default) {
+        "user" | "bridge" => {
+            let ports = each(&arguments.publish, words::port)?;
+            let dns = each(&arguments.dns, words::name_server)?;
+            let loopback = words::host_loopback(arguments.allow_host_loopback.as_deref())?;
+            Ok(Network::User(Box::new(words::network(ports, dns, loopback))))
+        }
+        "none" if !arguments.publish.is_empty() => {
+            Err(Error::usage("-p: a container without a network publishes nothing").into())
+        }
         "none" => Ok(Network::None),
         "host" => Ok(Network::Host),
-        _ => Err(Error::usage(format!("--network {word}: none or host is expected")).into()),
+        word => Err(Error::usage(format!("--network {word}: none, host or user is expected")).into()),
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::fs;
 
+use crate::network::names;
 use crate::spec::{Sharing, Spec};
 
 const LOCAL: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
@@ -10,9 +11,11 @@ const LOCAL: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loop
 /// Where each file belongs, and its text.
 pub fn texts(spec: &Spec) -> Vec<(&'static str, String)> {
     let hostname = spec.hostname.clone().unwrap_or_default();
-    let resolv = match spec.namespaces.network {
-        Sharing::Host => fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
-        Sharing::Private => String::new(),
+    let of_host = || fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let resolv = match (spec.namespaces.network, &spec.engine) {
+        (Sharing::Host, _) => of_host(),
+        (Sharing::Private, Some(engine)) => names::resolv(engine, &of_host()),
+        (Sharing::Private, None) => String::new(),
     };
     let mut texts = vec![("/etc/hosts", hosts(spec, &hostname)), ("/etc/resolv.conf", resolv)];
     if spec.namespaces.uts == Sharing::Private {
@@ -33,8 +36,12 @@ fn hosts(spec: &Spec, hostname: &str) -> String {
     for (name, address) in &spec.hosts {
         text.push_str(&format!("{address}\t{name}\n"));
     }
+    if let Some(engine) = &spec.engine {
+        text.push_str(&names::hosts(engine));
+    }
     if !hostname.is_empty() && spec.namespaces.network == Sharing::Private {
-        text.push_str(&format!("127.0.0.1\t{hostname}\n"));
+        let address = spec.engine.as_ref().map_or_else(|| "127.0.0.1".to_owned(), names::own_address);
+        text.push_str(&format!("{address}\t{hostname}\n"));
     }
     text
 }

@@ -42,6 +42,8 @@ pub trait Watcher {
     /// The child exists and waits; its maps are written.
     fn cloned(&mut self, pid: i32) -> Result<()>;
     fn warn(&mut self, sentence: &str);
+    /// The container is made; returns once everything outside is ready for the program.
+    fn ready(&mut self) -> Result<()>;
     /// The root is a user-space overlay on `device`, in the user namespace of the child; returns once it is
     /// served.
     fn serve_root(&mut self, device: OwnedFd) -> Result<()>;
@@ -119,6 +121,7 @@ impl Child {
                     message::send(self.socket.as_fd(), &ToChild::Served, None)?;
                 }
                 Some((ToParent::Ready, _)) => {
+                    watcher.ready()?;
                     message::send(self.socket.as_fd(), &ToChild::Start, None)?;
                     started = true;
                 }

@@ -28,6 +28,8 @@ pub struct Spec {
     pub namespaces: Namespaces,
     pub hostname: Option<String>,
     pub domainname: Option<String>,
+    /// The user-mode network, if the container has one.
+    pub engine: Option<kelp_net::config::Config>,
     pub hosts: Vec<(String, String)>,
     pub masked_paths: Vec<PathBuf>,
     pub read_only_paths: Vec<PathBuf>,

@@ -114,8 +114,10 @@ pub struct Extent {
 }
 
 /// `--network`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Network {
     None,
     Host,
+    /// A network of its own, carried by the user-mode engine.
+    User(Box<kelp_net::config::Config>),
 }

@@ -41,6 +41,10 @@ pub fn resolve(request: &Request, facts: &Facts) -> Result<Spec> {
         read_only_root: request.read_only,
         mounts: mounts(request, facts)?,
         namespaces: namespaces(request),
+        engine: match &request.network {
+            Network::User(config) => Some(config.as_ref().clone()),
+            _ => None,
+        },
         hosts: request.add_hosts.clone(),
         masked_paths: hidden(&defaults::MASKED, &request.security.mask, &request.security.unmask),
         read_only_paths: hidden(&defaults::READ_ONLY, &[], &request.security.unmask),
@@ -60,7 +64,7 @@ pub fn resolve(request: &Request, facts: &Facts) -> Result<Spec> {
             rlimits: request.rlimits.clone(),
             seccomp: profile(request, capabilities, facts)?,
             umask: request.umask,
-            scope_abstract_sockets: request.network == Network::Host,
+            scope_abstract_sockets: matches!(request.network, Network::Host),
             oom_score_adj: request.oom_score_adj,
         },
         hostname,
@@ -94,7 +98,10 @@ fn sysctls(request: &Request) -> Result<Vec<(String, String)>> {
     for (name, _) in &request.sysctls {
         let name = name.replace('/', ".");
         let (namespace, sharing) = if name.starts_with("net.") {
-            ("network", if request.network == Network::Host { Sharing::Host } else { Sharing::Private })
+            (
+                "network",
+                if matches!(request.network, Network::Host) { Sharing::Host } else { Sharing::Private },
+            )
         } else if name.starts_with("fs.mqueue.") || defaults::IPC_SYSCTLS.contains(&name.as_str()) {
             ("IPC", request.ipc)
         } else {
@@ -115,7 +122,7 @@ fn sysctls(request: &Request) -> Result<Vec<(String, String)>> {
 
 fn namespaces(request: &Request) -> Namespaces {
     let network = match request.network {
-        Network::None => Sharing::Private,
+        Network::None | Network::User(_) => Sharing::Private,
         Network::Host => Sharing::Host,
     };
     Namespaces {

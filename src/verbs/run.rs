@@ -14,6 +14,7 @@ use crate::ids::{ContainerName, Name};
 use crate::launch::parent::{self, Launched, Running, Watcher};
 use crate::launch::plan::{self, Plan, Surroundings};
 use crate::launch::stage;
+use crate::network::engine::Engine;
 use crate::paths::Paths;
 use crate::rootfs::overlay::Persistence;
 use crate::rootfs::rung::{self, Rung};
@@ -127,19 +128,21 @@ fn start(
             store: &paths.store,
             namespace: None,
             server: None,
+            network: spec.engine.as_ref(),
+            engine: None,
         };
         let launched = parent::launch(&plan, inner, signals, &mut watch);
-        let server = Server(watch.server);
+        let serving = (Server(watch.server), watch.engine);
         match launched? {
             Launched::Running(running) => {
                 let status = serve(&spec, &running, signals, pumps).map(Started::Ended);
-                drop(server);
+                drop(serving);
                 return status;
             }
             Launched::MapsRefused(error) => return Ok(Started::MapsRefused(error)),
             Launched::Interrupted(signal) => return Ok(Started::Ended(128 + signal)),
             Launched::RootRefused(reason) => {
-                drop(server);
+                drop(serving);
                 warn(&format!("{rung} is refused here: {reason}"));
                 rung::refuse(paths, *rung, &spec.root, &reason)?;
                 container.clear_layers(maps)?;
@@ -243,16 +246,25 @@ struct Watch<'a, 'b> {
     /// Opened while the child can still be looked at: later it is not dumpable.
     namespace: Option<std::fs::File>,
     server: Option<Child>,
+    network: Option<&'a kelp_net::config::Config>,
+    engine: Option<Engine>,
 }
 
 impl Watcher for Watch<'_, '_> {
     fn cloned(&mut self, pid: i32) -> Result<()> {
         self.namespace = Some(std::fs::File::open(format!("/proc/{pid}/ns/user"))?);
+        if let Some(config) = self.network {
+            self.engine = Some(Engine::start(config, pid)?);
+        }
         self.container.watch(pid)
     }
 
     fn warn(&mut self, sentence: &str) {
         (self.warn)(sentence);
+    }
+
+    fn ready(&mut self) -> Result<()> {
+        self.engine.as_mut().map_or(Ok(()), Engine::wait)
     }
 
     fn serve_root(&mut self, device: OwnedFd) -> Result<()> {
