@@ -170,7 +170,10 @@ impl Container {
                 let _ = fs::remove_file(link);
             }
         }
-        remove_layers(&self.folder, maps).with_context(|| format!("cannot remove {}", self.folder.display()))
+        let gone = self.folder.with_file_name(format!("{GONE}{}", self.id));
+        fs::rename(&self.folder, &gone)
+            .with_context(|| format!("cannot remove {}", self.folder.display()))?;
+        remove_layers(&gone, maps).with_context(|| format!("cannot remove {}", gone.display()))
     }
 
     /// Removes what a refused rung left, so that the next one starts afresh.
