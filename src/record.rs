@@ -7,11 +7,14 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use crate::error::Error;
 
 /// Whether a record must be there after a power cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +81,24 @@ impl Lock {
             Ok(held) => Ok(Some(Self(held))),
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
             Err((_, errno)) => Err(errno).with_context(|| format!("cannot lock {}", path.display())),
+        }
+    }
+
+    /// Takes the lock, waiting at most `patience`; the wait is short, since holders only rename and link.
+    ///
+    /// # Errors
+    /// After `patience`, a sentence that names the file.
+    pub fn within(path: &Path, patience: Duration) -> Result<Self> {
+        let deadline = Instant::now() + patience;
+        loop {
+            if let Some(lock) = Self::now(path)? {
+                return Ok(lock);
+            }
+            if Instant::now() >= deadline {
+                let held = format!("cannot lock {}: another kelp holds it", path.display());
+                return Err(Error::host(held).hint("see who has it open, such as by fuser(1)").into());
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 

@@ -6,6 +6,7 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -63,6 +64,12 @@ fn start_time(pid: i32) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
+/// What the name of a folder that is being removed begins with: nobody takes it for a container any more.
+pub const GONE: &str = ".gone-";
+
+/// How long the lock of the names is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// A container whose lock is ours.
 #[derive(Debug)]
 pub struct Container {
@@ -73,43 +80,65 @@ pub struct Container {
 }
 
 impl Container {
-    /// Makes the folder of a new container and takes its lock.
-    pub fn create(paths: &Paths, id: ContainerName, name: Option<Name>, remove: bool) -> Result<Self> {
+    /// Makes the folder of a new container and takes its lock. A sweep that sees the folder before its lock is
+    /// held takes it for the remains of a killed kelp; then another id is used.
+    pub fn create(paths: &Paths, name: Option<Name>, remove: bool) -> Result<Self> {
         let parent = paths.containers();
-        let folder = parent.join(id.as_str());
-        make_folder(&parent, &folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        let lock = Lock::now(&folder.join("lock"))?
-            .ok_or_else(|| Error::host(format!("cannot lock {}", folder.display())))?;
-        let watched = Watched { process: None, name, remove, stop_signal: libc::SIGTERM };
-        let container = Self { folder, id, watched, lock };
-        container.take_name(paths)?;
-        Ok(container)
+        for _ in 0..100 {
+            let id = ContainerName::fresh()?;
+            let folder = parent.join(id.as_str());
+            make_folder(&parent, &folder).with_context(|| format!("cannot make {}", folder.display()))?;
+            let lock = match Lock::now(&folder.join("lock")) {
+                Ok(Some(lock)) => lock,
+                Ok(None) => continue,
+                Err(_) if !folder.exists() => continue,
+                Err(error) => {
+                    let _ = tree::remove(&folder);
+                    return Err(error);
+                }
+            };
+            let watched = Watched { process: None, name, remove, stop_signal: libc::SIGTERM };
+            let mut container = Self { folder, id, watched, lock };
+            if let Err(error) = container.sign().and_then(|()| container.take_name(paths)) {
+                let _ = tree::remove(&container.folder);
+                return Err(error);
+            }
+            return Ok(container);
+        }
+        Err(Error::host(format!("cannot make a folder in {}: each is taken away at once", parent.display()))
+            .into())
     }
 
-    /// A name belongs to the container whose id the link of that name holds.
+    /// A name belongs to the container whose id the link of that name holds; a link to a container that is no
+    /// more is what a killed kelp left.
     fn take_name(&self, paths: &Paths) -> Result<()> {
         let Some(name) = &self.watched.name else { return Ok(()) };
         let names = paths.store.join("names");
         paths::private_folder(&names)?;
-        match std::os::unix::fs::symlink(self.id.as_str(), names.join(name.as_str())) {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                let holder = fs::read_link(names.join(name.as_str())).unwrap_or_default();
-                let _ = tree::remove(&self.folder);
-                Err(Error::usage(format!(
+        let _lock = Lock::within(&names.join(".lock"), PATIENCE)?;
+        let link = names.join(name.as_str());
+        if let Ok(holder) = fs::read_link(&link) {
+            if paths.containers().join(&holder).exists() {
+                return Err(Error::usage(format!(
                     "the container name {name} is already in use by container {}",
                     holder.display()
                 ))
                 .hint("remove that container, or use another name")
-                .into())
+                .into());
             }
-            Err(error) => Err(error).with_context(|| format!("cannot take the name {name}")),
+            fs::remove_file(&link).with_context(|| format!("cannot free the name {name}"))?;
         }
+        std::os::unix::fs::symlink(self.id.as_str(), &link)
+            .with_context(|| format!("cannot take the name {name}"))
     }
 
     /// Says which process is watched, so that whoever finds the lock free can end it.
     pub fn watch(&mut self, pid: i32) -> Result<()> {
         self.watched.process = Process::of(pid);
+        self.sign()
+    }
+
+    fn sign(&mut self) -> Result<()> {
         let words = serde_json::to_string(&self.watched)?;
         self.lock.sign(&words).with_context(|| format!("cannot write {}/lock", self.folder.display()))
     }
@@ -164,7 +193,7 @@ fn make_folder(parent: &Path, folder: &Path) -> io::Result<()> {
 }
 
 /// Files of subordinate ids, in folders that they closed, go only as root of a namespace that maps them.
-fn remove_layers(folder: &Path, maps: Option<&IdMaps>) -> Result<()> {
+pub fn remove_layers(folder: &Path, maps: Option<&IdMaps>) -> Result<()> {
     let refused = match tree::remove(folder) {
         Ok(()) => return Ok(()),
         Err(error) => error,

@@ -42,6 +42,8 @@ pub trait Watcher {
     /// The child exists and waits; its maps are written.
     fn cloned(&mut self, pid: i32) -> Result<()>;
     fn warn(&mut self, sentence: &str);
+    /// The container's terminal was made; the program does not run yet.
+    fn terminal(&mut self, master: &OwnedFd);
 }
 
 /// Starts the container of `plan`. `signals` is read only to see that the user wants out.
@@ -102,7 +104,10 @@ impl Child {
             }
             match message::receive::<ToParent>(self.socket.as_fd())? {
                 Some((ToParent::Warn(sentence), _)) => watcher.warn(&sentence),
-                Some((ToParent::Console, fd)) => master = fd,
+                Some((ToParent::Console, fd)) => {
+                    fd.iter().for_each(|fd| watcher.terminal(fd));
+                    master = fd;
+                }
                 Some((ToParent::Ready, _)) => {
                     message::send(self.socket.as_fd(), &ToChild::Start, None)?;
                     started = true;

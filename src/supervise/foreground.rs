@@ -2,7 +2,7 @@
 //! streams, the signals, the time limit and the end of the container's first process.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -14,7 +14,7 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 
 use crate::launch::parent::Running;
-use crate::supervise::streams::{Pump, Raw, Wants};
+use crate::supervise::streams::{Pump, Wants};
 use crate::sys::{process, terminal};
 
 /// Blocks every signal that is proxied and gives the descriptor they are read from.
@@ -43,8 +43,6 @@ pub struct Foreground<'a> {
     pub running: &'a Running,
     pub signals: &'a SignalFd,
     pub pumps: Vec<Pump>,
-    /// Held, not read: the caller's terminal is restored with it.
-    pub raw: Option<Raw>,
     pub timeout: Option<Duration>,
 }
 
@@ -56,7 +54,6 @@ impl Foreground<'_> {
     /// Serves the container to its end; gives its exit status, 128+n if signal n ended it.
     pub fn serve(mut self) -> Result<i32> {
         let timer = self.timer()?;
-        self.resize();
         loop {
             let mut polled = vec![
                 PollFd::new(self.running.pidfd.as_fd(), PollFlags::POLLIN),
@@ -122,7 +119,7 @@ impl Foreground<'_> {
             let signal = found.ssi_signo as i32;
             match signal {
                 libc::SIGCHLD => {}
-                libc::SIGWINCH => self.resize(),
+                libc::SIGWINCH => self.running.master.iter().for_each(resize),
                 libc::SIGPIPE => {}
                 _ => {
                     let _ = process::pidfd_send_signal(self.running.pidfd.as_fd(), signal);
@@ -130,15 +127,6 @@ impl Foreground<'_> {
             }
         }
         Ok(())
-    }
-
-    /// The container's terminal gets the size of the caller's, whichever stream that is.
-    fn resize(&self) {
-        if let Some(master) = &self.running.master {
-            let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
-            let streams = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
-            let _ = streams.into_iter().find(|from| terminal::copy_size(*from, master.as_fd()).is_ok());
-        }
     }
 
     /// Moves what the container has written to the end.
@@ -161,6 +149,13 @@ impl Foreground<'_> {
             self.turn(&serving, &ready);
         }
     }
+}
+
+/// The container's terminal gets the size of the caller's, whichever stream that is.
+pub fn resize(master: &OwnedFd) {
+    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+    let streams = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+    let _ = streams.into_iter().find(|from| terminal::copy_size(*from, master.as_fd()).is_ok());
 }
 
 /// The status of a process that has ended.

@@ -1,6 +1,7 @@
 //! `kelp run`: from a request to the exit status of the program, with nothing left behind. It puts rooms
 //! together and prints nothing.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -34,8 +35,7 @@ pub fn run(request: &Request, warn: &mut dyn FnMut(&str)) -> Result<i32> {
     let request = &with_volumes(request, &paths, volume::ensure)?;
     sweep::sweep(&paths)?;
     let mut maps = maps::choose(&request.userns)?;
-    let mut container =
-        Container::create(&paths, ContainerName::fresh()?, request.name.clone(), request.remove)?;
+    let mut container = Container::create(&paths, request.name.clone(), request.remove)?;
     let outcome = loop {
         match start(request, &paths, &mut container, &maps, &signals, warn) {
             Ok(Started::MapsRefused(error)) if request.userns == UserNamespace::Auto && !maps.one_id() => {
@@ -175,7 +175,8 @@ fn serve(
         pumps = streams::with_terminal(master, spec.process.stdin)?;
         raw = if spec.process.stdin { streams::Raw::enter()? } else { None };
     }
-    let status = Foreground { running, signals, pumps, raw, timeout: spec.timeout }.serve();
+    let status = Foreground { running, signals, pumps, timeout: spec.timeout }.serve();
+    drop(raw);
     if spec.namespaces.pid == Sharing::Host {
         orphans::end();
     }
@@ -210,5 +211,9 @@ impl Watcher for Watch<'_, '_> {
 
     fn warn(&mut self, sentence: &str) {
         (self.warn)(sentence);
+    }
+
+    fn terminal(&mut self, master: &OwnedFd) {
+        foreground::resize(master);
     }
 }
