@@ -19,7 +19,12 @@ pub fn upper(path: &Path) -> Result<Vec<String>> {
     Ok(findings)
 }
 
-fn walk(fd: &OwnedFd, path: &mut Vec<u8>, opaque: bool, findings: &mut Vec<String>) -> rustix::io::Result<()> {
+fn walk(
+    fd: &OwnedFd,
+    path: &mut Vec<u8>,
+    opaque: bool,
+    findings: &mut Vec<String>,
+) -> rustix::io::Result<()> {
     let mut directories = Vec::new();
     each(fd, |name, _, _| {
         let stat = statx(fd, name, AtFlags::SYMLINK_NOFOLLOW, WANTED)?;
@@ -30,7 +35,9 @@ fn walk(fd: &OwnedFd, path: &mut Vec<u8>, opaque: bool, findings: &mut Vec<Strin
         if kind_of(&stat) == FileType::Directory {
             directories.push(name.to_vec());
             if crate::xattr::has(fd, name, "user.overlay.redirect") {
-                findings.push(format!("{shown} was renamed by a redirect: the kernel cannot mount it without root"));
+                findings.push(format!(
+                    "{shown} was renamed by a redirect: the kernel cannot mount it without root"
+                ));
             }
         }
         if crate::xattr::has(fd, name, "user.overlay.metacopy") {

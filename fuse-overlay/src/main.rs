@@ -40,7 +40,11 @@ fn main() -> ExitCode {
 fn check(upper: &std::path::Path) -> Result<()> {
     let findings = fuse_overlay::check::upper(upper)?;
     findings.iter().for_each(|finding| println!("{finding}"));
-    if findings.is_empty() { Ok(()) } else { Err(anyhow!("{} has {} faults", upper.display(), findings.len())) }
+    if findings.is_empty() {
+        Ok(())
+    } else {
+        Err(anyhow!("{} has {} faults", upper.display(), findings.len()))
+    }
 }
 
 fn run(mut mount: Mount) -> Result<()> {
@@ -50,7 +54,8 @@ fn run(mut mount: Mount) -> Result<()> {
     if mount.foreground {
         return serve(&overlay, device, &mount, || {});
     }
-    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("cannot make a pipe")?;
+    let (reader, writer) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("cannot make a pipe")?;
     match fork().context("cannot go to the background")? {
         Fork::Parent => {
             drop(writer);
@@ -72,8 +77,9 @@ fn run(mut mount: Mount) -> Result<()> {
 /// Opens the device and mounts it; `None` where only the setuid helper may mount.
 fn attach(mount: &Mount) -> Result<Option<OwnedFd>> {
     let target = &mount.mountpoint;
-    let device = mounting::open_device()
-        .with_context(|| format!("cannot open {}: is the fuse module loaded and the device open to you?", mounting::DEVICE))?;
+    let device = mounting::open_device().with_context(|| {
+        format!("cannot open {}: is the fuse module loaded and the device open to you?", mounting::DEVICE)
+    })?;
     match mounting::mount(&device, target, mount.flags) {
         Ok(()) => Ok(Some(device)),
         Err(Errno::PERM) => Ok(None),
@@ -89,7 +95,8 @@ fn serve(overlay: &Arc<Overlay>, device: Option<OwnedFd>, mount: &Mount, ready: 
         None => fuser::serve_by_helper(overlay.clone(), &mount.mountpoint, threads, counters.clone(), ready),
     };
     if let Some(path) = &mount.stats {
-        std::fs::write(path, counters.to_string()).with_context(|| format!("cannot write {}", path.display()))?;
+        std::fs::write(path, counters.to_string())
+            .with_context(|| format!("cannot write {}", path.display()))?;
     }
     served.with_context(|| format!("cannot serve {}", mount.mountpoint.display()))
 }

@@ -7,8 +7,8 @@ use crate::node::Node;
 use crate::overlay::{At, Overlay};
 use crate::records::{Key, Kind};
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, Statx, StatVfs, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid, chmodat, chownat,
-    readlinkat, utimensat,
+    AtFlags, CWD, FileType, Gid, Mode, StatVfs, Statx, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid,
+    chmodat, chownat, readlinkat, utimensat,
 };
 use rustix::io::{Errno, Result};
 use std::os::fd::OwnedFd;
@@ -34,11 +34,13 @@ impl Overlay {
             self.truncate(&node, size)?;
         }
         let plain_file = node.kind == FileType::RegularFile;
-        let privileged = plain_file && (changes.size.is_some() || changes.uid.is_some() || changes.gid.is_some());
+        let privileged =
+            plain_file && (changes.size.is_some() || changes.uid.is_some() || changes.gid.is_some());
         self.on_upper(&node, |at| self.change(&node, at, changes))?;
         let attr = self.attr(&node)?;
         if privileged && changes.mode.is_none() && drops_privilege(attr.mode) {
-            return self.set_attr(ino, &Changes { mode: Some(without_privilege(attr.mode)), ..Changes::default() });
+            return self
+                .set_attr(ino, &Changes { mode: Some(without_privilege(attr.mode)), ..Changes::default() });
         }
         Ok(attr)
     }
@@ -166,7 +168,14 @@ impl Overlay {
     }
 
     /// What is recorded of a file, on top of what the file itself says.
-    pub(crate) fn recorded(&self, node: &Arc<Node>, stat: &Statx, up: bool, attr: &mut Attr, owner: &mut Owner) {
+    pub(crate) fn recorded(
+        &self,
+        node: &Arc<Node>,
+        stat: &Statx,
+        up: bool,
+        attr: &mut Attr,
+        owner: &mut Owner,
+    ) {
         match self.own_xattr(node, crate::xattr::OVERRIDE) {
             Some(value) => crate::stored_owner::apply(&value, attr, owner),
             None if up => self.from_records(stat, attr, owner),

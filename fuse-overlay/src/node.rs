@@ -149,7 +149,10 @@ impl Table {
     /// Returns the node `ino`, made by `make` if there is none, with one more lookup counted; `None` if `fits` says
     /// that the node of that number is another file.
     pub(crate) fn adopt(
-        &self, ino: u64, fits: impl FnOnce(&Arc<Node>) -> bool, make: impl FnOnce() -> Node,
+        &self,
+        ino: u64,
+        fits: impl FnOnce(&Arc<Node>) -> bool,
+        make: impl FnOnce() -> Node,
     ) -> Option<Arc<Node>> {
         let mut shard = self.shard(ino).lock();
         if let Some(node) = shard.get(&ino) {

@@ -139,7 +139,9 @@ impl Overlay {
 
     /// Runs `act` on the upper's file behind `node`, which cannot be renamed meanwhile. `None` if it is not in the upper.
     pub(crate) fn at_upper<T>(
-        &self, node: &Arc<Node>, mut act: impl FnMut(&At, &mut State) -> Result<T>,
+        &self,
+        node: &Arc<Node>,
+        mut act: impl FnMut(&At, &mut State) -> Result<T>,
     ) -> Result<Option<T>> {
         loop {
             let (parent, name) = {
@@ -241,10 +243,15 @@ impl At {
     /// Opens a regular file. A held file may be known by an `O_PATH` descriptor only, so it is opened through /proc.
     pub(crate) fn open(&self, flags: OFlags) -> Result<OwnedFd> {
         match self {
-            Self::Name(fd, name) => openat(fd, &**name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()),
-            Self::Held(fd) => {
-                openat(rustix::fs::CWD, crate::sys::proc_path(fd, b""), flags | OFlags::CLOEXEC, Mode::empty())
+            Self::Name(fd, name) => {
+                openat(fd, &**name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
             }
+            Self::Held(fd) => openat(
+                rustix::fs::CWD,
+                crate::sys::proc_path(fd, b""),
+                flags | OFlags::CLOEXEC,
+                Mode::empty(),
+            ),
         }
     }
 

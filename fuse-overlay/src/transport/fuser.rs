@@ -13,9 +13,9 @@ use crate::transport::counters::{Counters, Request as Kind};
 use crate::transport::pause::Pause;
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
-    Session, SessionACL, TimeOrNow, WriteFlags,
+    InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, Session, SessionACL, TimeOrNow, WriteFlags,
 };
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -49,7 +49,11 @@ pub fn serve(overlay: Arc<Overlay>, device: OwnedFd, threads: usize) -> io::Resu
 
 /// The same with counters that somebody prints, and a call when the kernel was answered first.
 pub fn serve_counted(
-    overlay: Arc<Overlay>, device: OwnedFd, threads: usize, counters: Arc<Counters>, ready: impl FnOnce(),
+    overlay: Arc<Overlay>,
+    device: OwnedFd,
+    threads: usize,
+    counters: Arc<Counters>,
+    ready: impl FnOnce(),
 ) -> io::Result<()> {
     let (wire, config) = prepare(overlay, threads, counters)?;
     let pause = wire.pause.clone();
@@ -62,7 +66,11 @@ pub fn serve_counted(
 
 /// Mounts by the setuid helper `fusermount3` and serves, where nothing else may mount.
 pub fn serve_by_helper(
-    overlay: Arc<Overlay>, target: &Path, threads: usize, counters: Arc<Counters>, ready: impl FnOnce(),
+    overlay: Arc<Overlay>,
+    target: &Path,
+    threads: usize,
+    counters: Arc<Counters>,
+    ready: impl FnOnce(),
 ) -> io::Result<()> {
     let (wire, mut config) = prepare(overlay, threads, counters)?;
     let pause = wire.pause.clone();
@@ -75,7 +83,11 @@ pub fn serve_by_helper(
     outcome
 }
 
-fn prepare(overlay: Arc<Overlay>, threads: usize, counters: Arc<Counters>) -> io::Result<(Wire, fuser::Config)> {
+fn prepare(
+    overlay: Arc<Overlay>,
+    threads: usize,
+    counters: Arc<Counters>,
+) -> io::Result<(Wire, fuser::Config)> {
     // Modes arrive finished from the kernel.
     rustix::process::umask(rustix::fs::Mode::empty());
     let ttl = if overlay.is_coherent() { Duration::from_secs(1) } else { FOREVER };
@@ -99,7 +111,9 @@ impl Wire {
     fn guard(&self, kind: Kind, act: impl FnOnce()) {
         self.counters.count(kind);
         if catch_unwind(AssertUnwindSafe(act)).is_err() {
-            eprintln!("fuse-overlay: a {kind:?} request failed by a fault of this program and was answered EIO");
+            eprintln!(
+                "fuse-overlay: a {kind:?} request failed by a fault of this program and was answered EIO"
+            );
         }
     }
 
@@ -243,10 +257,22 @@ impl Filesystem for Wire {
     }
 
     fn setattr(
-        &self, _request: &Request, ino: INodeNo, mode: Option<u32>, uid: Option<u32>, gid: Option<u32>,
-        size: Option<u64>, atime: Option<TimeOrNow>, mtime: Option<TimeOrNow>, _ctime: Option<SystemTime>,
-        _file: Option<FileHandle>, _crtime: Option<SystemTime>, _chgtime: Option<SystemTime>,
-        _bkuptime: Option<SystemTime>, _flags: Option<BsdFileFlags>, reply: ReplyAttr,
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _file: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
     ) {
         let changes = Changes { mode, uid, gid, size, atime: atime.map(stamp), mtime: mtime.map(stamp) };
         self.guard(Kind::SetAttr, || self.attr(self.overlay.set_attr(ino.0, &changes), reply));
@@ -260,12 +286,27 @@ impl Filesystem for Wire {
     }
 
     fn mknod(
-        &self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, rdev: u32, reply: ReplyEntry,
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
     ) {
         self.create_new(request, parent, name, &New::Node { mode, rdev }, reply);
     }
 
-    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+    fn mkdir(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
         self.create_new(request, parent, name, &New::Directory { mode }, reply);
     }
 
@@ -275,7 +316,13 @@ impl Filesystem for Wire {
     }
 
     fn create(
-        &self, _request: &Request, _parent: INodeNo, _name: &OsStr, _mode: u32, _umask: u32, _flags: i32,
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _flags: i32,
         reply: ReplyCreate,
     ) {
         reply.error(Errno::ENOSYS);
@@ -300,8 +347,14 @@ impl Filesystem for Wire {
     }
 
     fn rename(
-        &self, _request: &Request, parent: INodeNo, name: &OsStr, new_parent: INodeNo, new_name: &OsStr,
-        flags: RenameFlags, reply: ReplyEmpty,
+        &self,
+        _request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
     ) {
         let replace = if flags == RenameFlags::empty() {
             Replace::Over
@@ -322,8 +375,15 @@ impl Filesystem for Wire {
     }
 
     fn read(
-        &self, _request: &Request, ino: INodeNo, _file: FileHandle, offset: u64, size: u32, _flags: OpenFlags,
-        _owner: Option<LockOwner>, reply: ReplyData,
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _file: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyData,
     ) {
         self.guard(Kind::Read, || {
             DATA.with_borrow_mut(|buffer| {
@@ -340,8 +400,16 @@ impl Filesystem for Wire {
     }
 
     fn write(
-        &self, _request: &Request, ino: INodeNo, _file: FileHandle, offset: u64, data: &[u8], write_flags: WriteFlags,
-        _flags: OpenFlags, _owner: Option<LockOwner>, reply: ReplyWrite,
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _file: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyWrite,
     ) {
         let privilege = if write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
             Privilege::Drop
@@ -357,7 +425,14 @@ impl Filesystem for Wire {
         });
     }
 
-    fn flush(&self, _request: &Request, _ino: INodeNo, _file: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+    fn flush(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _file: FileHandle,
+        _owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
         reply.error(Errno::ENOSYS);
     }
 
@@ -368,11 +443,25 @@ impl Filesystem for Wire {
         self.guard(Kind::Sync, || done(self.overlay.sync(ino.0, data_only), reply));
     }
 
-    fn fsyncdir(&self, request: &Request, ino: INodeNo, file: FileHandle, data_only: bool, reply: ReplyEmpty) {
+    fn fsyncdir(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        file: FileHandle,
+        data_only: bool,
+        reply: ReplyEmpty,
+    ) {
         self.fsync(request, ino, file, data_only, reply);
     }
 
-    fn readdir(&self, _request: &Request, ino: INodeNo, _file: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _file: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
         self.guard(Kind::ReadDir, || {
             let outcome = self.overlay.read_dir(ino.0, offset, Detail::Names, &mut |entry| {
                 let name = OsStr::from_bytes(entry.name);
@@ -386,7 +475,12 @@ impl Filesystem for Wire {
     }
 
     fn readdirplus(
-        &self, _request: &Request, ino: INodeNo, _file: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus,
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _file: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
     ) {
         self.guard(Kind::ReadDirPlus, || {
             let outcome = self.overlay.read_dir(ino.0, offset, Detail::Attributes, &mut |entry| {
@@ -426,11 +520,19 @@ impl Filesystem for Wire {
     }
 
     fn setxattr(
-        &self, _request: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, _position: u32,
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
         reply: ReplyEmpty,
     ) {
         let flags = flags.unsigned_abs();
-        self.guard(Kind::SetXattr, || done(self.overlay.set_xattr(ino.0, name.as_bytes(), value, flags), reply));
+        self.guard(Kind::SetXattr, || {
+            done(self.overlay.set_xattr(ino.0, name.as_bytes(), value, flags), reply)
+        });
     }
 
     fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -438,7 +540,13 @@ impl Filesystem for Wire {
     }
 
     fn fallocate(
-        &self, _request: &Request, ino: INodeNo, _file: FileHandle, offset: u64, length: u64, mode: i32,
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _file: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
         reply: ReplyEmpty,
     ) {
         let span = Span { ino: ino.0, offset };
@@ -446,7 +554,13 @@ impl Filesystem for Wire {
     }
 
     fn lseek(
-        &self, _request: &Request, ino: INodeNo, _file: FileHandle, offset: i64, whence: i32, reply: ReplyLseek,
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _file: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
     ) {
         let question = if whence == libc::SEEK_DATA { Seek::Data } else { Seek::Hole };
         // The kernel does not write dirty pages back before it asks, so the real file may have holes where the caller
@@ -462,8 +576,17 @@ impl Filesystem for Wire {
     }
 
     fn copy_file_range(
-        &self, _request: &Request, ino_in: INodeNo, _in: FileHandle, offset_in: u64, ino_out: INodeNo,
-        _out: FileHandle, offset_out: u64, length: u64, _flags: CopyFileRangeFlags, reply: ReplyWrite,
+        &self,
+        _request: &Request,
+        ino_in: INodeNo,
+        _in: FileHandle,
+        offset_in: u64,
+        ino_out: INodeNo,
+        _out: FileHandle,
+        offset_out: u64,
+        length: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
     ) {
         let from = Span { ino: ino_in.0, offset: offset_in };
         let to = Span { ino: ino_out.0, offset: offset_out };
