@@ -27,6 +27,7 @@ mod userns;
 mod paths;
 mod record;
 mod spec;
+mod stage;
 
 // floor 2
 mod check;
@@ -38,11 +39,22 @@ mod error;
 mod sys;
 
 fn main() -> std::process::ExitCode {
-    if std::env::args_os().next().is_some_and(|name| name == launch::stage::NAME) {
-        return match launch::stage::resume() {
-            Ok(()) => std::process::ExitCode::SUCCESS,
-            Err(error) => std::process::ExitCode::from(cli::report(&error)),
-        };
+    if let Some(status) = helper() {
+        return status;
     }
     cli::main()
+}
+
+/// kelp under the name of one of its helpers is that helper.
+fn helper() -> Option<std::process::ExitCode> {
+    let name = std::env::args_os().next()?;
+    let outcome = match name.to_str()? {
+        launch::stage::NAME => launch::stage::resume(),
+        rootfs::fuse::NAME => rootfs::fuse::serve(),
+        _ => return None,
+    };
+    Some(match outcome {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => std::process::ExitCode::from(cli::report(&error)),
+    })
 }

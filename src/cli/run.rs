@@ -55,6 +55,12 @@ pub struct RunArgs {
     /// Size of /dev/shm
     #[arg(long, value_name = "BYTES", help_heading = "Root")]
     shm_size: Option<String>,
+    /// What makes the root: overlay (the kernel's), fuse (kelp's own), copy [default: the best that works]
+    #[arg(long, value_name = "DRIVER", help_heading = "Root")]
+    storage_driver: Option<String>,
+    /// Limits of the throw-away layer, with the fuse driver: size=1g, inodes=10000
+    #[arg(long, value_name = "LIMIT", help_heading = "Root")]
+    storage_opt: Vec<String>,
     /// Remove the container when it ends
     #[arg(long, help_heading = "Container")]
     rm: bool,
@@ -238,6 +244,7 @@ fn request(arguments: RunArgs, places: &Places) -> Result<Request> {
         security: security(&arguments.security_opt)?,
         stop_signal: arguments.stop_signal.as_deref().map(words::signal).transpose()?,
         timeout: arguments.timeout.as_deref().map(units::parse_duration).transpose()?,
+        storage: words::storage(arguments.storage_driver.as_deref(), &arguments.storage_opt)?,
     })
 }
 

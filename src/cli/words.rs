@@ -10,8 +10,9 @@ use anyhow::{Context, Result};
 
 use crate::error::Error;
 use crate::ids::parse_id;
-use crate::spec::request::{Extent, UserNamespace};
+use crate::spec::request::{Driver, Extent, Storage, UserNamespace};
 use crate::spec::{Device, Rlimit, Sharing, TimeOffsets};
+use crate::units::Bytes;
 
 fn refused(flag: &str, word: &str, why: &str) -> anyhow::Error {
     Error::usage(format!("{flag} {word}: {why}")).into()
@@ -202,6 +203,30 @@ pub fn time_offsets(word: &str) -> Result<TimeOffsets> {
         }
     }
     Ok(offsets)
+}
+
+/// `--storage-driver` and `--storage-opt size=BYTES|inodes=COUNT`; limits need the fuse driver.
+pub fn storage(driver: Option<&str>, options: &[String]) -> Result<Storage> {
+    let mut storage = Storage::default();
+    for option in options {
+        let unknown = || refused("--storage-opt", option, "size=BYTES or inodes=COUNT is expected");
+        match option.split_once('=') {
+            Some(("size", size)) => storage.bytes = size.parse::<Bytes>()?.0,
+            Some(("inodes", count)) => storage.inodes = count.parse().map_err(|_| unknown())?,
+            _ => return Err(unknown()),
+        }
+    }
+    storage.driver = match driver {
+        None if options.is_empty() => None,
+        None | Some("fuse" | "fuse-overlayfs") => Some(Driver::Fuse),
+        Some("overlay" | "overlay2") if options.is_empty() => Some(Driver::Overlay),
+        Some("copy" | "vfs") if options.is_empty() => Some(Driver::Copy),
+        Some("overlay" | "overlay2" | "copy" | "vfs") => {
+            return Err(Error::usage("--storage-opt: only the fuse driver keeps limits").into());
+        }
+        Some(other) => return Err(refused("--storage-driver", other, "overlay, fuse or copy is expected")),
+    };
+    Ok(storage)
 }
 
 /// `--sysctl NAME=VALUE`.

@@ -3,6 +3,7 @@
 //! | parent | | child |
 //! |---|---|---|
 //! | clone, id maps, `Proceed` | -> | blocks, then becomes root inside and runs the steps |
+//! | has it served, `Served` | <-> | `Device` with the opened /dev/fuse, on rung T2 |
 //! | | <- | `Warn` (any number), `Console` with the terminal's master |
 //! | keeps the record | <- | `Ready`, or `Failed` and the end |
 //! | `Start` | -> | credentials, seccomp, exec |
@@ -18,6 +19,8 @@ use crate::sys::socket;
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToChild {
     Proceed,
+    /// The user-space overlay is served.
+    Served,
     Start,
 }
 
@@ -26,6 +29,8 @@ pub enum ToParent {
     Warn(String),
     /// Comes with the master of the container's terminal.
     Console,
+    /// Comes with the opened /dev/fuse of a root that the parent is to have served.
+    Device,
     Ready,
     Failed(Failure),
 }

@@ -42,6 +42,9 @@ pub trait Watcher {
     /// The child exists and waits; its maps are written.
     fn cloned(&mut self, pid: i32) -> Result<()>;
     fn warn(&mut self, sentence: &str);
+    /// The root is a user-space overlay on `device`, in the user namespace of the child; returns once it is
+    /// served.
+    fn serve_root(&mut self, device: OwnedFd) -> Result<()>;
     /// The container's terminal was made; the program does not run yet.
     fn terminal(&mut self, master: &OwnedFd);
 }
@@ -107,6 +110,13 @@ impl Child {
                 Some((ToParent::Console, fd)) => {
                     fd.iter().for_each(|fd| watcher.terminal(fd));
                     master = fd;
+                }
+                Some((ToParent::Device, fd)) => {
+                    let device = fd.ok_or_else(|| Error::new(Kind::Bug, "the device did not arrive"))?;
+                    if let Err(error) = watcher.serve_root(device) {
+                        return Ok(Progress::Ended(Launched::RootRefused(format!("{error:#}"))));
+                    }
+                    message::send(self.socket.as_fd(), &ToChild::Served, None)?;
                 }
                 Some((ToParent::Ready, _)) => {
                     message::send(self.socket.as_fd(), &ToChild::Start, None)?;

@@ -117,6 +117,9 @@ impl fmt::Display for RootStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.source {
             RootSource::Directory(path) => write!(f, "make the root from {} ({})", path.display(), self.rung),
+            RootSource::Host(_) if self.rung == Rung::FuseOverlay => {
+                write!(f, "make the root from the host's / ({})", self.rung)
+            }
             RootSource::Host(pieces) => {
                 let overlays: Vec<String> =
                     overlays(pieces).iter().map(|path| path.display().to_string()).collect();
@@ -159,7 +162,8 @@ pub fn from_spec(spec: &Spec, around: &Surroundings) -> Plan {
     steps.extend(spec.masked_paths.iter().cloned().map(Step::Mask));
     steps.extend(spec.read_only_paths.iter().cloned().map(Step::ReadOnly));
     if spec.read_only_root {
-        steps.push(Step::ReadOnlyRoot(overlays(&around.pieces)));
+        let pieces = if around.rung == Rung::KernelOverlay { overlays(&around.pieces) } else { Vec::new() };
+        steps.push(Step::ReadOnlyRoot(pieces));
     }
     if spec.namespaces.cgroup == Sharing::Private {
         steps.push(Step::CgroupNamespace);

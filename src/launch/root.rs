@@ -13,10 +13,11 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 
 use crate::error::Error;
+use crate::launch::message::{self, ToChild, ToParent};
 use crate::launch::plan::{RootSource, RootStep};
 use crate::rootfs::host::Piece;
 use crate::rootfs::rung::Rung;
-use crate::rootfs::{overlay, target, tree};
+use crate::rootfs::{fuse, host, overlay, target, tree};
 use crate::sys::mount::{Depth, MOUNT_ATTR_RDONLY, MountAttr, mount_setattr, move_mount, open_tree};
 
 /// Marks an error of a rung that was refused.
@@ -31,10 +32,11 @@ impl std::fmt::Display for Refused {
 
 impl std::error::Error for Refused {}
 
-/// Makes and attaches the root; gives its descriptor.
-pub fn make(step: &RootStep) -> Result<OwnedFd> {
+/// Makes and attaches the root; gives its descriptor. The device of a user-space overlay goes over `socket`.
+pub fn make(step: &RootStep, socket: BorrowedFd<'_>) -> Result<OwnedFd> {
     stand_in(step)?;
     match (&step.source, step.rung) {
+        (_, Rung::FuseOverlay) => served(step, socket),
         (RootSource::Directory(path), Rung::Through) => {
             attach(open_tree(folder(path)?.as_fd(), Depth::Recursive)?)
         }
@@ -47,8 +49,53 @@ pub fn make(step: &RootStep) -> Result<OwnedFd> {
             tree::copy(path, Path::new("copy")).with_context(|| format!("copy {}", path.display()))?;
             attach(open_tree(folder(Path::new("copy"))?.as_fd(), Depth::This)?)
         }
-        (RootSource::Host(pieces), _) => host(step, pieces),
+        (RootSource::Host(pieces), _) => host_overlays(step, pieces),
     }
+}
+
+fn served(step: &RootStep, socket: BorrowedFd<'_>) -> Result<OwnedFd> {
+    for name in ["upper", "work"] {
+        fs::create_dir(name).with_context(|| format!("make {name} in the container's folder"))?;
+    }
+    let below = match &step.source {
+        RootSource::Directory(path) => {
+            folder(path)?;
+            path.as_path()
+        }
+        RootSource::Host(_) => Path::new("/"),
+    };
+    let mode = below.metadata().map_or(0o755, |found| found.permissions().mode() & 0o7777);
+    fs::set_permissions("upper", fs::Permissions::from_mode(mode))?;
+    if let RootSource::Host(pieces) = &step.source {
+        replace(pieces).context("make the container's own folders")?;
+    }
+    let (device, mount) = fuse::mount().context(Refused)?;
+    message::send(socket, &ToParent::Device, Some(device.as_fd()))?;
+    drop(device);
+    match message::receive::<ToChild>(socket)? {
+        Some(_) => attach(mount),
+        None => crate::sys::clone::exit(125),
+    }
+}
+
+/// In the upper layer, before anybody sees it.
+fn replace(pieces: &[Piece]) -> Result<()> {
+    let upper = |path: &Path| Path::new("upper").join(path.strip_prefix("/").unwrap_or(path));
+    for piece in pieces {
+        if let Piece::Directory { path, mode } = piece {
+            fs::create_dir(upper(path))?;
+            fs::set_permissions(upper(path), fs::Permissions::from_mode(*mode))?;
+        }
+    }
+    for (path, text) in host::locked_passwords() {
+        let file = upper(Path::new(path));
+        if let Some(folder) = file.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        fs::write(&file, text)?;
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o640))?;
+    }
+    Ok(())
 }
 
 fn stand_in(step: &RootStep) -> Result<()> {
@@ -87,24 +134,17 @@ fn attach(root: OwnedFd) -> Result<OwnedFd> {
     Ok(root)
 }
 
-fn host(step: &RootStep, pieces: &[Piece]) -> Result<OwnedFd> {
+fn host_overlays(step: &RootStep, pieces: &[Piece]) -> Result<OwnedFd> {
     for name in ["root", "upper", "work"] {
         fs::create_dir(name).with_context(|| format!("make {name} in the container's folder"))?;
     }
     fs::set_permissions("root", fs::Permissions::from_mode(0o755))?;
     let root = attach(open_tree(folder(Path::new("root"))?.as_fd(), Depth::This)?)?;
     for (number, piece) in pieces.iter().enumerate() {
-        make_piece(step, root.as_fd(), number, piece).with_context(|| format!("make {}", shown(piece)))?;
+        make_piece(step, root.as_fd(), number, piece)
+            .with_context(|| format!("make {}", piece.path().display()))?;
     }
     Ok(root)
-}
-
-fn shown(piece: &Piece) -> String {
-    match piece {
-        Piece::Directory { path, .. } | Piece::Overlay(path) | Piece::Link { path, .. } => {
-            path.display().to_string()
-        }
-    }
 }
 
 /// The folder `root` is ours alone until the pivot, so paths in it are safe to walk.

@@ -53,7 +53,7 @@ pub fn run(site: &mut Site<'_>, step: &Step) -> Result<()> {
         Step::Seal => Err(io::Error::other("the child itself does this").into()),
         Step::Hide => Ok(process::not_dumpable()?),
         Step::Root(root) => {
-            site.root = Some(root::make(root)?);
+            site.root = Some(root::make(root, site.socket)?);
             Ok(())
         }
         Step::Mount { mount, .. } => mounts::make(site, mount),

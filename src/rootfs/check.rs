@@ -8,7 +8,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::check::Check;
+use crate::check::{Check, State};
 use crate::paths::Paths;
 use crate::rootfs::overlay::{self, Persistence};
 use crate::rootfs::{rung, tree};
@@ -17,26 +17,20 @@ use crate::userns::maps::IdMaps;
 use crate::userns::within;
 
 const ROOT: &str = "root file system";
+const STORE_MEND: &str = "Linux 5.11 with a store on ext4, xfs, btrfs or tmpfs is needed: set KELP_ROOT to a \
+     folder on such a disk";
 
 /// All checks of this room, best rung first.
 pub fn checks(paths: &Paths, maps: &IdMaps) -> Vec<Check> {
     let folder = paths.store.join(format!(".trial-{}", std::process::id()));
     let kernel = check(maps, "T0 kernel overlay", || mount_overlay(&folder));
     let _ = tree::remove(&folder);
-    let kernel = match (&kernel.mend, rung::refused(paths)) {
-        (None, Some(refusal)) if kernel.reason.is_empty() => {
-            Check { reason: format!("refused on this boot: {}", refusal.reason), ..kernel }
-        }
-        _ => kernel,
-    };
-    if kernel.state != crate::check::State::Refused {
-        rung::allow(paths);
-    }
     let kernel = match kernel.state {
-        crate::check::State::Refused => kernel.mend(
-            "Linux 5.11 with a store on ext4, xfs, btrfs or tmpfs is needed: set KELP_ROOT to a folder on such a disk",
-        ),
-        _ => kernel,
+        State::Refused => kernel.mend(STORE_MEND),
+        _ => {
+            rung::allow(paths);
+            kernel
+        }
     };
     vec![
         kernel,
@@ -89,9 +83,7 @@ fn fuse(maps: &IdMaps) -> Check {
         Ok("/dev/fuse was opened and mounted".to_owned())
     });
     match check.state {
-        crate::check::State::Refused if check.mend.is_none() => {
-            check.mend("an administrator can run: chmod 666 /dev/fuse")
-        }
+        State::Refused if check.mend.is_none() => check.mend("an administrator can run: chmod 666 /dev/fuse"),
         _ => check,
     }
 }

@@ -28,16 +28,54 @@ pub enum Piece {
     },
 }
 
-/// Replaced by the container's own.
-const OWN: [&str; 5] = ["proc", "sys", "dev", "run", "tmp"];
+impl Piece {
+    /// Where it belongs, as the container sees it.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Directory { path, .. } | Self::Overlay(path) | Self::Link { path, .. } => path,
+        }
+    }
+}
+
+/// Replaced by the container's own, with their modes.
+const OWN: [(&str, u32); 5] =
+    [("proc", 0o555), ("sys", 0o555), ("dev", 0o755), ("run", 0o755), ("tmp", 0o1777)];
+
+fn own() -> Vec<Piece> {
+    OWN.iter().map(|(name, mode)| Piece::Directory { path: Path::new("/").join(name), mode: *mode }).collect()
+}
+
+/// What the user-space overlay replaces: the same, and top-level folders that the caller can't enter.
+pub fn replaced() -> Result<Vec<Piece>> {
+    let mut pieces = own();
+    for entry in fs::read_dir("/").context("cannot list /")?.filter_map(Result::ok) {
+        let closed = nix::unistd::access(&entry.path(), AccessFlags::R_OK | AccessFlags::X_OK).is_err();
+        if closed && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            pieces.push(Piece::Directory { path: entry.path(), mode: 0o700 });
+        }
+    }
+    Ok(pieces)
+}
+
+/// Files that only the machine's root may read and that programs which add users need: made anew, with every
+/// password locked, from the files beside them (`shadow(5)`, `gshadow(5)`).
+pub fn locked_passwords() -> Vec<(&'static str, String)> {
+    let made = |from: &str, rest: &str| -> String {
+        let text = fs::read_to_string(from).unwrap_or_default();
+        let names = text.lines().filter_map(|line| line.split(':').next()).filter(|name| !name.is_empty());
+        names.map(|name| format!("{name}:*{rest}\n")).collect()
+    };
+    [("etc/shadow", "/etc/passwd", ":::::::"), ("etc/gshadow", "/etc/group", "::")]
+        .into_iter()
+        .filter(|(secret, ..)| nix::unistd::access(&Path::new("/").join(secret), AccessFlags::R_OK).is_err())
+        .map(|(secret, from, rest)| (secret, made(from, rest)))
+        .collect()
+}
 
 /// What the fresh root is made of on this machine.
 pub fn pieces() -> Result<Vec<Piece>> {
     let mounts = mount_points()?;
-    let mut pieces = Vec::new();
-    for (name, mode) in [("proc", 0o555), ("sys", 0o555), ("dev", 0o755), ("run", 0o755), ("tmp", 0o1777)] {
-        pieces.push(Piece::Directory { path: Path::new("/").join(name), mode });
-    }
+    let mut pieces = own();
     cover_children(Path::new("/"), &mounts, &mut pieces)?;
     Ok(pieces)
 }
@@ -47,7 +85,7 @@ fn cover_children(folder: &Path, mounts: &[PathBuf], pieces: &mut Vec<Piece>) ->
     let mut entries: Vec<_> = entries.filter_map(Result::ok).collect();
     entries.sort_by_key(fs::DirEntry::file_name);
     for entry in entries {
-        let own = folder == Path::new("/") && OWN.iter().any(|name| entry.file_name() == *name);
+        let own = folder == Path::new("/") && OWN.iter().any(|(name, _)| entry.file_name() == *name);
         let Ok(kind) = entry.file_type() else { continue };
         if kind.is_dir() && !own {
             cover(&entry.path(), mounts, pieces)?;

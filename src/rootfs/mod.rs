@@ -2,6 +2,7 @@
 //! is opened without leaving it. It knows nothing of the launch protocol.
 
 pub mod check;
+pub mod fuse;
 pub mod host;
 pub mod overlay;
 pub mod rung;

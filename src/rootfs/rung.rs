@@ -18,6 +18,8 @@ pub enum Rung {
     Through,
     /// T0.
     KernelOverlay,
+    /// T2.
+    FuseOverlay,
     /// T3: a copy, with reflinks where the file system has them.
     Copy,
 }
@@ -27,17 +29,23 @@ impl fmt::Display for Rung {
         f.write_str(match self {
             Self::Through => "the directory itself",
             Self::KernelOverlay => "T0 kernel overlay",
+            Self::FuseOverlay => "T2 FUSE overlay",
             Self::Copy => "T3 copy",
         })
     }
 }
 
-/// The rungs for `root`, best first.
-pub fn ladder(root: &Root) -> &'static [Rung] {
-    match root {
-        Root::Directory { writes: Writes::Through, .. } => &[Rung::Through],
-        Root::Directory { .. } => &[Rung::KernelOverlay, Rung::Copy],
-        Root::Host => &[Rung::KernelOverlay],
+/// The rungs for `root`, best first; with `only`, that one. The machine's own files belong to ids that the
+/// container has not, so kernel overlay lets nobody change them: the user-space overlay comes first there.
+pub fn ladder(root: &Root, only: Option<Rung>) -> Vec<Rung> {
+    let all = match root {
+        Root::Directory { writes: Writes::Through, .. } => vec![Rung::Through],
+        Root::Directory { .. } => vec![Rung::KernelOverlay, Rung::FuseOverlay, Rung::Copy],
+        Root::Host => vec![Rung::FuseOverlay, Rung::KernelOverlay],
+    };
+    match only {
+        Some(only) => all.into_iter().filter(|rung| *rung == only).collect(),
+        None => all,
     }
 }
 
@@ -45,6 +53,8 @@ pub fn ladder(root: &Root) -> &'static [Rung] {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Refusal {
     pub rung: Rung,
+    /// What lies below: another root may well be layered on the same rung.
+    pub root: Root,
     pub reason: String,
     pub boot: String,
 }
@@ -54,15 +64,16 @@ fn note(paths: &Paths) -> PathBuf {
 }
 
 /// Keeps why `rung` was refused.
-pub fn refuse(paths: &Paths, rung: Rung, reason: &str) -> Result<()> {
-    let refusal = Refusal { rung, reason: reason.to_owned(), boot: paths::boot_id() };
+pub fn refuse(paths: &Paths, rung: Rung, root: &Root, reason: &str) -> Result<()> {
+    let root = root.clone();
+    let refusal = Refusal { rung, root, reason: reason.to_owned(), boot: paths::boot_id() };
     record::write(&note(paths), &refusal, Durability::Boot)
 }
 
-/// What was refused on this boot.
-pub fn refused(paths: &Paths) -> Option<Refusal> {
+/// What was refused for `root` on this boot.
+pub fn refused(paths: &Paths, root: &Root) -> Option<Refusal> {
     let refusal: Option<Refusal> = record::read(&note(paths)).ok().flatten();
-    refusal.filter(|refusal| refusal.boot == paths::boot_id())
+    refusal.filter(|refusal| refusal.root == *root && refusal.boot == paths::boot_id())
 }
 
 /// Forgets the refusal, when the rung works again.

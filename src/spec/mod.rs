@@ -40,7 +40,7 @@ pub struct Spec {
 }
 
 /// Where the files of the root come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Root {
     /// The machine's own userland below a throw-away layer.
     Host,
@@ -49,7 +49,7 @@ pub enum Root {
 }
 
 /// Where writes to the root go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Writes {
     Layer,
     Through,

@@ -48,6 +48,24 @@ pub struct Request {
     pub security: Security,
     pub stop_signal: Option<i32>,
     pub timeout: Option<Duration>,
+    pub storage: Storage,
+}
+
+/// `--storage-driver` and `--storage-opt`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Storage {
+    pub driver: Option<Driver>,
+    /// How much the throw-away layer may hold; 0 is no limit.
+    pub bytes: u64,
+    pub inodes: u64,
+}
+
+/// What makes the root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Driver {
+    Overlay,
+    Fuse,
+    Copy,
 }
 
 /// `--security-opt`, taken apart.

@@ -287,3 +287,9 @@ pub fn ignore(signal: i32) -> io::Result<()> {
     let before = unsafe { libc::signal(signal, libc::SIG_IGN) };
     if before == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
+
+/// Closes `fd` at the next exec.
+pub fn close_at_exec(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: F_SETFD takes its argument by value.
+    done(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) }.into())
+}

@@ -1,8 +1,9 @@
 //! `kelp run`: from a request to the exit status of the program, with nothing left behind. It puts rooms
 //! together and prints nothing.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::process::Child;
 
 use anyhow::{Context, Result};
 
@@ -14,11 +15,11 @@ use crate::launch::parent::{self, Launched, Running, Watcher};
 use crate::launch::plan::{self, Plan, Surroundings};
 use crate::launch::stage;
 use crate::paths::Paths;
-use crate::rootfs::host;
 use crate::rootfs::overlay::Persistence;
 use crate::rootfs::rung::{self, Rung};
+use crate::rootfs::{fuse, host};
 use crate::spec::mount::{MountKind, Propagation};
-use crate::spec::request::{Request, UserNamespace};
+use crate::spec::request::{Driver, Request, Storage, UserNamespace};
 use crate::spec::resolve::{self, Facts};
 use crate::spec::{Root, Sharing, Spec};
 use crate::supervise::foreground::{self, Foreground};
@@ -59,7 +60,7 @@ pub fn explain(request: &Request) -> Result<String> {
     let id = ContainerName::fresh()?;
     let folder = paths.containers().join(id.as_str());
     let spec = resolve::resolve(request, &facts(id, &maps))?;
-    let first = first_rung(&paths, rung::ladder(&spec.root));
+    let first = first_rung(&paths, &spec.root, &ladder(request)?);
     Ok(plan::explain(&plan_for(&spec, &folder, &maps, first, request.remove)?))
 }
 
@@ -110,22 +111,37 @@ fn start(
     if spec.namespaces.pid == Sharing::Host {
         orphans::adopt()?;
     }
-    let ladder = rung::ladder(&spec.root);
-    let from = first_rung(paths, ladder);
+    let ladder = ladder(request)?;
+    let from = first_rung(paths, &spec.root, &ladder);
     let mut reasons = Vec::new();
     for rung in ladder.iter().skip_while(|rung| **rung != from) {
         let plan = plan_for(&spec, &container.folder, maps, *rung, request.remove)?;
         let (inner, pumps) = streams::without_terminal(request.interactive)?;
         let inner = if request.terminal { parent::no_streams()? } else { inner };
-        let mut watch = Watch { container, warn };
-        match parent::launch(&plan, inner, signals, &mut watch)? {
+        let mut watch = Watch {
+            container,
+            warn,
+            root: &spec.root,
+            storage: request.storage,
+            maps,
+            store: &paths.store,
+            namespace: None,
+            server: None,
+        };
+        let launched = parent::launch(&plan, inner, signals, &mut watch);
+        let server = Server(watch.server);
+        match launched? {
             Launched::Running(running) => {
-                return serve(&spec, &running, signals, pumps).map(Started::Ended);
+                let status = serve(&spec, &running, signals, pumps).map(Started::Ended);
+                drop(server);
+                return status;
             }
             Launched::MapsRefused(error) => return Ok(Started::MapsRefused(error)),
             Launched::Interrupted(signal) => return Ok(Started::Ended(128 + signal)),
             Launched::RootRefused(reason) => {
-                rung::refuse(paths, *rung, &reason)?;
+                drop(server);
+                warn(&format!("{rung} is refused here: {reason}"));
+                rung::refuse(paths, *rung, &spec.root, &reason)?;
                 container.clear_layers(maps)?;
                 reasons.push(format!("{rung}: {reason}"));
             }
@@ -136,15 +152,33 @@ fn start(
         .into())
 }
 
-/// A rung that was refused on this boot is not tried again.
-fn first_rung(paths: &Paths, ladder: &[Rung]) -> Rung {
-    let refused = rung::refused(paths).map(|refusal| refusal.rung);
+/// The rungs for what was asked.
+fn ladder(request: &Request) -> Result<Vec<Rung>> {
+    let only = request.storage.driver.map(|driver| match driver {
+        Driver::Overlay => Rung::KernelOverlay,
+        Driver::Fuse => Rung::FuseOverlay,
+        Driver::Copy => Rung::Copy,
+    });
+    let ladder = rung::ladder(&request.root, only);
+    if ladder.is_empty() {
+        return Err(Error::usage("--storage-driver: that driver can't make this root").into());
+    }
+    Ok(ladder)
+}
+
+/// A rung that was refused for this root on this boot is not tried again.
+fn first_rung(paths: &Paths, root: &Root, ladder: &[Rung]) -> Rung {
+    let refused = rung::refused(paths, root).map(|refusal| refusal.rung);
     let next = ladder.iter().position(|rung| Some(*rung) == refused).and_then(|at| ladder.get(at + 1));
     next.or(ladder.first()).copied().unwrap_or(Rung::Through)
 }
 
 fn plan_for(spec: &Spec, folder: &Path, maps: &IdMaps, rung: Rung, remove: bool) -> Result<Plan> {
-    let pieces = if spec.root == Root::Host { host::pieces()? } else { Vec::new() };
+    let pieces = match (&spec.root, rung) {
+        (Root::Host, Rung::FuseOverlay) => host::replaced()?,
+        (Root::Host, _) => host::pieces()?,
+        _ => Vec::new(),
+    };
     let persistence = if remove { Persistence::Volatile } else { Persistence::Kept };
     let folder = folder.to_owned();
     Ok({
@@ -202,10 +236,18 @@ fn close(
 struct Watch<'a, 'b> {
     container: &'a mut Container,
     warn: &'b mut dyn FnMut(&str),
+    root: &'a Root,
+    storage: Storage,
+    maps: &'a IdMaps,
+    store: &'a Path,
+    /// Opened while the child can still be looked at: later it is not dumpable.
+    namespace: Option<std::fs::File>,
+    server: Option<Child>,
 }
 
 impl Watcher for Watch<'_, '_> {
     fn cloned(&mut self, pid: i32) -> Result<()> {
+        self.namespace = Some(std::fs::File::open(format!("/proc/{pid}/ns/user"))?);
         self.container.watch(pid)
     }
 
@@ -213,7 +255,39 @@ impl Watcher for Watch<'_, '_> {
         (self.warn)(sentence);
     }
 
+    fn serve_root(&mut self, device: OwnedFd) -> Result<()> {
+        let namespace = self.namespace.as_ref().context("the user namespace was not kept")?;
+        let (hear, word) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+        let request = fuse::Request {
+            layers: fuse::layers(self.root, self.store, &host::replaced()?),
+            folder: self.container.folder.clone(),
+            volatile: self.container.watched.remove,
+            has_root: self.maps.has_root(),
+            bytes: self.storage.bytes,
+            inodes: self.storage.inodes,
+            device: device.as_raw_fd(),
+            user_namespace: namespace.as_raw_fd(),
+            word: word.as_raw_fd(),
+        };
+        let kept = [device.as_fd(), namespace.as_fd(), word.as_fd()];
+        self.server = Some(crate::stage::start(fuse::NAME, &request, &kept)?);
+        drop((device, word));
+        crate::stage::hear(hear)
+    }
+
     fn terminal(&mut self, master: &OwnedFd) {
         foreground::resize(master);
+    }
+}
+
+/// The server of a root; it ends with the container.
+struct Server(Option<Child>);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(server) = &mut self.0 {
+            let _ = server.kill();
+            let _ = server.wait();
+        }
     }
 }
