@@ -24,7 +24,6 @@ install_pairs() {
 install_missing() {
   install_pairs newuidmap uidmap fusermount3 fuse3 mmdebstrap mmdebstrap gcc build-essential git git ip iproute2 \
     setpriv util-linux python3 python3
-  command -v cargo-nextest >/dev/null || cargo install cargo-nextest --locked
 }
 
 make_users() {
@@ -117,19 +116,20 @@ own_kind() {
   grep -q "^\($(id -un)\|$(id -u)\):" /etc/subuid 2>/dev/null && echo ids || echo one
 }
 
-# Everything is built once, here, and put where users can read it even if they can't enter the checkout.
+# Everything is built once, here (the file system's own suite has its own tests/fs/run), and put where users can read it even if they can't enter the checkout.
 build() {
   echo "== building"
+  command -v cargo-nextest >/dev/null || cargo install cargo-nextest --locked
   mkdir -p "$1/bin" "$1/src"
   cargo build --quiet --workspace --bins
-  cargo nextest archive --workspace --archive-file "$1/tests.tar.zst" >"$1/archive.log" 2>&1 ||
+  cargo-nextest nextest archive --workspace --exclude fs-tests --archive-file "$1/tests.tar.zst" >"$1/archive.log" 2>&1 ||
     { cat "$1/archive.log" >&2; return 1; }
   local built=${CARGO_TARGET_DIR:-target}/x86_64-unknown-linux-gnu/debug
   cp "$(command -v cargo-nextest)" "$1/bin/"
   find "$built" -maxdepth 1 -type f -executable -exec cp -t "$1/bin" {} +
   tar -c --exclude=./target --exclude=./.git . | tar -x -C "$1/src"
   mkdir "$1/x"
-  cargo nextest list --archive-file "$1/tests.tar.zst" --extract-to "$1/x" --workspace-remap "$1/src" >/dev/null 2>"$1/list.log" ||
+  cargo-nextest nextest list --archive-file "$1/tests.tar.zst" --extract-to "$1/x" --workspace-remap "$1/src" >/dev/null 2>"$1/list.log" ||
     { cat "$1/list.log" >&2; return 1; }
   chmod -R a+rX "$1"
 }

@@ -214,27 +214,27 @@ fn a_room_uses_only_rooms_of_lower_floors() {
 
 #[test]
 fn processes_are_cloned_in_one_place() {
-    let words = [
+    let calls = [
         "SYS_clone",
-        "SYS_clone3",
         "SYS_fork",
         "SYS_vfork",
-        "fork",
-        "vfork",
-        "ForkResult",
-        "forkpty",
-        "daemon",
+        "libc::fork",
+        "libc::vfork",
+        "libc::clone",
+        "libc::forkpty",
+        "libc::daemon",
     ];
     let mut faults = Vec::new();
     for source in sources(PRODUCT) {
         let place =
             source.path == "src/sys/clone.rs" || (!source.path.starts_with("src/") && in_sys(&source.path));
-        let named = identifiers(&source.code).filter(|(_, word)| !place && words.contains(word));
-        faults.extend(
-            named.map(|(line, word)| {
-                format!("{}:{line}: {word} stands outside src/sys/clone.rs", source.path)
-            }),
-        );
+        for (number, line) in source.code.lines().enumerate().filter(|_| !place) {
+            let named =
+                calls.iter().chain(&["unistd::fork", "ForkResult"]).find(|call| line.contains(**call));
+            faults.extend(
+                named.map(|call| format!("{}:{}: {call} outside src/sys/clone.rs", source.path, number + 1)),
+            );
+        }
     }
     judge(faults);
 }
@@ -247,7 +247,9 @@ fn in_sys(path: &str) -> bool {
 fn unsafe_stands_only_in_sys() {
     let mut faults = Vec::new();
     for source in sources(PRODUCT).into_iter().chain(sources(TESTS)) {
-        let named = identifiers(&source.code).filter(|(_, word)| ["unsafe", "unsafe_code"].contains(word));
+        // A file may forbid it; only sys may allow it.
+        let code = source.code.replace("forbid(unsafe_code)", "").replace("deny(unsafe_code)", "");
+        let named = identifiers(&code).filter(|(_, word)| ["unsafe", "unsafe_code"].contains(word));
         if !in_sys(&source.path) {
             faults.extend(named.map(|(line, word)| format!("{}:{line}: {word} outside sys", source.path)));
         }
@@ -257,8 +259,16 @@ fn unsafe_stands_only_in_sys() {
 
 #[test]
 fn rooms_do_not_print() {
-    let doors =
-        ["src/main.rs", "src/cli", "src/oci", "src/api", "fuse-overlay/src/main.rs", "net/src/main.rs"];
+    let doors = [
+        "src/main.rs",
+        "src/cli",
+        "src/oci",
+        "src/api",
+        "fuse-overlay/src/main.rs",
+        "fuse-overlay/src/cli",
+        "net/src/main.rs",
+        "net/src/cli",
+    ];
     let mut faults = Vec::new();
     for source in
         sources(PRODUCT).iter().filter(|source| !doors.iter().any(|door| source.path.starts_with(door)))
@@ -276,7 +286,8 @@ fn rooms_do_not_print() {
 fn every_file_opens_with_what_it_is() {
     let mut faults = Vec::new();
     for source in sources(PRODUCT).iter().chain(&sources(TESTS)) {
-        let lines = source.text.lines().take_while(|line| line.starts_with("//!")).count();
+        let text = source.text.lines().skip_while(|line| line.starts_with("#![") || line.is_empty());
+        let lines = text.take_while(|line| line.starts_with("//!")).count();
         if !(2..=10).contains(&lines) {
             faults.push(format!("{}: the header has {lines} lines, not 2 to 10", source.path));
         }
@@ -344,7 +355,9 @@ fn names_say_something() {
         for (number, line) in source.code.lines().enumerate() {
             foreign = if line.starts_with("impl") { line.contains(" for ") } else { foreign && line != "}" };
             for keyword in ["fn", "mod", "struct", "enum", "trait", "type", "const", "static", "union"] {
-                let Some(name) = declared(line, keyword).filter(|_| !foreign) else { continue };
+                // A test is named by a sentence, and a sentence may speak of data.
+                let sentence = keyword == "fn" && source.path.starts_with("tests/");
+                let Some(name) = declared(line, keyword).filter(|_| !foreign && !sentence) else { continue };
                 if let Some(word) = empty_word(&name, keyword == "fn") {
                     faults.push(format!(
                         "{}:{}: {keyword} {name}: {word} says nothing",
@@ -364,7 +377,9 @@ fn empty_word(name: &str, function: bool) -> Option<String> {
         "util", "utils", "helper", "helpers", "common", "misc", "manager", "handler", "impl", "inner",
         "data", "info",
     ];
-    if function && name != "try_from" && ["get_", "do_", "try_"].iter().any(|prefix| name.starts_with(prefix))
+    if function
+        && !["try_from", "get_mut"].contains(&name)
+        && ["get_", "do_", "try_"].iter().any(|prefix| name.starts_with(prefix))
     {
         return name.split('_').next().map(str::to_string);
     }

@@ -14,8 +14,8 @@ import sys
 import time
 
 STAGE, CACHE, IDS, ONE, OUT = sys.argv[1:6]
-ROUNDS = int(os.environ.get("KELP_BENCH_ROUNDS", "4"))
-RUNS = int(os.environ.get("KELP_BENCH_RUNS", "10"))
+ROUNDS = int(os.environ.get("KELP_BENCH_ROUNDS", "20"))
+RUNS = int(os.environ.get("KELP_BENCH_RUNS", "3"))
 KELP = f"{STAGE}/kelp"
 CGROUP = "/sys/fs/cgroup"
 # An image and not `--rootfs`, because podman prepares a foreign folder anew for seconds at each start.
@@ -122,7 +122,7 @@ def measure(table, users):
             if name in refused:
                 continue
             figures = f"{users[user]}/figures.json"
-            fine = ["hyperfine", "-N", "--warmup", "2", "--runs", str(RUNS), "--style", "none", "--export-json", figures, command]
+            fine = ["hyperfine", "-N", "--warmup", "1", "--runs", str(RUNS), "--style", "none", "--export-json", figures, command]
             ended = subprocess.run(as_user(user, users, fine), capture_output=True, text=True, cwd="/")
             if ended.returncode != 0:
                 refused[name] = ended.stderr.strip().splitlines()[-1]

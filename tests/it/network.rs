@@ -1,4 +1,5 @@
 //! The two networks that need no engine: none, where only the container's own loopback is, and host.
+//! Services are the test's own, on a port or an abstract name that the kernel chose.
 
 use crate::dir::Dir;
 use crate::{host, needs, sys};

@@ -262,11 +262,14 @@ fn typed_text_reaches_the_program_and_comes_back() {
     assert_eq!(person.leaves(), 0);
 }
 
+/// What happens to the program before the terminal is looked at.
+type Leave = fn(&mut Person);
+
 #[test]
 fn the_terminal_is_put_back_on_every_way_out() {
     needs!(userns);
     let dir = Dir::new();
-    let ways: [(&[&str], fn(&mut Person)); 5] = [
+    let ways: [(&[&str], Leave); 5] = [
         (&["/bin/guest", "exit", "3"], |_| ()),
         (&["/no/such/program"], |_| ()),
         (&["/bin/guest", "await-signal", "TERM"], |person| {

@@ -1,4 +1,5 @@
 //! A person at a terminal: a pseudo-terminal whose far end is kelp's terminal, what has appeared on it, and keys.
+//! It knows no kelp verb: any command can be sat down at.
 
 use crate::host::soon;
 use crate::kelp::Kelp;
