@@ -40,14 +40,14 @@ mod error;
 mod sys;
 
 fn main() -> std::process::ExitCode {
-    if let Some(status) = helper() {
+    if let Some(status) = stage_by_name() {
         return status;
     }
     cli::main()
 }
 
-/// kelp under the name of one of its helpers is that helper.
-fn helper() -> Option<std::process::ExitCode> {
+/// kelp under the name of one of its stages is that stage.
+fn stage_by_name() -> Option<std::process::ExitCode> {
     let name = std::env::args_os().next()?;
     let outcome = match name.to_str()? {
         launch::stage::NAME => launch::stage::resume(),

@@ -119,12 +119,12 @@ fn follow(
     first: usize,
     socket: BorrowedFd<'_>,
 ) -> Result<Option<OwnedFd>> {
-    if first == 0 {
-        expect(socket)?;
-    }
     let mut site =
         Site { plan, socket, root: None, console: None, masks: hide::Masks::default(), files: None };
     for (number, step) in plan.steps.iter().enumerate().skip(first) {
+        if number == plan.early {
+            expect(socket)?;
+        }
         let done = match step {
             Step::Seal => stage::seal(plan, filter, number + 1, socket),
             _ => step::run(&mut site, step),

@@ -97,7 +97,7 @@ enum Progress {
 impl Child {
     fn bring_up(&self, plan: &Plan, signals: &SignalFd, watcher: &mut dyn Watcher) -> Result<Progress> {
         if let Err(error) = within::write_maps(&plan.maps, self.pid) {
-            return Ok(Progress::Ended(Launched::MapsRefused(error)));
+            return self.why_no_maps(error);
         }
         watcher.cloned(self.pid)?;
         message::send(self.socket.as_fd(), &ToChild::Proceed, None)?;
@@ -130,6 +130,19 @@ impl Child {
                 None => return Err(Error::new(Kind::Bug, "the container's first process ended early").into()),
             }
         }
+    }
+
+    /// A child that failed in an early step is gone before its maps are written; then its word counts.
+    fn why_no_maps(&self, error: anyhow::Error) -> Result<Progress> {
+        let mut polled = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+        while poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0) {
+            match message::receive::<ToParent>(self.socket.as_fd())? {
+                Some((ToParent::Failed(failure), _)) => return failed(failure),
+                Some(_) => {}
+                None => break,
+            }
+        }
+        Ok(Progress::Ended(Launched::MapsRefused(error)))
     }
 
     /// Waits for the child's next word, or for a signal that asks us to end.

@@ -18,6 +18,8 @@ use crate::userns::maps::IdMaps;
 pub struct Plan {
     /// `CLONE_NEW*` of the one clone.
     pub namespaces: u64,
+    /// How many of the first steps need no id, and so no map: the child takes them while the helpers write it.
+    pub early: usize,
     pub steps: Vec<Step>,
     pub process: Process,
     pub maps: IdMaps,
@@ -148,7 +150,8 @@ pub struct Surroundings {
 
 /// The plan for `spec`.
 pub fn from_spec(spec: &Spec, around: &Surroundings) -> Plan {
-    let mut steps = Vec::new();
+    let mut steps = early(spec);
+    let early = steps.len();
     steps.extend(spec.namespaces.time.map(Step::TimeOffsets));
     steps.extend(spec.process.oom_score_adj.map(Step::OomScore));
     steps.push(Step::BecomeRoot { keep_groups: spec.process.keep_groups });
@@ -165,9 +168,24 @@ pub fn from_spec(spec: &Spec, around: &Surroundings) -> Plan {
         let pieces = if around.rung == Rung::KernelOverlay { overlays(&around.pieces) } else { Vec::new() };
         steps.push(Step::ReadOnlyRoot(pieces));
     }
-    if spec.namespaces.cgroup == Sharing::Private {
-        steps.push(Step::CgroupNamespace);
+    let sysctl = |(name, value): &(String, String)| Step::Sysctl { name: name.clone(), value: value.clone() };
+    let at = steps.iter().position(|step| matches!(step, Step::ReadOnly(_))).unwrap_or(steps.len());
+    steps.splice(at..at, spec.sysctls.iter().map(sysctl));
+    steps.push(Step::Pivot);
+    Plan {
+        namespaces: namespaces(spec),
+        early,
+        steps,
+        process: spec.process.clone(),
+        maps: around.maps.clone(),
+        init: spec.init,
     }
+}
+
+/// Steps that act with capabilities only. Kernel overlay is not among them: its work folder has mode 000, and
+/// who may pass that is decided by the id map.
+fn early(spec: &Spec) -> Vec<Step> {
+    let mut steps = Vec::new();
     if spec.namespaces.network == Sharing::Private {
         steps.push(Step::Loopback);
     }
@@ -175,17 +193,10 @@ pub fn from_spec(spec: &Spec, around: &Surroundings) -> Plan {
         steps.extend(spec.hostname.clone().map(Step::Hostname));
         steps.extend(spec.domainname.clone().map(Step::Domainname));
     }
-    let sysctl = |(name, value): &(String, String)| Step::Sysctl { name: name.clone(), value: value.clone() };
-    let at = steps.iter().position(|step| matches!(step, Step::ReadOnly(_))).unwrap_or(steps.len());
-    steps.splice(at..at, spec.sysctls.iter().map(sysctl));
-    steps.push(Step::Pivot);
-    Plan {
-        namespaces: namespaces(spec),
-        steps,
-        process: spec.process.clone(),
-        maps: around.maps.clone(),
-        init: spec.init,
+    if spec.namespaces.cgroup == Sharing::Private {
+        steps.push(Step::CgroupNamespace);
     }
+    steps
 }
 
 fn overlays(pieces: &[Piece]) -> Vec<PathBuf> {
@@ -262,9 +273,13 @@ pub fn explain(plan: &Plan) -> String {
         crate::userns::maps::Writer::SetuidPrograms(_) => "newuidmap and newgidmap",
         crate::userns::maps::Writer::Direct => "itself",
     };
+    let steps = plan.steps.iter().enumerate().map(|(at, step)| format!("child: step {}, {step}", at + 1));
+    let mut steps: Vec<String> = steps.collect();
+    let later = steps.split_off(plan.early.min(steps.len()));
+    lines.extend(steps.into_iter().map(|line| line + " (meanwhile)"));
     lines.push(format!("parent: write by {writer} uid_map {}", show(&plan.maps.uid)));
     lines.push(format!("parent: write by {writer} gid_map {}", show(&plan.maps.gid)));
-    lines.extend(plan.steps.iter().enumerate().map(|(at, step)| format!("child: step {}, {step}", at + 1)));
+    lines.extend(later);
     lines.push("parent: keep the record, send start".to_owned());
     if plan.init {
         lines.push("child: stay as pid 1 and reap; the program is its child".to_owned());
