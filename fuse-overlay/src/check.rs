@@ -1,4 +1,5 @@
-//! Is an upper layer whole, and can the kernel mount it? Reads only. Each finding is a sentence.
+//! Is an upper layer whole, and can the kernel mount it? A walk that only reads; each finding is a sentence that
+//! names the file. It knows no mount: the layer may be in use.
 
 use crate::attr::{WANTED, is_whiteout, kind_of};
 use crate::config::Directory;
@@ -19,7 +20,12 @@ pub fn upper(path: &Path) -> Result<Vec<String>> {
     Ok(findings)
 }
 
-fn walk(fd: &OwnedFd, path: &mut Vec<u8>, opaque: bool, findings: &mut Vec<String>) -> rustix::io::Result<()> {
+fn walk(
+    fd: &OwnedFd,
+    path: &mut Vec<u8>,
+    opaque: bool,
+    findings: &mut Vec<String>,
+) -> rustix::io::Result<()> {
     let mut directories = Vec::new();
     each(fd, |name, _, _| {
         let stat = statx(fd, name, AtFlags::SYMLINK_NOFOLLOW, WANTED)?;
@@ -30,7 +36,9 @@ fn walk(fd: &OwnedFd, path: &mut Vec<u8>, opaque: bool, findings: &mut Vec<Strin
         if kind_of(&stat) == FileType::Directory {
             directories.push(name.to_vec());
             if crate::xattr::has(fd, name, "user.overlay.redirect") {
-                findings.push(format!("{shown} was renamed by a redirect: the kernel cannot mount it without root"));
+                findings.push(format!(
+                    "{shown} was renamed by a redirect: the kernel cannot mount it without root"
+                ));
             }
         }
         if crate::xattr::has(fd, name, "user.overlay.metacopy") {

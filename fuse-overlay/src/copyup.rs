@@ -10,8 +10,8 @@ use crate::records::{Key, Kind};
 use crate::transfer;
 use crate::upper::UpperLayer;
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Statx, Timespec, Timestamps, linkat, mkdirat, mknodat, openat,
-    readlinkat, renameat_with, statx, symlinkat, utimensat,
+    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Statx, Timespec, Timestamps, linkat, mkdirat, mknodat,
+    openat, readlinkat, renameat_with, statx, symlinkat, utimensat,
 };
 use rustix::io::{Errno, Result};
 use std::os::fd::{AsFd, OwnedFd};
@@ -53,7 +53,8 @@ impl Overlay {
     fn copy_file(&self, step: &Step<'_>, limit: u64) -> Result<()> {
         let (place, name) = step.node.state.lock().lower.clone().ok_or(Errno::STALE)?;
         let (file, temporary) = step.upper.new_file()?;
-        let outcome = self.fill(step, &file, &place, &name, limit).and_then(|()| self.publish(step, file, &temporary));
+        let outcome =
+            self.fill(step, &file, &place, &name, limit).and_then(|()| self.publish(step, file, &temporary));
         match &temporary {
             Some(name) => step.upper.discard_on_error(outcome, name, AtFlags::empty()),
             None => outcome,
@@ -61,13 +62,24 @@ impl Overlay {
     }
 
     /// Data, owner, attributes, mode and times, in the order in which they do not disturb each other.
-    fn fill(&self, step: &Step<'_>, file: &OwnedFd, place: &Arc<Place>, name: &[u8], limit: u64) -> Result<()> {
+    fn fill(
+        &self,
+        step: &Step<'_>,
+        file: &OwnedFd,
+        place: &Arc<Place>,
+        name: &[u8],
+        limit: u64,
+    ) -> Result<()> {
         let size = step.stat.stx_size.min(limit);
         if size > 0 {
             self.quota.admit_bytes((step.stat.stx_blocks * 512).min(size))?;
             let source = place.open(&self.descriptors, name)?;
-            let source =
-                transfer::Source { file: &source, size: step.stat.stx_size, blocks: step.stat.stx_blocks, limit };
+            let source = transfer::Source {
+                file: &source,
+                size: step.stat.stx_size,
+                blocks: step.stat.stx_blocks,
+                limit,
+            };
             transfer::copy(&source, file, &step.upper.reflink)?;
         }
         let at = At::Held(Arc::new(file.try_clone().map_err(|_| Errno::MFILE)?));
@@ -140,7 +152,13 @@ impl Overlay {
                 return Ok(AtFlags::REMOVEDIR);
             }
             FileType::Symlink => symlinkat(self.target(step.node)?, directory, temporary)?,
-            kind => mknodat(directory, temporary, kind, Mode::from_raw_mode(0o600), decode_device(step.attr.rdev))?,
+            kind => mknodat(
+                directory,
+                temporary,
+                kind,
+                Mode::from_raw_mode(0o600),
+                decode_device(step.attr.rdev),
+            )?,
         }
         Ok(AtFlags::empty())
     }
@@ -204,7 +222,9 @@ impl UpperLayer {
         if self.unnamed.load(Ordering::Relaxed) {
             match openat(&self.temporary, ".", flags | OFlags::TMPFILE, mode) {
                 Ok(file) => return Ok((file, None)),
-                Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => self.unnamed.store(false, Ordering::Relaxed),
+                Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
+                    self.unnamed.store(false, Ordering::Relaxed)
+                }
                 Err(error) => return Err(error),
             }
         }

@@ -8,8 +8,8 @@ use crate::node::{Name, Node, Upper};
 use crate::overlay::{At, Overlay, whiteout_at};
 use crate::upper::UpperLayer;
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Statx, linkat, mkdirat, mknodat, openat, renameat, renameat_with,
-    statx, symlinkat, unlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Statx, linkat, mkdirat, mknodat, openat, renameat,
+    renameat_with, statx, symlinkat, unlinkat,
 };
 use rustix::io::{Errno, Result};
 use std::os::fd::OwnedFd;
@@ -18,9 +18,16 @@ use std::sync::Arc;
 /// What a new name shall be.
 pub enum New<'a> {
     /// A regular file, a device, a fifo or a socket; `mode` carries the type.
-    Node { mode: u32, rdev: u32 },
-    Directory { mode: u32 },
-    Symlink { target: &'a [u8] },
+    Node {
+        mode: u32,
+        rdev: u32,
+    },
+    Directory {
+        mode: u32,
+    },
+    Symlink {
+        target: &'a [u8],
+    },
 }
 
 impl New<'_> {
@@ -68,7 +75,9 @@ impl Overlay {
         let directory = self.upper_dir(&parent)?.ok_or(Errno::NOENT)?;
         let making = Making { upper, directory: &directory, name, new, caller };
         let (stat, file) = match self.make_at(&making, &directory, name) {
-            Err(Errno::EXIST) if whiteout_at(&directory, name)? => self.make_over_whiteout(&making, &parent)?,
+            Err(Errno::EXIST) if whiteout_at(&directory, name)? => {
+                self.make_over_whiteout(&making, &parent)?
+            }
             other => other?,
         };
         self.quota.gained(&stat);
@@ -84,7 +93,12 @@ impl Overlay {
 
     /// Makes the file in `directory`, with its owner and mode; returns a regular file's descriptor, because a write
     /// follows most creations.
-    fn make_at(&self, making: &Making<'_>, directory: &OwnedFd, name: &[u8]) -> Result<(Statx, Option<OwnedFd>)> {
+    fn make_at(
+        &self,
+        making: &Making<'_>,
+        directory: &OwnedFd,
+        name: &[u8],
+    ) -> Result<(Statx, Option<OwnedFd>)> {
         let mode = Mode::from_raw_mode(making.new.mode());
         let mut file = None;
         match making.new {
@@ -92,7 +106,8 @@ impl Overlay {
             New::Symlink { target } => symlinkat(*target, directory, name)?,
             New::Node { rdev, .. } => match making.new.kind() {
                 FileType::RegularFile => {
-                    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                    let flags =
+                        OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                     file = Some(openat(directory, name, flags, mode)?);
                 }
                 kind => mknodat(directory, name, kind, mode, decode_device(*rdev))?,
@@ -105,7 +120,8 @@ impl Overlay {
         match self.dress_new(making, directory, name, made) {
             Ok(stat) => Ok((stat, file)),
             Err(error) => {
-                let flags = if kind_of(&made) == FileType::Directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+                let flags =
+                    if kind_of(&made) == FileType::Directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
                 let _nothing_else_to_do = unlinkat(directory, name, flags);
                 Err(error)
             }
@@ -119,7 +135,8 @@ impl Overlay {
         (attr.uid, attr.gid) = (making.caller.uid, making.caller.gid);
         let wanted = making.new.mode();
         let plain = self.options.owners == crate::config::Owners::Real;
-        let same_owner = (making.caller.uid, making.caller.gid) == self.own || (self.own.0 == making.caller.uid && inherited);
+        let same_owner = (making.caller.uid, making.caller.gid) == self.own
+            || (self.own.0 == making.caller.uid && inherited);
         let same_mode = making.new.kind() == FileType::Symlink
             || u32::from(made.stx_mode) & 0o7777 & !0o2000 == wanted & !0o2000;
         if plain && same_owner && same_mode && self.ids.is_plain() {
@@ -136,7 +153,11 @@ impl Overlay {
         at.stat()
     }
 
-    fn make_over_whiteout(&self, making: &Making<'_>, parent: &Arc<Node>) -> Result<(Statx, Option<OwnedFd>)> {
+    fn make_over_whiteout(
+        &self,
+        making: &Making<'_>,
+        parent: &Arc<Node>,
+    ) -> Result<(Statx, Option<OwnedFd>)> {
         let Making { upper, directory, name, .. } = *making;
         let temporary = upper.temporary_name();
         let (stat, file) = self.make_at(making, &upper.temporary, &temporary)?;
@@ -147,11 +168,20 @@ impl Overlay {
             }
             renameat(&upper.temporary, &temporary, directory, name)
         });
-        upper.discard_on_error(moved, &temporary, if is_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() })?;
+        upper.discard_on_error(
+            moved,
+            &temporary,
+            if is_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() },
+        )?;
         Ok((statx(directory, name, AtFlags::SYMLINK_NOFOLLOW, WANTED)?, file))
     }
 
-    fn move_dir_over_whiteout(&self, making: &Making<'_>, parent: &Arc<Node>, temporary: &[u8]) -> Result<()> {
+    fn move_dir_over_whiteout(
+        &self,
+        making: &Making<'_>,
+        parent: &Arc<Node>,
+        temporary: &[u8],
+    ) -> Result<()> {
         let Making { upper, directory, name, .. } = *making;
         if parent.is_merged() {
             crate::xattr::set_opaque(&upper.temporary, temporary)?;
@@ -220,7 +250,9 @@ impl At {
     pub(crate) fn link(&self, directory: &OwnedFd, name: &[u8]) -> Result<()> {
         match self {
             Self::Name(fd, old) => linkat(fd, &**old, directory, name, AtFlags::empty()),
-            Self::Held(fd) => linkat(CWD, crate::sys::proc_path(fd, b""), directory, name, AtFlags::SYMLINK_FOLLOW),
+            Self::Held(fd) => {
+                linkat(CWD, crate::sys::proc_path(fd, b""), directory, name, AtFlags::SYMLINK_FOLLOW)
+            }
         }
     }
 }

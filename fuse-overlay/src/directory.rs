@@ -1,4 +1,5 @@
-//! Reading merged directories: building a listing from the layers, and walking it from a cookie.
+//! Reading merged directories: building a listing from the layers, and walking it from a cookie. A walk that asks for
+//! attributes asks each file only where the listing saw it.
 
 use crate::attr::{Attr, WANTED, is_whiteout, kind_of};
 use crate::find::{Entry, Found};
@@ -41,15 +42,24 @@ pub enum Detail {
 impl Overlay {
     /// Hands `take` the entries of a directory behind `cookie` until it is full.
     pub fn read_dir(
-        &self, ino: u64, cookie: u64, detail: Detail, take: &mut dyn FnMut(DirEntry<'_>) -> Room,
+        &self,
+        ino: u64,
+        cookie: u64,
+        detail: Detail,
+        take: &mut dyn FnMut(DirEntry<'_>) -> Room,
     ) -> Result<()> {
         let node = self.node(ino)?;
         let mut at = cookie;
         for (dot, name) in [(DOT, &b"."[..]), (DOT_DOT, &b".."[..])] {
             if at < dot {
                 let attr = self.dot(&node, dot)?;
-                let entry =
-                    DirEntry { ino: attr.ino, kind: FileType::Directory, cookie: dot, name, attr: Some(attr) };
+                let entry = DirEntry {
+                    ino: attr.ino,
+                    kind: FileType::Directory,
+                    cookie: dot,
+                    name,
+                    attr: Some(attr),
+                };
                 if take(entry) == Room::Full {
                     return Ok(());
                 }
@@ -78,7 +88,11 @@ impl Overlay {
 
     /// Returns whether the reader has seen everything.
     fn walk_listing(
-        &self, node: &Arc<Node>, listing: &Listing, mut at: u64, detail: Detail,
+        &self,
+        node: &Arc<Node>,
+        listing: &Listing,
+        mut at: u64,
+        detail: Detail,
         take: &mut dyn FnMut(DirEntry<'_>) -> Room,
     ) -> Result<bool> {
         let places = node.places();
@@ -136,7 +150,12 @@ impl Overlay {
 
     /// The node behind an entry. A file is asked only where the listing saw it.
     fn seen(
-        &self, node: &Arc<Node>, places: &[Arc<Place>], kind: FileType, source: Source, name: &[u8],
+        &self,
+        node: &Arc<Node>,
+        places: &[Arc<Place>],
+        kind: FileType,
+        source: Source,
+        name: &[u8],
     ) -> Result<Option<Entry>> {
         if kind == FileType::Directory || kind == FileType::Unknown {
             return self.entry(node, name);
@@ -196,9 +215,8 @@ impl Overlay {
                 }
                 number = self.upper_number(&stat);
             }
-            let open = merged
-                && kind == FileType::Directory
-                && crate::xattr::opaque_mark(fd, name) != Some(b'y');
+            let open =
+                merged && kind == FileType::Directory && crate::xattr::opaque_mark(fd, name) != Some(b'y');
             merge.add(name, number, kind, Source::Upper, open);
             Ok(())
         })

@@ -114,7 +114,9 @@ impl Overlay {
     /// The published number of what was found. A copied-up file keeps the number of its origin.
     pub(crate) fn number(&self, found: &Found) -> u64 {
         match (&found.upper, &found.lower) {
-            (Some(upper), Some((_, lower))) if kind_of(upper) == FileType::Directory => self.numbers.of(lower),
+            (Some(upper), Some((_, lower))) if kind_of(upper) == FileType::Directory => {
+                self.numbers.of(lower)
+            }
             (Some(upper), _) => self.upper_number(upper),
             (None, Some((_, lower))) => self.numbers.of(lower),
             (None, None) => 0,
@@ -250,7 +252,9 @@ impl Overlay {
     pub(crate) fn root_number(&self, root: &Arc<Node>) -> Result<u64> {
         let place = root.places().first().cloned();
         match (place, &self.upper) {
-            (Some(place), _) => Ok(self.numbers.of(&statx(&place.layer.root, c"", AtFlags::EMPTY_PATH, WANTED)?)),
+            (Some(place), _) => {
+                Ok(self.numbers.of(&statx(&place.layer.root, c"", AtFlags::EMPTY_PATH, WANTED)?))
+            }
             (None, Some(upper)) => Ok(self.numbers.of(&upper.stat)),
             (None, None) => Err(Errno::STALE),
         }

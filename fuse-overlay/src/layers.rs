@@ -25,11 +25,15 @@ fn open_lower(mut lower: Lower) -> Result<Layer> {
 }
 
 pub(crate) fn open_upper(
-    upper: Option<Directory>, work: Option<Directory>, volatile: bool,
+    upper: Option<Directory>,
+    work: Option<Directory>,
+    volatile: bool,
 ) -> Result<Option<UpperLayer>> {
     let (upper, work) = match (upper, work) {
         (None, _) => return Ok(None),
-        (Some(_), None) => bail!("an upper layer needs a work directory on the same file system: workdir= is missing"),
+        (Some(_), None) => {
+            bail!("an upper layer needs a work directory on the same file system: workdir= is missing")
+        }
         (Some(upper), Some(work)) => (upper, work),
     };
     let (upper_name, work_name) = (describe(&upper), describe(&work));
@@ -45,7 +49,8 @@ pub(crate) fn open_upper(
     lease(&root, &upper_name)?;
     lease(&work, &work_name)?;
     refuse_volatile(&work, &work_name, volatile)?;
-    let layer = UpperLayer::new(root, work).with_context(|| format!("cannot prepare the work directory {work_name}"))?;
+    let layer = UpperLayer::new(root, work)
+        .with_context(|| format!("cannot prepare the work directory {work_name}"))?;
     if volatile {
         mark_incompatible(&layer.temporary, "volatile").context("cannot mark the upper layer as volatile")?;
     }
@@ -76,7 +81,9 @@ fn refuse_volatile(work: &OwnedFd, name: &str, volatile: bool) -> Result<()> {
     let mark = format!("{WORK}/{INCOMPATIBLE}/volatile");
     let left = statx(work, &mark, AtFlags::SYMLINK_NOFOLLOW, crate::attr::WANTED).is_ok();
     if left && !volatile {
-        bail!("the upper layer was mounted volatile and may be torn: remove {name}/{mark} if the machine did not crash since");
+        bail!(
+            "the upper layer was mounted volatile and may be torn: remove {name}/{mark} if the machine did not crash since"
+        );
     }
     Ok(())
 }

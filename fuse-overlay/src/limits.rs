@@ -70,7 +70,8 @@ impl Quota {
             let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
             let stat = rustix::fs::statx(&fd, name, flags, crate::attr::WANTED)?;
             // A file with several names counts in parts, so that the sum is right.
-            let share = if crate::attr::kind_of(&stat) == FileType::Directory { 1 } else { stat.stx_nlink.max(1) };
+            let share =
+                if crate::attr::kind_of(&stat) == FileType::Directory { 1 } else { stat.stx_nlink.max(1) };
             self.bytes.fetch_add(stat.stx_blocks * 512 / u64::from(share), Ordering::Relaxed);
             self.inodes.fetch_add(u64::from(share == 1), Ordering::Relaxed);
             if crate::attr::kind_of(&stat) == FileType::Directory {

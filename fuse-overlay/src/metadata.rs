@@ -1,4 +1,5 @@
-//! Attributes: reading them, changing them, and the questions about the whole mount.
+//! Attributes: reading them, changing them, and the questions about the whole mount. Owners go through `owners` in
+//! mode A and into the file's own record in mode B; the kernel has checked permissions before it asks.
 
 use crate::attr::{Attr, Changes, Stamp, Time};
 use crate::config::{Limits, Owner, Owners};
@@ -7,8 +8,8 @@ use crate::node::Node;
 use crate::overlay::{At, Overlay};
 use crate::records::{Key, Kind};
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, Statx, StatVfs, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid, chmodat, chownat,
-    readlinkat, utimensat,
+    AtFlags, CWD, FileType, Gid, Mode, StatVfs, Statx, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid,
+    chmodat, chownat, readlinkat, utimensat,
 };
 use rustix::io::{Errno, Result};
 use std::os::fd::OwnedFd;
@@ -19,7 +20,7 @@ const SET_GID: u32 = 0o2000;
 const GROUP_EXECUTES: u32 = 0o0010;
 
 impl Overlay {
-    pub fn get_attr(&self, ino: u64) -> Result<Attr> {
+    pub fn attributes_of(&self, ino: u64) -> Result<Attr> {
         self.attr(&self.node(ino)?)
     }
 
@@ -34,11 +35,13 @@ impl Overlay {
             self.truncate(&node, size)?;
         }
         let plain_file = node.kind == FileType::RegularFile;
-        let privileged = plain_file && (changes.size.is_some() || changes.uid.is_some() || changes.gid.is_some());
+        let privileged =
+            plain_file && (changes.size.is_some() || changes.uid.is_some() || changes.gid.is_some());
         self.on_upper(&node, |at| self.change(&node, at, changes))?;
         let attr = self.attr(&node)?;
         if privileged && changes.mode.is_none() && drops_privilege(attr.mode) {
-            return self.set_attr(ino, &Changes { mode: Some(without_privilege(attr.mode)), ..Changes::default() });
+            return self
+                .set_attr(ino, &Changes { mode: Some(without_privilege(attr.mode)), ..Changes::default() });
         }
         Ok(attr)
     }
@@ -151,11 +154,11 @@ impl Overlay {
         if let Ok(length) = read {
             crate::stored_owner::apply(value.get(..length).unwrap_or_default(), attr, owner);
         } else {
-            self.from_records(stat, attr, owner);
+            self.overlay_records(stat, attr, owner);
         }
     }
 
-    fn from_records(&self, stat: &Statx, attr: &mut Attr, owner: &mut Owner) {
+    fn overlay_records(&self, stat: &Statx, attr: &mut Attr, owner: &mut Owner) {
         let key = Key::of(stat);
         if let Some(value) = self.records.find(Kind::Owner, key) {
             *owner = Owner { uid: (value >> 32) as u32, gid: value as u32 };
@@ -166,10 +169,17 @@ impl Overlay {
     }
 
     /// What is recorded of a file, on top of what the file itself says.
-    pub(crate) fn recorded(&self, node: &Arc<Node>, stat: &Statx, up: bool, attr: &mut Attr, owner: &mut Owner) {
+    pub(crate) fn recorded(
+        &self,
+        node: &Arc<Node>,
+        stat: &Statx,
+        up: bool,
+        attr: &mut Attr,
+        owner: &mut Owner,
+    ) {
         match self.own_xattr(node, crate::xattr::OVERRIDE) {
             Some(value) => crate::stored_owner::apply(&value, attr, owner),
-            None if up => self.from_records(stat, attr, owner),
+            None if up => self.overlay_records(stat, attr, owner),
             None => {}
         }
     }

@@ -1,7 +1,5 @@
-//! The nodes that the kernel holds, by number, and what each one is made of.
-//!
-//! A node is one inode of the mount. It may have several names (hard links); each name knows its parent. What it is
-//! made of moves in one direction only:
+//! The nodes that the kernel holds, by number. A node is one inode of the mount; it may have several names (hard
+//! links), and each name knows its parent. What it is made of moves in one direction only:
 //!
 //! | upper    | meaning                                                    | next          |
 //! |----------|------------------------------------------------------------|---------------|
@@ -149,7 +147,10 @@ impl Table {
     /// Returns the node `ino`, made by `make` if there is none, with one more lookup counted; `None` if `fits` says
     /// that the node of that number is another file.
     pub(crate) fn adopt(
-        &self, ino: u64, fits: impl FnOnce(&Arc<Node>) -> bool, make: impl FnOnce() -> Node,
+        &self,
+        ino: u64,
+        fits: impl FnOnce(&Arc<Node>) -> bool,
+        make: impl FnOnce() -> Node,
     ) -> Option<Arc<Node>> {
         let mut shard = self.shard(ino).lock();
         if let Some(node) = shard.get(&ino) {

@@ -47,7 +47,6 @@ options (-o):
                         ids of the mount and of the files
   xattr_permissions=N   record owners in user.containers.override_stat (0 off, 2 on)
   volatile, fsync=0     never sync: after a power cut the upper is worthless
-  redirect_dir=on       directories of lowers can be renamed; the kernel cannot mount the upper afterwards
   writeback=0           no write-back cache
   coherent              the layers change behind our back: cache for a second only
   xdev                  stay on the mounts of the lower layers
@@ -119,7 +118,11 @@ fn apply(option: &[u8], mount: &mut Mount, gathered: &mut Gathered) -> Result<()
     let mut halves = option.splitn(2, |byte| *byte == b'=');
     let key = String::from_utf8_lossy(halves.next().unwrap_or_default()).into_owned();
     let value = halves.next();
-    let path = || value.map(|value| PathBuf::from(OsString::from_vec(unescape(value)))).context(format!("{key} needs a path"));
+    let path = || {
+        value
+            .map(|value| PathBuf::from(OsString::from_vec(unescape(value))))
+            .context(format!("{key} needs a path"))
+    };
     let config = &mut mount.config;
     match key.as_str() {
         "lowerdir" => {
@@ -138,14 +141,20 @@ fn apply(option: &[u8], mount: &mut Mount, gathered: &mut Gathered) -> Result<()
         "xattr_permissions" if number::<u32>(&key, value)? > 0 => config.owners = Owners::Recorded,
         "volatile" => config.volatile = true,
         "fsync" if number::<u32>(&key, value)? == 0 => config.volatile = true,
-        "redirect_dir" => config.redirect = value == Some(b"on"),
+        "redirect_dir" if value == Some(b"on") => {
+            bail!(
+                "redirect_dir=on is not supported: renaming a directory of a lower answers EXDEV, as on the kernel's overlay"
+            )
+        }
         "writeback" => config.writeback = number::<u32>(&key, value)? > 0,
         "coherent" => config.coherent = true,
         "xdev" => gathered.xdev = true,
         "ociwhiteouts" => gathered.plain = number::<u32>(&key, value)? == 0,
         "exclude" => {
             let paths = split(value.unwrap_or_default(), b':').into_iter();
-            gathered.exclude.extend(paths.map(|path| unescape(&path).trim_ascii_start().to_vec()).map(without_slashes));
+            gathered
+                .exclude
+                .extend(paths.map(|path| unescape(&path).trim_ascii_start().to_vec()).map(without_slashes));
         }
         "size" => config.limits.bytes = number(&key, value)?,
         "inodes" => config.limits.inodes = number(&key, value)?,
@@ -165,10 +174,43 @@ fn flag(key: &str, mount: &mut Mount) -> Result<()> {
         "nodev" => mount.flags |= MountFlags::NODEV,
         "noexec" => mount.flags |= MountFlags::NOEXEC,
         "noatime" => mount.flags |= MountFlags::NOATIME,
-        "" | "rw" | "suid" | "dev" | "exec" | "atime" | "relatime" | "diratime" | "nodiratime" | "allow_other" | "allow_root"
-        | "default_permissions" | "auto_unmount" | "xattr_permissions" | "fsync" | "timeout" | "threaded"
-        | "fast_ino" | "noxattrs" | "plugins" | "static_nlink" | "noacl" | "fsname" | "subtype" | "max_write"
-        | "max_idle_threads" | "clone_fd" | "userxattr" | "metacopy" | "index" | "xino" | "context" | "user" | "async" | "sync" | "_netdev" => {}
+        ""
+        | "rw"
+        | "suid"
+        | "dev"
+        | "exec"
+        | "atime"
+        | "relatime"
+        | "diratime"
+        | "nodiratime"
+        | "allow_other"
+        | "allow_root"
+        | "default_permissions"
+        | "auto_unmount"
+        | "xattr_permissions"
+        | "redirect_dir"
+        | "fsync"
+        | "timeout"
+        | "threaded"
+        | "fast_ino"
+        | "noxattrs"
+        | "plugins"
+        | "static_nlink"
+        | "noacl"
+        | "fsname"
+        | "subtype"
+        | "max_write"
+        | "max_idle_threads"
+        | "clone_fd"
+        | "userxattr"
+        | "metacopy"
+        | "index"
+        | "xino"
+        | "context"
+        | "user"
+        | "async"
+        | "sync"
+        | "_netdev" => {}
         _ => bail!("the mount option {key} is not known"),
     }
     Ok(())
@@ -242,9 +284,11 @@ mod tests {
 
     #[test]
     fn the_line_that_podman_writes_is_understood() {
-        let line = "lowerdir=/a:/b\\:c\\,d,upperdir=/u,workdir=/w,uidmapping=0:1000:1:1:100000:65536,volatile,nodev";
+        let line =
+            "lowerdir=/a:/b\\:c\\,d,upperdir=/u,workdir=/w,uidmapping=0:1000:1:1:100000:65536,volatile,nodev";
         let mount = mount(&["-o", line, "/m"]);
-        let lowers: Vec<_> = mount.config.lowers.iter().map(|lower| format!("{:?}", lower.directory)).collect();
+        let lowers: Vec<_> =
+            mount.config.lowers.iter().map(|lower| format!("{:?}", lower.directory)).collect();
         assert_eq!(lowers, [r#"Path("/a")"#, r#"Path("/b:c,d")"#]);
         assert_eq!(mount.config.uid_map.len(), 2);
         assert!(mount.config.volatile && !mount.foreground);
@@ -253,7 +297,8 @@ mod tests {
 
     #[test]
     fn a_word_that_nobody_knows_is_refused() {
-        for words in [&["-o", "wrokdir=/w", "/m"][..], &["--x", "/m"], &["-o", "squash_to_uid=x", "/m"], &[]] {
+        for words in [&["-o", "wrokdir=/w", "/m"][..], &["--x", "/m"], &["-o", "squash_to_uid=x", "/m"], &[]]
+        {
             assert!(parse(words.iter().map(OsString::from)).is_err(), "{words:?}");
         }
     }

@@ -41,7 +41,6 @@ pub struct Overlay {
 pub(crate) struct Options {
     pub(crate) owners: Owners,
     pub(crate) volatile: bool,
-    pub(crate) redirect: bool,
     pub(crate) coherent: bool,
     pub(crate) writeback: bool,
     /// A lower directory that we may not read counts as empty when it is removed.
@@ -139,7 +138,9 @@ impl Overlay {
 
     /// Runs `act` on the upper's file behind `node`, which cannot be renamed meanwhile. `None` if it is not in the upper.
     pub(crate) fn at_upper<T>(
-        &self, node: &Arc<Node>, mut act: impl FnMut(&At, &mut State) -> Result<T>,
+        &self,
+        node: &Arc<Node>,
+        mut act: impl FnMut(&At, &mut State) -> Result<T>,
     ) -> Result<Option<T>> {
         loop {
             let (parent, name) = {
@@ -221,7 +222,6 @@ impl Options {
         Self {
             owners: config.owners,
             volatile: config.volatile,
-            redirect: config.redirect,
             coherent: config.coherent,
             // Late errors would hide a full quota from the writer.
             writeback: config.writeback && config.limits.bytes == 0 && config.limits.inodes == 0,
@@ -241,10 +241,15 @@ impl At {
     /// Opens a regular file. A held file may be known by an `O_PATH` descriptor only, so it is opened through /proc.
     pub(crate) fn open(&self, flags: OFlags) -> Result<OwnedFd> {
         match self {
-            Self::Name(fd, name) => openat(fd, &**name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()),
-            Self::Held(fd) => {
-                openat(rustix::fs::CWD, crate::sys::proc_path(fd, b""), flags | OFlags::CLOEXEC, Mode::empty())
+            Self::Name(fd, name) => {
+                openat(fd, &**name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
             }
+            Self::Held(fd) => openat(
+                rustix::fs::CWD,
+                crate::sys::proc_path(fd, b""),
+                flags | OFlags::CLOEXEC,
+                Mode::empty(),
+            ),
         }
     }
 

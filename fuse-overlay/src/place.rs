@@ -6,13 +6,11 @@ use crate::attr::{WANTED, is_whiteout};
 use crate::cache::{Descriptors, Evict};
 use crate::number::Device;
 use parking_lot::Mutex;
-use rustix::fs::{
-    AtFlags, CWD, Mode, OFlags, ResolveFlags, Statx, StatxAttributes, openat, openat2, statx,
-};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Statx, StatxAttributes, openat, openat2, statx};
 use rustix::io::{Errno, Result};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 pub(crate) const OPEN_PATH: OFlags =
     OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
@@ -68,7 +66,13 @@ impl Evict for Place {
 
 impl Place {
     pub(crate) fn root(layer: Arc<Layer>) -> Arc<Self> {
-        Arc::new(Self { layer, path: Box::default(), hollow: false, fd: Mutex::new(None), marks: OnceLock::new() })
+        Arc::new(Self {
+            layer,
+            path: Box::default(),
+            hollow: false,
+            fd: Mutex::new(None),
+            marks: OnceLock::new(),
+        })
     }
 
     /// The directory `name` of this one, whose attributes were just read.
@@ -76,7 +80,13 @@ impl Place {
         let mounted = stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
         let hollow = self.hollow || (self.layer.xdev && mounted);
         let path = self.join(name).into_boxed_slice();
-        Arc::new(Self { layer: self.layer.clone(), path, hollow, fd: Mutex::new(None), marks: OnceLock::new() })
+        Arc::new(Self {
+            layer: self.layer.clone(),
+            path,
+            hollow,
+            fd: Mutex::new(None),
+            marks: OnceLock::new(),
+        })
     }
 
     pub(crate) fn fd(self: &Arc<Self>, cache: &Descriptors) -> Result<Arc<OwnedFd>> {
@@ -102,7 +112,10 @@ impl Place {
 
     /// Does the layer say that `name` is deleted? `stat` is what stands there.
     pub(crate) fn deletes(
-        self: &Arc<Self>, cache: &Descriptors, name: &[u8], stat: Option<&Statx>,
+        self: &Arc<Self>,
+        cache: &Descriptors,
+        name: &[u8],
+        stat: Option<&Statx>,
     ) -> Result<bool> {
         let Some(stat) = stat else { return self.marks(cache, name) };
         let empty_file = stat.stx_size == 0 && stat.stx_mode & 0o170_000 == 0o100_000;

@@ -61,7 +61,12 @@ impl Overlay {
 
     /// Takes a name from a node by `remove`, and keeps the file reachable if that was its last name in the upper.
     pub(crate) fn drop_name(
-        &self, node: &Arc<Node>, parent: &Arc<Node>, name: &[u8], found: &Found, remove: impl FnOnce() -> Result<()>,
+        &self,
+        node: &Arc<Node>,
+        parent: &Arc<Node>,
+        name: &[u8],
+        found: &Found,
+        remove: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
         // Nobody may copy the file up to a name that is going away.
         let _turn = self.copy_lock(node).lock();
@@ -122,7 +127,12 @@ impl Overlay {
     }
 
     fn drop_dir(
-        &self, upper: &UpperLayer, node: &Arc<Node>, directory: &OwnedFd, name: &[u8], hide: bool,
+        &self,
+        upper: &UpperLayer,
+        node: &Arc<Node>,
+        directory: &OwnedFd,
+        name: &[u8],
+        hide: bool,
     ) -> Result<()> {
         let held = self.upper_dir(node)?;
         if held.is_some() {
@@ -147,7 +157,12 @@ impl Overlay {
         if let Some(node) = self.known(found).filter(|node| node.is_dir()) {
             return Ok(node);
         }
-        let copy = Found { upper: found.upper, places: found.places.clone(), lower: found.lower.clone(), whiteout: false };
+        let copy = Found {
+            upper: found.upper,
+            places: found.places.clone(),
+            lower: found.lower.clone(),
+            whiteout: false,
+        };
         let node = self.adopt(parent, name, copy)?.node;
         self.forget(node.ino, 1);
         Ok(node)

@@ -135,11 +135,19 @@ impl Overlay {
         }
     }
 
-    fn carry_out(&self, upper: &UpperLayer, source: &End<'_>, target: &End<'_>, moving: &Arc<Node>) -> Result<()> {
+    fn carry_out(
+        &self,
+        upper: &UpperLayer,
+        source: &End<'_>,
+        target: &End<'_>,
+        moving: &Arc<Node>,
+    ) -> Result<()> {
         let act = || self.move_real(upper, source, target);
         match &target.node {
             Some(replaced) if !replaced.is_dir() => {
-                self.drop_name(replaced, &target.parent, target.name, &target.found, || self.locked(moving, source, target, act))?;
+                self.drop_name(replaced, &target.parent, target.name, &target.found, || {
+                    self.locked(moving, source, target, act)
+                })?;
             }
             Some(replaced) => {
                 let held = self.walked(replaced);
@@ -155,7 +163,9 @@ impl Overlay {
             }
             None => self.locked(moving, source, target, act)?,
         }
-        if let Some(stat) = target.found.upper.as_ref().filter(|stat| stat.stx_nlink < 2 || target.found.is_dir()) {
+        if let Some(stat) =
+            target.found.upper.as_ref().filter(|stat| stat.stx_nlink < 2 || target.found.is_dir())
+        {
             self.quota.lost(stat);
         }
         self.removed(&source.parent, source.name);
@@ -173,7 +183,11 @@ impl Overlay {
 
     /// Runs `act` while nobody else uses the moving node's name, and gives it the new one.
     fn locked(
-        &self, moving: &Arc<Node>, source: &End<'_>, target: &End<'_>, act: impl FnOnce() -> Result<()>,
+        &self,
+        moving: &Arc<Node>,
+        source: &End<'_>,
+        target: &End<'_>,
+        act: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
         let mut state = moving.state.lock();
         act()?;
@@ -220,7 +234,13 @@ impl Overlay {
     }
 
     /// A directory cannot replace a whiteout, so the two change places.
-    fn move_over_whiteout(&self, upper: &UpperLayer, source: &End<'_>, target: &End<'_>, there: bool) -> Result<()> {
+    fn move_over_whiteout(
+        &self,
+        upper: &UpperLayer,
+        source: &End<'_>,
+        target: &End<'_>,
+        there: bool,
+    ) -> Result<()> {
         if !there {
             upper.link_whiteout(&target.directory, target.name)?;
         }
@@ -255,7 +275,13 @@ impl Overlay {
 }
 
 /// Moves a file and leaves a whiteout where it was, in one step where the file system can.
-fn move_leaving_whiteout(upper: &UpperLayer, from: &OwnedFd, name: &[u8], to: &OwnedFd, new: &[u8]) -> Result<()> {
+fn move_leaving_whiteout(
+    upper: &UpperLayer,
+    from: &OwnedFd,
+    name: &[u8],
+    to: &OwnedFd,
+    new: &[u8],
+) -> Result<()> {
     match renameat_with(from, name, to, new, RenameFlags::WHITEOUT) {
         Err(Errno::INVAL | Errno::PERM | Errno::NOSYS) => {
             renameat(from, name, to, new)?;

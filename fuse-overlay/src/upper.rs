@@ -4,7 +4,10 @@
 
 use crate::attr::WANTED;
 use parking_lot::Mutex;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Statx, linkat, mkdirat, mknodat, openat, renameat_with, statx, unlinkat};
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, RenameFlags, Statx, linkat, mkdirat, mknodat, openat, renameat_with,
+    statx, unlinkat,
+};
 use rustix::io::{Errno, Result};
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
@@ -45,7 +48,12 @@ impl UpperLayer {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(error) => return Err(error),
             }
-            openat(&work, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+            openat(
+                &work,
+                name,
+                OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                Mode::empty(),
+            )
         };
         let (temporary, index) = (directory(WORK)?, directory(INDEX)?);
         // What an earlier mount left; the marks of incompatible features stay.
@@ -133,7 +141,12 @@ impl UpperLayer {
     }
 
     /// Passes `outcome` on; if it is an error, what was made in the work directory goes.
-    pub(crate) fn discard_on_error<T>(&self, outcome: Result<T>, temporary: &[u8], flags: AtFlags) -> Result<T> {
+    pub(crate) fn discard_on_error<T>(
+        &self,
+        outcome: Result<T>,
+        temporary: &[u8],
+        flags: AtFlags,
+    ) -> Result<T> {
         if outcome.is_err() {
             let _swept_at_the_next_mount = unlinkat(&self.temporary, temporary, flags);
         }
@@ -152,7 +165,12 @@ impl UpperLayer {
     }
 
     pub(crate) fn open_index(&self, number: u64) -> Result<OwnedFd> {
-        openat(&self.index, index_name(number), OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+        openat(
+            &self.index,
+            index_name(number),
+            OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
     }
 
     pub(crate) fn drop_index(&self, number: u64) -> Result<()> {

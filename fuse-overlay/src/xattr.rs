@@ -5,7 +5,9 @@
 use crate::node::Node;
 use crate::overlay::{At, Overlay};
 use crate::sys::proc_path;
-use rustix::fs::{XattrFlags, getxattr, lgetxattr, listxattr, llistxattr, lremovexattr, lsetxattr, removexattr, setxattr};
+use rustix::fs::{
+    XattrFlags, getxattr, lgetxattr, listxattr, llistxattr, lremovexattr, lsetxattr, removexattr, setxattr,
+};
 use rustix::io::{Errno, Result};
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -97,7 +99,11 @@ impl Target {
     }
 
     fn set(&self, name: &[u8], value: &[u8], flags: XattrFlags) -> Result<()> {
-        if self.follow { setxattr(&self.path, name, value, flags) } else { lsetxattr(&self.path, name, value, flags) }
+        if self.follow {
+            setxattr(&self.path, name, value, flags)
+        } else {
+            lsetxattr(&self.path, name, value, flags)
+        }
     }
 
     fn remove(&self, name: &[u8]) -> Result<()> {
@@ -142,7 +148,7 @@ impl Overlay {
         act(&Target { path: proc_path(place.fd(&self.descriptors)?, &name), follow: false })
     }
 
-    pub fn get_xattr(&self, ino: u64, name: &[u8]) -> Result<Vec<u8>> {
+    pub fn xattr(&self, ino: u64, name: &[u8]) -> Result<Vec<u8>> {
         let name = stored(name).ok_or(Errno::NODATA)?;
         self.attributes(&self.node(ino)?, |target| target.read(&name))
     }
@@ -183,7 +189,8 @@ impl Overlay {
                 if name.starts_with(OWN) && !name.starts_with(ESCAPED) {
                     continue;
                 }
-                let privileged = [&b"security."[..], b"trusted.", b"system."].iter().any(|p| name.starts_with(p));
+                let privileged =
+                    [&b"security."[..], b"trusted.", b"system."].iter().any(|p| name.starts_with(p));
                 match from.read(name).and_then(|value| to.set(name, &value, XattrFlags::empty())) {
                     Ok(()) | Err(Errno::NODATA) => {}
                     Err(Errno::PERM | Errno::OPNOTSUPP | Errno::INVAL) if privileged => {}
@@ -209,7 +216,12 @@ mod tests {
         assert_eq!(shown(b"user.overlay.opaque"), None);
         assert_eq!(shown(OVERRIDE), None);
         assert_eq!(stored(OVERRIDE), None);
-        for name in [&b"user.overlay.opaque"[..], b"user.overlay.overlay.opaque", b"user.mine", b"security.capability"] {
+        for name in [
+            &b"user.overlay.opaque"[..],
+            b"user.overlay.overlay.opaque",
+            b"user.mine",
+            b"security.capability",
+        ] {
             assert_eq!(shown(&stored(name).unwrap()).as_deref(), Some(name));
         }
     }

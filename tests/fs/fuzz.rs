@@ -5,9 +5,9 @@
 
 use fs_tests::{Dice, Mounted, Stand, differences, tree};
 use rustix::fs::{
-    AtFlags, CWD, FallocateFlags, FileType, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat,
-    chownat, fallocate, fstat, ftruncate, linkat, lsetxattr, mkdirat, mknodat, openat, renameat_with, symlinkat, unlinkat,
-    utimensat,
+    AtFlags, CWD, FallocateFlags, FileType, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid,
+    XattrFlags, chmodat, chownat, fallocate, fstat, ftruncate, linkat, lsetxattr, mkdirat, mknodat, openat,
+    renameat_with, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::{Errno, pread, pwrite};
 use std::fmt::Debug;
@@ -157,7 +157,9 @@ impl Side {
             Operation::Fifo(path) => {
                 plain(mknodat(CWD, self.at(path), FileType::Fifo, Mode::from_raw_mode(0o640), 0))
             }
-            Operation::Mode(path, mode) => plain(chmodat(CWD, self.at(path), Mode::from_raw_mode(*mode), none)),
+            Operation::Mode(path, mode) => {
+                plain(chmodat(CWD, self.at(path), Mode::from_raw_mode(*mode), none))
+            }
             Operation::Owner(path, uid, gid) => {
                 let owner = (Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid)));
                 plain(chownat(CWD, self.at(path), owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW))
@@ -193,11 +195,16 @@ impl Side {
             Operation::Read(path) => {
                 let file = openat(CWD, self.at(path), OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty());
                 let mut bytes = vec![0; 100_000];
-                told(file.and_then(|file| pread(&file, bytes.as_mut_slice(), 0)).map(|count| hashed(&bytes[..count])))
+                told(
+                    file.and_then(|file| pread(&file, bytes.as_mut_slice(), 0))
+                        .map(|count| hashed(&bytes[..count])),
+                )
             }
             Operation::Look(path) => fs_tests::facts_of(&self.at(path)).map_or_else(
                 |error| format!("{:?}", error.kind()),
-                |facts| if facts.mode & 0o170_000 == 0o010_000 { String::new() } else { format!("{facts:?}") },
+                |facts| {
+                    if facts.mode & 0o170_000 == 0o010_000 { String::new() } else { format!("{facts:?}") }
+                },
             ),
             Operation::Open(slot, path, write) => {
                 let access = if *write { OFlags::RDWR } else { OFlags::RDONLY };
@@ -206,7 +213,9 @@ impl Side {
                 self.files[*slot] = opened.ok();
                 text
             }
-            Operation::WriteFd(slot, offset, bytes) => self.on_file(*slot, |file| told(pwrite(file, bytes, *offset))),
+            Operation::WriteFd(slot, offset, bytes) => {
+                self.on_file(*slot, |file| told(pwrite(file, bytes, *offset)))
+            }
             Operation::ReadFd(slot, offset) => self.on_file(*slot, |file| {
                 let mut bytes = vec![0; 30_000];
                 told(pread(file, bytes.as_mut_slice(), *offset).map(|count| hashed(&bytes[..count])))
@@ -269,7 +278,8 @@ fn furnish(stand: &Stand, dice: &mut Dice) {
 /// Gives everything an old time, children first.
 fn settle(at: &Path, dice: &mut Dice) {
     if at.is_dir() && !at.is_symlink() {
-        let mut names: Vec<_> = fs::read_dir(at).expect("a layer can be read").flatten().map(|e| e.path()).collect();
+        let mut names: Vec<_> =
+            fs::read_dir(at).expect("a layer can be read").flatten().map(|e| e.path()).collect();
         names.sort();
         names.iter().for_each(|name| settle(name, dice));
     }
@@ -339,7 +349,8 @@ fn once(seed: u64) {
 
 #[test]
 fn random_operations_do_the_same_on_the_kernels_overlay_and_on_ours() {
-    let number = |name: &str, default| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
+    let number =
+        |name: &str, default| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
     let end = Instant::now() + Duration::from_secs(number("FUZZ_SECONDS", 120));
     let mut seed = number("FUZZ_SEED", 1);
     let first = seed;

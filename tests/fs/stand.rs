@@ -15,7 +15,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The program under test.
 pub fn program() -> PathBuf {
-    PathBuf::from(std::env::var_os("FUSE_OVERLAY_BIN").expect("FUSE_OVERLAY_BIN names the program under test"))
+    PathBuf::from(
+        std::env::var_os("FUSE_OVERLAY_BIN").expect("FUSE_OVERLAY_BIN names the program under test"),
+    )
 }
 
 /// Layers and a mount point in a directory that goes when the stand does.
@@ -199,7 +201,9 @@ pub fn attributes(path: &Path) -> Vec<(Vec<u8>, Vec<u8>)> {
 
 /// FNV-1a: enough to tell contents apart.
 pub fn hash(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
 }
 
 /// What differs between two trees, in words.

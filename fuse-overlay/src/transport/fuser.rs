@@ -3,95 +3,42 @@
 //! that they are never sent again (an open file then costs nothing, and CREATE becomes MKNOD without a RELEASE). A
 //! panic in a handler answers EIO and the server lives on.
 
-use crate::attr::{Attr, Caller, Changes, Stamp, Time};
+use crate::attr::{Attr, Caller, Changes};
 use crate::contents::{Privilege, Seek, Span};
 use crate::create::New;
-use crate::directory::{Detail, Room};
+use crate::directory::Detail;
 use crate::overlay::Overlay;
 use crate::rename::{Replace, Spot};
 use crate::transport::counters::{Counters, Request as Kind};
 use crate::transport::pause::Pause;
+use crate::transport::translate::{NOTHING, done, errno, file_attr, file_type, room, sized, stamp};
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
-    Session, SessionACL, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+    Request, TimeOrNow, WriteFlags,
 };
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
-/// As good as for ever; the kernel adds it to its clock.
-const FOREVER: Duration = Duration::from_secs(1 << 30);
 const GENERATION: Generation = Generation(0);
 const MAX_WRITE: u32 = 1 << 20;
-const NANOSECONDS: u32 = 1_000_000_000;
 
 thread_local! {
-    static DATA: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// How many threads serve a mount on this machine: more only rotate and cool the caches.
-pub fn default_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, |cores| cores.get().min(4))
-}
-
-/// Serves a device that is already mounted, until it is unmounted.
-pub fn serve(overlay: Arc<Overlay>, device: OwnedFd, threads: usize) -> io::Result<()> {
-    serve_counted(overlay, device, threads, Arc::default(), || {})
-}
-
-/// The same with counters that somebody prints, and a call when the kernel was answered first.
-pub fn serve_counted(
-    overlay: Arc<Overlay>, device: OwnedFd, threads: usize, counters: Arc<Counters>, ready: impl FnOnce(),
-) -> io::Result<()> {
-    let (wire, config) = prepare(overlay, threads, counters)?;
-    let pause = wire.pause.clone();
-    let session = Session::from_fd(wire, device, SessionACL::All, config)?;
-    ready();
-    let outcome = session.run();
-    pause.close();
-    outcome
-}
-
-/// Mounts by the setuid helper `fusermount3` and serves, where nothing else may mount.
-pub fn serve_by_helper(
-    overlay: Arc<Overlay>, target: &Path, threads: usize, counters: Arc<Counters>, ready: impl FnOnce(),
-) -> io::Result<()> {
-    let (wire, mut config) = prepare(overlay, threads, counters)?;
-    let pause = wire.pause.clone();
-    config.acl = SessionACL::Owner;
-    config.mount_options = vec![MountOption::DefaultPermissions, MountOption::FSName("fuse-overlay".into())];
-    let session = Session::new(wire, target, &config)?;
-    ready();
-    let outcome = session.run();
-    pause.close();
-    outcome
-}
-
-fn prepare(overlay: Arc<Overlay>, threads: usize, counters: Arc<Counters>) -> io::Result<(Wire, fuser::Config)> {
-    // Modes arrive finished from the kernel.
-    rustix::process::umask(rustix::fs::Mode::empty());
-    let ttl = if overlay.is_coherent() { Duration::from_secs(1) } else { FOREVER };
-    let wire = Wire { overlay, ttl, counters, pause: Pause::start()? };
-    let mut config = fuser::Config::default();
-    config.acl = SessionACL::All;
-    config.n_threads = Some(threads.max(1));
-    config.clone_fd = threads > 1;
-    Ok((wire, config))
-}
-
-struct Wire {
-    overlay: Arc<Overlay>,
-    ttl: Duration,
-    counters: Arc<Counters>,
-    pause: Pause,
+pub(super) struct Wire {
+    pub(super) overlay: Arc<Overlay>,
+    pub(super) ttl: Duration,
+    pub(super) counters: Arc<Counters>,
+    pub(super) pause: Pause,
 }
 
 impl Wire {
@@ -99,7 +46,7 @@ impl Wire {
     fn guard(&self, kind: Kind, act: impl FnOnce()) {
         self.counters.count(kind);
         if catch_unwind(AssertUnwindSafe(act)).is_err() {
-            eprintln!("fuse-overlay: a {kind:?} request failed by a fault of this program and was answered EIO");
+            self.counters.count(Kind::Fault);
         }
     }
 
@@ -122,72 +69,6 @@ impl Wire {
         self.guard(Kind::Create, || {
             self.entry(self.overlay.create(parent.0, name.as_bytes(), new, caller), reply);
         });
-    }
-}
-
-fn errno(error: rustix::io::Errno) -> Errno {
-    Errno::from_i32(error.raw_os_error())
-}
-
-fn done(outcome: rustix::io::Result<()>, reply: ReplyEmpty) {
-    match outcome {
-        Ok(()) => reply.ok(),
-        Err(error) => reply.error(errno(error)),
-    }
-}
-
-fn system_time(time: Time) -> SystemTime {
-    let nanoseconds = Duration::from_nanos(u64::from(time.nsec));
-    let whole = if time.sec >= 0 {
-        UNIX_EPOCH.checked_add(Duration::from_secs(time.sec.unsigned_abs()))
-    } else {
-        UNIX_EPOCH.checked_sub(Duration::from_secs(time.sec.unsigned_abs()))
-    };
-    whole.and_then(|whole| whole.checked_add(nanoseconds)).unwrap_or(UNIX_EPOCH)
-}
-
-/// Undoes what fuser 0.18 does to times before 1970: it takes the nanoseconds off where they must be added.
-fn stamp(time: TimeOrNow) -> Stamp {
-    let TimeOrNow::SpecificTime(time) = time else { return Stamp::Now };
-    match time.duration_since(UNIX_EPOCH) {
-        Ok(after) => Stamp::At(Time { sec: after.as_secs() as i64, nsec: after.subsec_nanos() }),
-        Err(before) => {
-            let before = before.duration();
-            let sec = (before.as_secs() as i64).wrapping_neg();
-            Stamp::At(Time { sec, nsec: before.subsec_nanos() % NANOSECONDS })
-        }
-    }
-}
-
-fn file_type(kind: rustix::fs::FileType) -> FileType {
-    match kind {
-        rustix::fs::FileType::Directory => FileType::Directory,
-        rustix::fs::FileType::Symlink => FileType::Symlink,
-        rustix::fs::FileType::Fifo => FileType::NamedPipe,
-        rustix::fs::FileType::Socket => FileType::Socket,
-        rustix::fs::FileType::CharacterDevice => FileType::CharDevice,
-        rustix::fs::FileType::BlockDevice => FileType::BlockDevice,
-        _ => FileType::RegularFile,
-    }
-}
-
-fn file_attr(attr: &Attr) -> FileAttr {
-    FileAttr {
-        ino: INodeNo(attr.ino),
-        size: attr.size,
-        blocks: attr.blocks,
-        atime: system_time(attr.atime),
-        mtime: system_time(attr.mtime),
-        ctime: system_time(attr.ctime),
-        crtime: UNIX_EPOCH,
-        kind: file_type(attr.kind()),
-        perm: (attr.mode & 0o7777) as u16,
-        nlink: attr.nlink,
-        uid: attr.uid,
-        gid: attr.gid,
-        rdev: attr.rdev,
-        blksize: attr.blksize,
-        flags: 0,
     }
 }
 
@@ -239,14 +120,26 @@ impl Filesystem for Wire {
     }
 
     fn getattr(&self, _request: &Request, ino: INodeNo, _file: Option<FileHandle>, reply: ReplyAttr) {
-        self.guard(Kind::GetAttr, || self.attr(self.overlay.get_attr(ino.0), reply));
+        self.guard(Kind::GetAttr, || self.attr(self.overlay.attributes_of(ino.0), reply));
     }
 
     fn setattr(
-        &self, _request: &Request, ino: INodeNo, mode: Option<u32>, uid: Option<u32>, gid: Option<u32>,
-        size: Option<u64>, atime: Option<TimeOrNow>, mtime: Option<TimeOrNow>, _ctime: Option<SystemTime>,
-        _file: Option<FileHandle>, _crtime: Option<SystemTime>, _chgtime: Option<SystemTime>,
-        _bkuptime: Option<SystemTime>, _flags: Option<BsdFileFlags>, reply: ReplyAttr,
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _file: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
     ) {
         let changes = Changes { mode, uid, gid, size, atime: atime.map(stamp), mtime: mtime.map(stamp) };
         self.guard(Kind::SetAttr, || self.attr(self.overlay.set_attr(ino.0, &changes), reply));
@@ -260,12 +153,27 @@ impl Filesystem for Wire {
     }
 
     fn mknod(
-        &self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, rdev: u32, reply: ReplyEntry,
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
     ) {
         self.create_new(request, parent, name, &New::Node { mode, rdev }, reply);
     }
 
-    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+    fn mkdir(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
         self.create_new(request, parent, name, &New::Directory { mode }, reply);
     }
 
@@ -275,7 +183,13 @@ impl Filesystem for Wire {
     }
 
     fn create(
-        &self, _request: &Request, _parent: INodeNo, _name: &OsStr, _mode: u32, _umask: u32, _flags: i32,
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _flags: i32,
         reply: ReplyCreate,
     ) {
         reply.error(Errno::ENOSYS);
@@ -300,8 +214,14 @@ impl Filesystem for Wire {
     }
 
     fn rename(
-        &self, _request: &Request, parent: INodeNo, name: &OsStr, new_parent: INodeNo, new_name: &OsStr,
-        flags: RenameFlags, reply: ReplyEmpty,
+        &self,
+        _request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
     ) {
         let replace = if flags == RenameFlags::empty() {
             Replace::Over
@@ -322,11 +242,18 @@ impl Filesystem for Wire {
     }
 
     fn read(
-        &self, _request: &Request, ino: INodeNo, _file: FileHandle, offset: u64, size: u32, _flags: OpenFlags,
-        _owner: Option<LockOwner>, reply: ReplyData,
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _file: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyData,
     ) {
         self.guard(Kind::Read, || {
-            DATA.with_borrow_mut(|buffer| {
+            BUFFER.with_borrow_mut(|buffer| {
                 let size = size as usize;
                 if buffer.len() < size {
                     buffer.resize(size, 0);
@@ -340,8 +267,16 @@ impl Filesystem for Wire {
     }
 
     fn write(
-        &self, _request: &Request, ino: INodeNo, _file: FileHandle, offset: u64, data: &[u8], write_flags: WriteFlags,
-        _flags: OpenFlags, _owner: Option<LockOwner>, reply: ReplyWrite,
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _file: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyWrite,
     ) {
         let privilege = if write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
             Privilege::Drop
@@ -357,7 +292,14 @@ impl Filesystem for Wire {
         });
     }
 
-    fn flush(&self, _request: &Request, _ino: INodeNo, _file: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+    fn flush(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _file: FileHandle,
+        _owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
         reply.error(Errno::ENOSYS);
     }
 
@@ -368,11 +310,25 @@ impl Filesystem for Wire {
         self.guard(Kind::Sync, || done(self.overlay.sync(ino.0, data_only), reply));
     }
 
-    fn fsyncdir(&self, request: &Request, ino: INodeNo, file: FileHandle, data_only: bool, reply: ReplyEmpty) {
+    fn fsyncdir(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        file: FileHandle,
+        data_only: bool,
+        reply: ReplyEmpty,
+    ) {
         self.fsync(request, ino, file, data_only, reply);
     }
 
-    fn readdir(&self, _request: &Request, ino: INodeNo, _file: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _file: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
         self.guard(Kind::ReadDir, || {
             let outcome = self.overlay.read_dir(ino.0, offset, Detail::Names, &mut |entry| {
                 let name = OsStr::from_bytes(entry.name);
@@ -386,7 +342,12 @@ impl Filesystem for Wire {
     }
 
     fn readdirplus(
-        &self, _request: &Request, ino: INodeNo, _file: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus,
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _file: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
     ) {
         self.guard(Kind::ReadDirPlus, || {
             let outcome = self.overlay.read_dir(ino.0, offset, Detail::Attributes, &mut |entry| {
@@ -418,7 +379,7 @@ impl Filesystem for Wire {
     }
 
     fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.guard(Kind::GetXattr, || sized(self.overlay.get_xattr(ino.0, name.as_bytes()), size, reply));
+        self.guard(Kind::GetXattr, || sized(self.overlay.xattr(ino.0, name.as_bytes()), size, reply));
     }
 
     fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
@@ -426,11 +387,19 @@ impl Filesystem for Wire {
     }
 
     fn setxattr(
-        &self, _request: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, _position: u32,
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
         reply: ReplyEmpty,
     ) {
         let flags = flags.unsigned_abs();
-        self.guard(Kind::SetXattr, || done(self.overlay.set_xattr(ino.0, name.as_bytes(), value, flags), reply));
+        self.guard(Kind::SetXattr, || {
+            done(self.overlay.set_xattr(ino.0, name.as_bytes(), value, flags), reply)
+        });
     }
 
     fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -438,7 +407,13 @@ impl Filesystem for Wire {
     }
 
     fn fallocate(
-        &self, _request: &Request, ino: INodeNo, _file: FileHandle, offset: u64, length: u64, mode: i32,
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _file: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
         reply: ReplyEmpty,
     ) {
         let span = Span { ino: ino.0, offset };
@@ -446,7 +421,13 @@ impl Filesystem for Wire {
     }
 
     fn lseek(
-        &self, _request: &Request, ino: INodeNo, _file: FileHandle, offset: i64, whence: i32, reply: ReplyLseek,
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _file: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
     ) {
         let question = if whence == libc::SEEK_DATA { Seek::Data } else { Seek::Hole };
         // The kernel does not write dirty pages back before it asks, so the real file may have holes where the caller
@@ -462,8 +443,17 @@ impl Filesystem for Wire {
     }
 
     fn copy_file_range(
-        &self, _request: &Request, ino_in: INodeNo, _in: FileHandle, offset_in: u64, ino_out: INodeNo,
-        _out: FileHandle, offset_out: u64, length: u64, _flags: CopyFileRangeFlags, reply: ReplyWrite,
+        &self,
+        _request: &Request,
+        ino_in: INodeNo,
+        _in: FileHandle,
+        offset_in: u64,
+        ino_out: INodeNo,
+        _out: FileHandle,
+        offset_out: u64,
+        length: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
     ) {
         let from = Span { ino: ino_in.0, offset: offset_in };
         let to = Span { ino: ino_out.0, offset: offset_out };
@@ -482,49 +472,6 @@ impl Wire {
                 let data = data.to_vec();
                 self.pause.until(due, Box::new(move || reply.data(&data)));
             }
-        }
-    }
-}
-
-fn room(full: bool) -> Room {
-    if full { Room::Full } else { Room::Taken }
-}
-
-fn sized(outcome: rustix::io::Result<Vec<u8>>, size: u32, reply: ReplyXattr) {
-    match outcome {
-        Ok(value) if size == 0 => reply.size(value.len() as u32),
-        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
-        Ok(value) => reply.data(&value),
-        Err(error) => reply.error(errno(error)),
-    }
-}
-
-const NO_TIME: Time = Time { sec: 0, nsec: 0 };
-const NOTHING: Attr = Attr {
-    ino: 0,
-    size: 0,
-    blocks: 0,
-    atime: NO_TIME,
-    mtime: NO_TIME,
-    ctime: NO_TIME,
-    mode: 0o100_000,
-    nlink: 0,
-    uid: 0,
-    gid: 0,
-    rdev: 0,
-    blksize: 4096,
-};
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_before_1970_and_at_the_ends_of_the_clock_survive() {
-        for sec in [i64::MIN, -2, -1, 0, 1, i64::MAX] {
-            let shown = system_time(Time { sec, nsec: 0 });
-            let stamp = stamp(TimeOrNow::SpecificTime(shown));
-            assert_eq!(stamp, Stamp::At(Time { sec, nsec: 0 }));
         }
     }
 }

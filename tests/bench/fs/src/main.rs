@@ -41,14 +41,18 @@ fn main() {
     let bench = Bench { root, dir, runs };
     let peers = peers();
     let mut results = Vec::new();
-    for row in ROWS.iter().filter(|row| wanted.is_empty() || wanted.iter().any(|word| row.name.contains(word.as_str()))) {
+    for row in ROWS
+        .iter()
+        .filter(|row| wanted.is_empty() || wanted.iter().any(|word| row.name.contains(word.as_str())))
+    {
         let times: Vec<Option<f64>> = peers.iter().map(|peer| bench.measure(peer, row)).collect();
         println!("{}", line(row.name, &times));
         results.push((row, times));
     }
     summary(&results);
     let names: Vec<_> = peers.iter().map(|peer| peer.name).collect();
-    let rows: Vec<_> = results.iter().map(|(row, times)| serde_json::json!({"row": row.name, "ms": times})).collect();
+    let rows: Vec<_> =
+        results.iter().map(|(row, times)| serde_json::json!({"row": row.name, "ms": times})).collect();
     let json = serde_json::json!({"peers": names, "rows": rows});
     fs::write(&output, format!("{json:#}\n")).expect("the results can be written");
 }
@@ -59,7 +63,8 @@ fn peers() -> Vec<Peer> {
         let path = PathBuf::from(std::env::var_os(variable).unwrap_or_default());
         path.is_file().then_some(Peer { name, kind: Kind::Program(path) })
     };
-    let mut peers = vec![Peer { name: "ext4", kind: Kind::Plain }, Peer { name: "kernel", kind: Kind::Kernel }];
+    let mut peers =
+        vec![Peer { name: "ext4", kind: Kind::Plain }, Peer { name: "kernel", kind: Kind::Kernel }];
     peers.extend(program("fo 1.10", "BENCH_FO1"));
     peers.extend(program("fo 2.0.0", "BENCH_FO2"));
     peers.extend(program("ours", "FUSE_OVERLAY_BIN"));
@@ -102,7 +107,8 @@ impl Bench {
         let options = format!("lowerdir={root},upperdir={dir}/upper,workdir={dir}/work");
         match &peer.kind {
             Kind::Plain => {
-                let copied = Command::new("cp").args(["-a", "--"]).arg(self.root.join(".")).arg(&target).status();
+                let copied =
+                    Command::new("cp").args(["-a", "--"]).arg(self.root.join(".")).arg(&target).status();
                 copied.expect("the tree can be copied");
             }
             Kind::Kernel => {
@@ -120,7 +126,8 @@ impl Bench {
 }
 
 fn line(name: &str, times: &[Option<f64>]) -> String {
-    let cells: String = times.iter().map(|time| time.map_or("-".into(), |time| format!("{time:10.1}"))).collect();
+    let cells: String =
+        times.iter().map(|time| time.map_or("-".into(), |time| format!("{time:10.1}"))).collect();
     let ours = times.last().copied().flatten().unwrap_or(f64::NAN);
     let kernel = times.get(1).copied().flatten().unwrap_or(f64::NAN);
     format!("{name:38}{cells}   {:6.2}x rival {:6.2}x kernel", rival(times) / ours, ours / kernel)
@@ -134,11 +141,14 @@ fn rival(times: &[Option<f64>]) -> f64 {
 
 fn summary(results: &[(&Row, Vec<Option<f64>>)]) {
     let mean = |ratio: &dyn Fn(&[Option<f64>]) -> f64| {
-        let logs: Vec<f64> = results.iter().map(|(_, times)| ratio(times).ln()).filter(|log| log.is_finite()).collect();
+        let logs: Vec<f64> =
+            results.iter().map(|(_, times)| ratio(times).ln()).filter(|log| log.is_finite()).collect();
         (logs.iter().sum::<f64>() / logs.len().max(1) as f64).exp()
     };
     let ours = |times: &[Option<f64>]| times.last().copied().flatten().unwrap_or(f64::NAN);
     let faster = mean(&|times| rival(times) / ours(times));
     let slower = mean(&|times| ours(times) / times.get(1).copied().flatten().unwrap_or(f64::NAN));
-    println!("geometric means: {faster:.2} times faster than the better rival, {slower:.2} times the kernel's time");
+    println!(
+        "geometric means: {faster:.2} times faster than the better rival, {slower:.2} times the kernel's time"
+    );
 }

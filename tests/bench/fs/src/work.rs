@@ -53,7 +53,12 @@ pub(crate) const ROWS: &[Row] = &[
 fn nothing(_root: &Path) {}
 
 fn run(root: &Path, program: &str, arguments: &[&str]) {
-    let status = Command::new(program).args(arguments).current_dir(root).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let status = Command::new(program)
+        .args(arguments)
+        .current_dir(root)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
     status.expect("the program of a row can be started");
 }
 
