@@ -30,6 +30,7 @@ impl Overlay {
         if *changes == Changes::default() {
             return self.attr(&node);
         }
+        self.settle()?;
         self.copy_up_until(&node, changes.size.unwrap_or(crate::copyup::ALL))?;
         if let Some(size) = changes.size {
             self.truncate(&node, size)?;

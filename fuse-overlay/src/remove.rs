@@ -21,10 +21,15 @@ impl Overlay {
         if found.is_dir() {
             return Err(Errno::ISDIR);
         }
+        let node = self.known(&found);
+        if found.upper.is_none() && self.hide_file(node.as_ref(), &parent, name, &found)? {
+            return Ok(());
+        }
+        // A full disk must not stop a removal that makes room.
+        let _told_to_the_next_writer = self.settle();
         self.copy_up(&parent)?;
         let directory = self.upper_dir(&parent)?.ok_or(Errno::NOENT)?;
         let hide = self.shines_through(&parent, name, &found)?;
-        let node = self.known(&found);
         let remove = || match (&found.upper, hide) {
             (Some(_), false) => unlinkat(&directory, name, AtFlags::empty()),
             (Some(_), true) => upper.whiteout_over(&directory, name),
@@ -39,6 +44,24 @@ impl Overlay {
         }
         self.removed(&parent, name);
         Ok(())
+    }
+
+    /// Removes a file that only lowers hold, in memory, if its directory allows that.
+    fn hide_file(
+        &self,
+        node: Option<&Arc<Node>>,
+        parent: &Arc<Node>,
+        name: &[u8],
+        found: &Found,
+    ) -> Result<bool> {
+        if !self.hide(parent, name) {
+            return Ok(false);
+        }
+        if let Some(node) = node {
+            self.drop_name(node, parent, name, found, || Ok(()))?;
+        }
+        self.removed(parent, name);
+        Ok(true)
     }
 
     /// Would a lower show something under `name` if the upper did not hold it?
@@ -70,9 +93,12 @@ impl Overlay {
     ) -> Result<()> {
         // Nobody may copy the file up to a name that is going away.
         let _turn = self.copy_lock(node).lock();
-        let directory = self.upper_dir(parent)?.ok_or(Errno::NOENT)?;
+        let directory = self.upper_dir(parent)?;
         let mut state = node.state.lock();
-        let held = if found.upper.is_some() { hold(&state, parent, &directory, name)? } else { None };
+        let held = match &directory {
+            Some(directory) if found.upper.is_some() => hold(&state, parent, directory, name)?,
+            _ => None,
+        };
         remove()?;
         state.forget_name(parent, name);
         if let Some(fd) = held {
@@ -114,6 +140,18 @@ impl Overlay {
         let node = self.directory(&parent, name, &found)?;
         if !self.is_empty(&node)? {
             return Err(Errno::NOTEMPTY);
+        }
+        if found.upper.is_none() && self.hide(&parent, name) {
+            node.state.lock().names.clear();
+            self.shown_again(node.ino);
+            self.removed(&parent, name);
+            return Ok(());
+        }
+        if found.upper.is_none() {
+            // Whatever was removed inside goes with it.
+            self.shown_again(node.ino);
+        } else {
+            let _told_to_the_next_writer = self.settle();
         }
         self.copy_up(&parent)?;
         let directory = self.upper_dir(&parent)?.ok_or(Errno::NOENT)?;

@@ -33,13 +33,23 @@ pub fn serve_counted(
     counters: Arc<Counters>,
     ready: impl FnOnce(),
 ) -> io::Result<()> {
-    let (wire, config) = prepare(overlay, threads, counters)?;
+    let (wire, config) = prepare(overlay.clone(), threads, counters)?;
     let pause = wire.pause.clone();
     let session = Session::from_fd(wire, device, SessionACL::All, config)?;
     ready();
+    run(session, &overlay, &pause)
+}
+
+/// Serves until the end, with the thread that settles removals, and settles the last ones.
+fn run(session: Session<Wire>, overlay: &Arc<Overlay>, pause: &Pause) -> io::Result<()> {
+    let settler = overlay.clone();
+    let settling =
+        std::thread::Builder::new().name("settle".into()).spawn(move || settler.settle_in_time())?;
     let outcome = session.run();
     pause.close();
-    outcome
+    overlay.stop_settling();
+    let _panicked = settling.join();
+    outcome.and(overlay.settle().map_err(io::Error::from))
 }
 
 /// Mounts by the setuid helper `fusermount3` and serves, where nothing else may mount.
@@ -50,15 +60,13 @@ pub fn serve_by_fusermount(
     counters: Arc<Counters>,
     ready: impl FnOnce(),
 ) -> io::Result<()> {
-    let (wire, mut config) = prepare(overlay, threads, counters)?;
+    let (wire, mut config) = prepare(overlay.clone(), threads, counters)?;
     let pause = wire.pause.clone();
     config.acl = SessionACL::Owner;
     config.mount_options = vec![MountOption::DefaultPermissions, MountOption::FSName("fuse-overlay".into())];
     let session = Session::new(wire, target, &config)?;
     ready();
-    let outcome = session.run();
-    pause.close();
-    outcome
+    run(session, &overlay, &pause)
 }
 
 fn prepare(
