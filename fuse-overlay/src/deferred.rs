@@ -7,7 +7,7 @@
 use crate::attr::Time;
 use crate::node::{Node, Upper};
 use crate::overlay::Overlay;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
 use rustc_hash::FxHashMap;
 use rustix::io::Result;
 use rustix::time::{ClockId, clock_gettime};
@@ -32,8 +32,8 @@ pub(crate) struct Hidden {
 pub(crate) struct Deferred {
     directories: Mutex<FxHashMap<u64, Arc<Node>>>,
     any: AtomicBool,
-    /// One writer at a time, so that whoever finds the list empty knows that the upper is up to date.
-    settling: Mutex<()>,
+    /// Written by `settle`, so that whoever finds the list empty knows that the upper is up to date.
+    settling: RwLock<()>,
     wake: Condvar,
     closed: AtomicBool,
 }
@@ -60,12 +60,17 @@ impl Overlay {
         true
     }
 
+    /// Keeps `settle` away while a removal looks at the layers and acts on what it saw.
+    pub(crate) fn unsettled(&self) -> RwLockReadGuard<'_, ()> {
+        self.deferred.settling.read()
+    }
+
     /// Brings every removal into the upper. Called before any other change of it.
     pub fn settle(&self) -> Result<()> {
         if !self.deferred.any.load(Ordering::Acquire) {
             return Ok(());
         }
-        let _turn = self.deferred.settling.lock();
+        let _turn = self.deferred.settling.write();
         loop {
             let next = self.deferred.directories.lock().values().next().cloned();
             let Some(node) = next else { break };

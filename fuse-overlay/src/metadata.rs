@@ -47,6 +47,18 @@ impl Overlay {
         Ok(attr)
     }
 
+    /// The kernel writes back the times of a file that it kept itself. A file without a name needs none, and a time
+    /// that stands already must not copy the file up: removing one of several links would.
+    pub fn write_times_back(&self, ino: u64, mtime: Stamp) -> Result<Attr> {
+        let node = self.node(ino)?;
+        let attr = self.attr(&node)?;
+        let nameless = node.state.lock().names.is_empty();
+        if nameless || mtime == Stamp::At(attr.mtime) {
+            return Ok(attr);
+        }
+        self.set_attr(ino, &Changes { mtime: Some(mtime), ..Changes::default() })
+    }
+
     fn change(&self, node: &Arc<Node>, at: &At, changes: &Changes) -> Result<()> {
         if changes.uid.is_some() || changes.gid.is_some() || changes.mode.is_some() {
             self.own(node, at, changes)?;

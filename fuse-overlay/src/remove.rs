@@ -5,6 +5,7 @@ use crate::find::Found;
 use crate::node::{Node, State, Upper};
 use crate::overlay::Overlay;
 use crate::upper::UpperLayer;
+use parking_lot::RwLockReadGuard;
 use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
 use rustix::io::{Errno, Result};
 use std::os::fd::OwnedFd;
@@ -14,6 +15,7 @@ impl Overlay {
     pub fn unlink(&self, parent: u64, name: &[u8]) -> Result<()> {
         let upper = self.upper_layer()?;
         let parent = self.node(parent)?;
+        let calm = self.unsettled();
         let found = self.find(&parent, name)?;
         if found.stat().is_none() {
             return Err(Errno::NOENT);
@@ -25,8 +27,7 @@ impl Overlay {
         if found.upper.is_none() && self.hide_file(node.as_ref(), &parent, name, &found)? {
             return Ok(());
         }
-        // A full disk must not stop a removal that makes room.
-        let _told_to_the_next_writer = self.settle();
+        let _calm = self.settle_before(&found, calm);
         self.copy_up(&parent)?;
         let directory = self.upper_dir(&parent)?.ok_or(Errno::NOENT)?;
         let hide = self.shines_through(&parent, name, &found)?;
@@ -44,6 +45,22 @@ impl Overlay {
         }
         self.removed(&parent, name);
         Ok(())
+    }
+
+    /// A removal from the upper comes after those that are in memory only. What the upper does not hold must not be
+    /// copied there between the look and the whiteout, so the guard stays.
+    fn settle_before<'a>(
+        &self,
+        found: &Found,
+        calm: RwLockReadGuard<'a, ()>,
+    ) -> Option<RwLockReadGuard<'a, ()>> {
+        if found.upper.is_none() {
+            return Some(calm);
+        }
+        drop(calm);
+        // A full disk must not stop a removal that makes room.
+        let _told_to_the_next_writer = self.settle();
+        None
     }
 
     /// Removes a file that only lowers hold, in memory, if its directory allows that.
@@ -130,6 +147,7 @@ impl Overlay {
     pub fn rmdir(&self, parent: u64, name: &[u8]) -> Result<()> {
         let upper = self.upper_layer()?;
         let parent = self.node(parent)?;
+        let calm = self.unsettled();
         let found = self.find(&parent, name)?;
         if found.stat().is_none() {
             return Err(Errno::NOENT);
@@ -150,9 +168,8 @@ impl Overlay {
         if found.upper.is_none() {
             // Whatever was removed inside goes with it.
             self.shown_again(node.ino);
-        } else {
-            let _told_to_the_next_writer = self.settle();
         }
+        let _calm = self.settle_before(&found, calm);
         self.copy_up(&parent)?;
         let directory = self.upper_dir(&parent)?.ok_or(Errno::NOENT)?;
         let hide = self.shines_through(&parent, name, &found)?;

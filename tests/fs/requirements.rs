@@ -754,3 +754,26 @@ fn a_build_like_load_leaves_the_lower_as_it_was() {
     let touched = differences(&before, &tree(&stand.path("lower")));
     assert!(touched.is_empty(), "{touched:?}");
 }
+
+#[test]
+fn a_lower_tree_is_removed_while_earlier_removals_are_settled() {
+    let stand = Stand::new("settling");
+    for d in 0..400 {
+        fs::create_dir_all(stand.lower(&format!("t{}/d{d}/x", d % 4))).expect("a directory");
+        ["a", "b"].iter().for_each(|f| write(stand.lower(&format!("t{}/d{d}/x/{f}", d % 4)), "x"));
+    }
+    let mounted = stand.mount("");
+    // A removal half done when the settling thread runs: the pause lets it run between the two.
+    for t in 0..4 {
+        let half = format!("rm -rf t{t}/d{t}/x/a t{t}/d1* && sleep 0.45 && rm -rf t{t}");
+        shell(&stand, &half);
+    }
+    assert_eq!(fs::read_dir(stand.path("mnt")).expect("a directory").count(), 0);
+    drop(mounted);
+    let _again = stand.mount("");
+    assert_eq!(
+        fs::read_dir(stand.path("mnt")).expect("a directory").count(),
+        0,
+        "the removals reached the upper"
+    );
+}

@@ -133,7 +133,7 @@ impl Filesystem for Wire {
         size: Option<u64>,
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
-        _ctime: Option<SystemTime>,
+        ctime: Option<SystemTime>,
         _file: Option<FileHandle>,
         _crtime: Option<SystemTime>,
         _chgtime: Option<SystemTime>,
@@ -142,7 +142,17 @@ impl Filesystem for Wire {
         reply: ReplyAttr,
     ) {
         let changes = Changes { mode, uid, gid, size, atime: atime.map(stamp), mtime: mtime.map(stamp) };
-        self.guard(Kind::SetAttr, || self.attr(self.overlay.set_attr(ino.0, &changes), reply));
+        self.guard(Kind::SetAttr, || {
+            // Only the kernel itself sends a change time, when it writes back what it kept.
+            let outcome = match (ctime, changes) {
+                (
+                    Some(_),
+                    Changes { mode: None, uid: None, gid: None, size: None, atime: None, mtime: Some(mtime) },
+                ) => self.overlay.write_times_back(ino.0, mtime),
+                _ => self.overlay.set_attr(ino.0, &changes),
+            };
+            self.attr(outcome, reply);
+        });
     }
 
     fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
