@@ -1,4 +1,5 @@
-//! Is an upper layer whole, and can the kernel mount it? Reads only. Each finding is a sentence.
+//! Is an upper layer whole, and can the kernel mount it? A walk that only reads; each finding is a sentence that
+//! names the file. It knows no mount: the layer may be in use.
 
 use crate::attr::{WANTED, is_whiteout, kind_of};
 use crate::config::Directory;

@@ -83,8 +83,6 @@ pub struct Config {
     pub limits: Limits,
     /// Nothing is flushed to the disk: after a power cut the upper is worthless.
     pub volatile: bool,
-    /// Directories of lowers can be renamed; the kernel cannot mount the upper afterwards.
-    pub redirect: bool,
     /// The layers may change behind our back: nothing is cached for longer than a second.
     pub coherent: bool,
     /// Small writes gather in the kernel's page cache.
@@ -105,7 +103,6 @@ impl Default for Config {
             gid_map: Vec::new(),
             limits: Limits::default(),
             volatile: false,
-            redirect: false,
             coherent: false,
             writeback: true,
         }

@@ -80,6 +80,7 @@ impl Overlay {
 
     /// The upper's file behind `node`, open for reading and writing.
     pub(crate) fn writable(&self, node: &Arc<Node>) -> Result<Arc<OwnedFd>> {
+        self.settle()?;
         self.copy_up(node)?;
         self.open_upper(node)
     }
@@ -179,6 +180,7 @@ impl Overlay {
     /// Brings a file's data to the disk; `data_only` as `fdatasync(2)`.
     pub fn sync(&self, ino: u64, data_only: bool) -> Result<()> {
         let node = self.node(ino)?;
+        self.settle()?;
         if self.options.volatile || !node.is_up() {
             return Ok(());
         }

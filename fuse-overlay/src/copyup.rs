@@ -140,8 +140,23 @@ impl Overlay {
         let flags = self.make_other(step, &temporary)?;
         let from = &step.upper.temporary;
         let at = At::Name(Arc::new(from.try_clone().map_err(|_| Errno::MFILE)?), temporary.as_slice().into());
-        let outcome = self.dress(step, &at).and_then(|()| self.place_other(step, &temporary));
+        let outcome = self
+            .furnish(step, &temporary)
+            .and_then(|()| self.dress(step, &at))
+            .and_then(|()| self.place_other(step, &temporary));
+        if outcome.is_err() && flags == AtFlags::REMOVEDIR {
+            let _swept_at_the_next_mount = crate::sweep::remove(from, &temporary);
+        }
         step.upper.discard_on_error(outcome, &temporary, flags)
+    }
+
+    /// A directory that has lost names gets its whiteouts before anyone sees it.
+    fn furnish(&self, step: &Step<'_>, temporary: &[u8]) -> Result<()> {
+        let lost = step.node.state.lock().dir.as_ref().is_some_and(|dir| dir.hidden.is_some());
+        if !lost {
+            return Ok(());
+        }
+        self.settle_into(step.node, &crate::sweep::open_dir(&step.upper.temporary, temporary)?)
     }
 
     fn make_other(&self, step: &Step<'_>, temporary: &[u8]) -> Result<AtFlags> {
@@ -178,6 +193,9 @@ impl Overlay {
         let mut state = step.node.state.lock();
         crate::rename::no_replace(from, temporary, &directory, &name)?;
         self.named(&mut state);
+        if let Some(dir) = state.dir.as_mut() {
+            dir.hidden = None;
+        }
         drop(state);
         self.arrived(step, &stat, |_| {});
         restore_times(&directory, &times)

@@ -70,6 +70,7 @@ impl Overlay {
             return Err(Errno::PERM);
         }
         let parent = self.node(parent)?;
+        self.settle()?;
         self.quota.admit_inode()?;
         self.copy_up(&parent)?;
         let directory = self.upper_dir(&parent)?.ok_or(Errno::NOENT)?;
@@ -201,6 +202,7 @@ impl Overlay {
         check_name(name)?;
         let upper = self.upper_layer()?;
         let (node, parent) = (self.node(ino)?, self.node(parent)?);
+        self.settle()?;
         self.copy_up(&node)?;
         self.copy_up(&parent)?;
         let directory = self.upper_dir(&parent)?.ok_or(Errno::NOENT)?;

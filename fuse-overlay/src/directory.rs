@@ -1,4 +1,5 @@
-//! Reading merged directories: building a listing from the layers, and walking it from a cookie.
+//! Reading merged directories: building a listing from the layers, and walking it from a cookie. A walk that asks for
+//! attributes asks each file only where the listing saw it.
 
 use crate::attr::{Attr, WANTED, is_whiteout, kind_of};
 use crate::find::{Entry, Found};
@@ -185,6 +186,10 @@ impl Overlay {
         let mut merge = Merge { listing: Listing::default(), seen: FxHashMap::default(), single: false };
         let upper = self.upper_dir(node)?;
         merge.single = places.len() + usize::from(upper.is_some()) == 1;
+        if let Some(hidden) = node.state.lock().dir.as_ref().and_then(|dir| dir.hidden.as_ref()) {
+            merge.single = false;
+            hidden.names.iter().for_each(|name| merge.hide(name));
+        }
         if let Some(fd) = upper {
             if node.parent().is_none() && node.ino != ROOT {
                 return Ok(merge.listing);

@@ -76,6 +76,10 @@ impl Overlay {
                 return Ok(found);
             }
         }
+        if parent.hides(name) {
+            found.whiteout = true;
+            return Ok(found);
+        }
         self.below(parent, name, &mut found)?;
         Ok(found)
     }
@@ -238,6 +242,11 @@ impl Overlay {
             attr.nlink = if node.is_merged() { 1 } else { attr.nlink };
         } else if let Some(links) = node.state.lock().links {
             attr.nlink = links;
+        }
+        if let Some(hidden) =
+            node.state.lock().dir.as_ref().and_then(|dir| dir.hidden.as_ref()).filter(|_| !up)
+        {
+            (attr.mtime, attr.ctime) = (hidden.at, hidden.at);
         }
         let mut owner = Owner { uid: attr.uid, gid: attr.gid };
         if self.options.owners == Owners::Recorded {

@@ -16,6 +16,7 @@ pub mod transport;
 pub mod contents;
 mod copyup;
 pub mod create;
+mod deferred;
 pub mod directory;
 mod find;
 mod metadata;

@@ -1,14 +1,14 @@
 //! The program `fuse-overlay`: reads the command line, mounts, and serves in the background. It decides nothing about
-//! files. Everything that can be refused is refused before the fork, so that the caller sees the sentence and status 1.
+//! files. Everything that can be refused is refused before the process splits, so that the caller sees the sentence and status 1.
 #![allow(unreachable_pub)]
 
 mod options;
 
 use anyhow::{Context, Result, anyhow};
 use fuse_overlay::Overlay;
-use fuse_overlay::sys::{Fork, fork};
+use fuse_overlay::sys::{Side, split};
 use fuse_overlay::transport::counters::Counters;
-use fuse_overlay::transport::{fuser, mounting};
+use fuse_overlay::transport::{mounting, session};
 use options::{Mount, Request};
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
@@ -56,13 +56,18 @@ fn run(mut mount: Mount) -> Result<()> {
     }
     let (reader, writer) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("cannot make a pipe")?;
+<<<<<<< HEAD
     match fork().context("cannot go to the background")? {
         Fork::Parent => {
+=======
+    match split().context("cannot go to the background")? {
+        Side::Parent => {
+>>>>>>> fuse
             drop(writer);
             let heard = rustix::io::read(&reader, &mut [0; 1]).unwrap_or(0);
             if heard == 1 { Ok(()) } else { Err(anyhow!("the server ended before the mount was ready")) }
         }
-        Fork::Child => {
+        Side::Child => {
             drop(reader);
             let _already_a_leader = rustix::process::setsid();
             serve(&overlay, device, &mount, || {
@@ -88,11 +93,13 @@ fn attach(mount: &Mount) -> Result<Option<OwnedFd>> {
 }
 
 fn serve(overlay: &Arc<Overlay>, device: Option<OwnedFd>, mount: &Mount, ready: impl FnOnce()) -> Result<()> {
-    let threads = mount.threads.unwrap_or_else(fuser::default_threads);
+    let threads = mount.threads.unwrap_or_else(session::default_threads);
     let counters = Arc::new(Counters::default());
     let served = match device {
-        Some(device) => fuser::serve_counted(overlay.clone(), device, threads, counters.clone(), ready),
-        None => fuser::serve_by_helper(overlay.clone(), &mount.mountpoint, threads, counters.clone(), ready),
+        Some(device) => session::serve_counted(overlay.clone(), device, threads, counters.clone(), ready),
+        None => {
+            session::serve_by_fusermount(overlay.clone(), &mount.mountpoint, threads, counters.clone(), ready)
+        }
     };
     if let Some(path) = &mount.stats {
         std::fs::write(path, counters.to_string())

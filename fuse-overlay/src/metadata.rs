@@ -1,4 +1,5 @@
-//! Attributes: reading them, changing them, and the questions about the whole mount.
+//! Attributes: reading them, changing them, and the questions about the whole mount. Owners go through `owners` in
+//! mode A and into the file's own record in mode B; the kernel has checked permissions before it asks.
 
 use crate::attr::{Attr, Changes, Stamp, Time};
 use crate::config::{Limits, Owner, Owners};
@@ -19,7 +20,7 @@ const SET_GID: u32 = 0o2000;
 const GROUP_EXECUTES: u32 = 0o0010;
 
 impl Overlay {
-    pub fn get_attr(&self, ino: u64) -> Result<Attr> {
+    pub fn attributes_of(&self, ino: u64) -> Result<Attr> {
         self.attr(&self.node(ino)?)
     }
 
@@ -29,6 +30,7 @@ impl Overlay {
         if *changes == Changes::default() {
             return self.attr(&node);
         }
+        self.settle()?;
         self.copy_up_until(&node, changes.size.unwrap_or(crate::copyup::ALL))?;
         if let Some(size) = changes.size {
             self.truncate(&node, size)?;
@@ -43,6 +45,18 @@ impl Overlay {
                 .set_attr(ino, &Changes { mode: Some(without_privilege(attr.mode)), ..Changes::default() });
         }
         Ok(attr)
+    }
+
+    /// The kernel writes back the times of a file that it kept itself. A file without a name needs none, and a time
+    /// that stands already must not copy the file up: removing one of several links would.
+    pub fn write_times_back(&self, ino: u64, mtime: Stamp) -> Result<Attr> {
+        let node = self.node(ino)?;
+        let attr = self.attr(&node)?;
+        let nameless = node.state.lock().names.is_empty();
+        if nameless || mtime == Stamp::At(attr.mtime) {
+            return Ok(attr);
+        }
+        self.set_attr(ino, &Changes { mtime: Some(mtime), ..Changes::default() })
     }
 
     fn change(&self, node: &Arc<Node>, at: &At, changes: &Changes) -> Result<()> {
@@ -153,11 +167,11 @@ impl Overlay {
         if let Ok(length) = read {
             crate::stored_owner::apply(value.get(..length).unwrap_or_default(), attr, owner);
         } else {
-            self.from_records(stat, attr, owner);
+            self.overlay_records(stat, attr, owner);
         }
     }
 
-    fn from_records(&self, stat: &Statx, attr: &mut Attr, owner: &mut Owner) {
+    fn overlay_records(&self, stat: &Statx, attr: &mut Attr, owner: &mut Owner) {
         let key = Key::of(stat);
         if let Some(value) = self.records.find(Kind::Owner, key) {
             *owner = Owner { uid: (value >> 32) as u32, gid: value as u32 };
@@ -178,7 +192,7 @@ impl Overlay {
     ) {
         match self.own_xattr(node, crate::xattr::OVERRIDE) {
             Some(value) => crate::stored_owner::apply(&value, attr, owner),
-            None if up => self.from_records(stat, attr, owner),
+            None if up => self.overlay_records(stat, attr, owner),
             None => {}
         }
     }

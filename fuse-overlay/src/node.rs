@@ -1,7 +1,5 @@
-//! The nodes that the kernel holds, by number, and what each one is made of.
-//!
-//! A node is one inode of the mount. It may have several names (hard links); each name knows its parent. What it is
-//! made of moves in one direction only:
+//! The nodes that the kernel holds, by number. A node is one inode of the mount; it may have several names (hard
+//! links), and each name knows its parent. What it is made of moves in one direction only:
 //!
 //! | upper    | meaning                                                    | next          |
 //! |----------|------------------------------------------------------------|---------------|
@@ -12,6 +10,7 @@
 //! Locks: a node's state is taken before its parent's, never after; no lock is held while data is copied.
 
 use crate::cache::Evict;
+use crate::deferred::Hidden;
 use crate::listing::Listing;
 use crate::number::ROOT;
 use crate::place::Place;
@@ -45,6 +44,8 @@ pub(crate) struct Dir {
     pub(crate) fd: Option<Arc<OwnedFd>>,
     /// A merged listing that some reader is in the middle of.
     pub(crate) listing: Option<Box<Listing>>,
+    /// What was removed while no upper directory existed.
+    pub(crate) hidden: Option<Box<Hidden>>,
 }
 
 pub(crate) struct State {
@@ -84,6 +85,13 @@ impl Node {
     /// Is anything of a lower merged into this directory?
     pub(crate) fn is_merged(&self) -> bool {
         self.state.lock().dir.as_ref().is_some_and(|dir| !dir.places.is_empty())
+    }
+
+    /// Was `name` removed without a whiteout yet?
+    pub(crate) fn hides(&self, name: &[u8]) -> bool {
+        let state = self.state.lock();
+        let hidden = state.dir.as_ref().and_then(|dir| dir.hidden.as_ref());
+        hidden.is_some_and(|hidden| hidden.names.contains(name))
     }
 
     pub(crate) fn is_up(&self) -> bool {

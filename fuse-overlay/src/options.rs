@@ -47,7 +47,6 @@ options (-o):
                         ids of the mount and of the files
   xattr_permissions=N   record owners in user.containers.override_stat (0 off, 2 on)
   volatile, fsync=0     never sync: after a power cut the upper is worthless
-  redirect_dir=on       directories of lowers can be renamed; the kernel cannot mount the upper afterwards
   writeback=0           no write-back cache
   coherent              the layers change behind our back: cache for a second only
   xdev                  stay on the mounts of the lower layers
@@ -142,7 +141,11 @@ fn apply(option: &[u8], mount: &mut Mount, gathered: &mut Gathered) -> Result<()
         "xattr_permissions" if number::<u32>(&key, value)? > 0 => config.owners = Owners::Recorded,
         "volatile" => config.volatile = true,
         "fsync" if number::<u32>(&key, value)? == 0 => config.volatile = true,
-        "redirect_dir" => config.redirect = value == Some(b"on"),
+        "redirect_dir" if value == Some(b"on") => {
+            bail!(
+                "redirect_dir=on is not supported: renaming a directory of a lower answers EXDEV, as on the kernel's overlay"
+            )
+        }
         "writeback" => config.writeback = number::<u32>(&key, value)? > 0,
         "coherent" => config.coherent = true,
         "xdev" => gathered.xdev = true,
@@ -185,6 +188,10 @@ fn flag(key: &str, mount: &mut Mount) -> Result<()> {
         | "default_permissions"
         | "auto_unmount"
         | "xattr_permissions"
+<<<<<<< HEAD
+=======
+        | "redirect_dir"
+>>>>>>> fuse
         | "fsync"
         | "timeout"
         | "threaded"

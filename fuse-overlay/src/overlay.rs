@@ -5,6 +5,7 @@
 use crate::attr::{WANTED, is_whiteout};
 use crate::cache::Descriptors;
 use crate::config::{Config, Owners};
+use crate::deferred::Deferred;
 use crate::limits::Quota;
 use crate::node::{Dir, Node, State, Table, Upper};
 use crate::number::{Numbers, ROOT};
@@ -27,6 +28,7 @@ pub struct Overlay {
     pub(crate) records: Records,
     pub(crate) ids: Ids,
     pub(crate) quota: Quota,
+    pub(crate) deferred: Deferred,
     pub(crate) options: Options,
     /// Taken for writing while a directory moves, for reading while a path is walked.
     pub(crate) tree: RwLock<()>,
@@ -41,7 +43,6 @@ pub struct Overlay {
 pub(crate) struct Options {
     pub(crate) owners: Owners,
     pub(crate) volatile: bool,
-    pub(crate) redirect: bool,
     pub(crate) coherent: bool,
     pub(crate) writeback: bool,
     /// A lower directory that we may not read counts as empty when it is removed.
@@ -85,6 +86,7 @@ impl Overlay {
             records,
             ids,
             quota,
+            deferred: Deferred::default(),
             options,
             tree: RwLock::new(()),
             copying: (0..64).map(|_| Mutex::new(())).collect(),
@@ -223,7 +225,6 @@ impl Options {
         Self {
             owners: config.owners,
             volatile: config.volatile,
-            redirect: config.redirect,
             coherent: config.coherent,
             // Late errors would hide a full quota from the writer.
             writeback: config.writeback && config.limits.bytes == 0 && config.limits.inodes == 0,

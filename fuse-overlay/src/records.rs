@@ -2,7 +2,6 @@
 //! that a copied-up file had before, the link count of a hard-linked origin, the recorded owner of a file that cannot
 //! carry one. Keys are (inode number, birth time) of the upper file, so a reused inode number never matches an old row.
 //! A torn last row is ignored; a later row of the same key wins.
-//!
 //! | kind | key              | stamp      | value                     |
 //! |------|------------------|------------|---------------------------|
 //! | 1    | upper inode      | birth time | published number          |

@@ -5,6 +5,7 @@ use crate::find::Found;
 use crate::node::{Node, State, Upper};
 use crate::overlay::Overlay;
 use crate::upper::UpperLayer;
+use parking_lot::RwLockReadGuard;
 use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
 use rustix::io::{Errno, Result};
 use std::os::fd::OwnedFd;
@@ -14,6 +15,7 @@ impl Overlay {
     pub fn unlink(&self, parent: u64, name: &[u8]) -> Result<()> {
         let upper = self.upper_layer()?;
         let parent = self.node(parent)?;
+        let calm = self.unsettled();
         let found = self.find(&parent, name)?;
         if found.stat().is_none() {
             return Err(Errno::NOENT);
@@ -21,10 +23,14 @@ impl Overlay {
         if found.is_dir() {
             return Err(Errno::ISDIR);
         }
+        let node = self.known(&found);
+        if found.upper.is_none() && self.hide_file(node.as_ref(), &parent, name, &found)? {
+            return Ok(());
+        }
+        let _calm = self.settle_before(&found, calm);
         self.copy_up(&parent)?;
         let directory = self.upper_dir(&parent)?.ok_or(Errno::NOENT)?;
         let hide = self.shines_through(&parent, name, &found)?;
-        let node = self.known(&found);
         let remove = || match (&found.upper, hide) {
             (Some(_), false) => unlinkat(&directory, name, AtFlags::empty()),
             (Some(_), true) => upper.whiteout_over(&directory, name),
@@ -39,6 +45,40 @@ impl Overlay {
         }
         self.removed(&parent, name);
         Ok(())
+    }
+
+    /// A removal from the upper comes after those that are in memory only. What the upper does not hold must not be
+    /// copied there between the look and the whiteout, so the guard stays.
+    fn settle_before<'a>(
+        &self,
+        found: &Found,
+        calm: RwLockReadGuard<'a, ()>,
+    ) -> Option<RwLockReadGuard<'a, ()>> {
+        if found.upper.is_none() {
+            return Some(calm);
+        }
+        drop(calm);
+        // A full disk must not stop a removal that makes room.
+        let _told_to_the_next_writer = self.settle();
+        None
+    }
+
+    /// Removes a file that only lowers hold, in memory, if its directory allows that.
+    fn hide_file(
+        &self,
+        node: Option<&Arc<Node>>,
+        parent: &Arc<Node>,
+        name: &[u8],
+        found: &Found,
+    ) -> Result<bool> {
+        if !self.hide(parent, name) {
+            return Ok(false);
+        }
+        if let Some(node) = node {
+            self.drop_name(node, parent, name, found, || Ok(()))?;
+        }
+        self.removed(parent, name);
+        Ok(true)
     }
 
     /// Would a lower show something under `name` if the upper did not hold it?
@@ -70,9 +110,12 @@ impl Overlay {
     ) -> Result<()> {
         // Nobody may copy the file up to a name that is going away.
         let _turn = self.copy_lock(node).lock();
-        let directory = self.upper_dir(parent)?.ok_or(Errno::NOENT)?;
+        let directory = self.upper_dir(parent)?;
         let mut state = node.state.lock();
-        let held = if found.upper.is_some() { hold(&state, parent, &directory, name)? } else { None };
+        let held = match &directory {
+            Some(directory) if found.upper.is_some() => hold(&state, parent, directory, name)?,
+            _ => None,
+        };
         remove()?;
         state.forget_name(parent, name);
         if let Some(fd) = held {
@@ -104,6 +147,7 @@ impl Overlay {
     pub fn rmdir(&self, parent: u64, name: &[u8]) -> Result<()> {
         let upper = self.upper_layer()?;
         let parent = self.node(parent)?;
+        let calm = self.unsettled();
         let found = self.find(&parent, name)?;
         if found.stat().is_none() {
             return Err(Errno::NOENT);
@@ -115,6 +159,17 @@ impl Overlay {
         if !self.is_empty(&node)? {
             return Err(Errno::NOTEMPTY);
         }
+        if found.upper.is_none() && self.hide(&parent, name) {
+            node.state.lock().names.clear();
+            self.shown_again(node.ino);
+            self.removed(&parent, name);
+            return Ok(());
+        }
+        if found.upper.is_none() {
+            // Whatever was removed inside goes with it.
+            self.shown_again(node.ino);
+        }
+        let _calm = self.settle_before(&found, calm);
         self.copy_up(&parent)?;
         let directory = self.upper_dir(&parent)?.ok_or(Errno::NOENT)?;
         let hide = self.shines_through(&parent, name, &found)?;

@@ -42,6 +42,7 @@ impl Overlay {
     pub fn rename(&self, from: &Spot<'_>, to: &Spot<'_>, mode: Replace) -> Result<()> {
         crate::create::check_name(to.name)?;
         let upper = self.upper_layer()?;
+        self.settle()?;
         let (source, target) = (self.end(from)?, self.end(to)?);
         let moving = source.node.clone().ok_or(Errno::NOENT)?;
         let exists = target.found.stat().is_some();

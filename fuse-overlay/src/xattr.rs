@@ -148,7 +148,7 @@ impl Overlay {
         act(&Target { path: proc_path(place.fd(&self.descriptors)?, &name), follow: false })
     }
 
-    pub fn get_xattr(&self, ino: u64, name: &[u8]) -> Result<Vec<u8>> {
+    pub fn xattr(&self, ino: u64, name: &[u8]) -> Result<Vec<u8>> {
         let name = stored(name).ok_or(Errno::NODATA)?;
         self.attributes(&self.node(ino)?, |target| target.read(&name))
     }
@@ -164,6 +164,7 @@ impl Overlay {
     pub fn set_xattr(&self, ino: u64, name: &[u8], value: &[u8], flags: u32) -> Result<()> {
         let name = stored(name).ok_or(Errno::PERM)?;
         let node = self.node(ino)?;
+        self.settle()?;
         self.copy_up(&node)?;
         self.attributes(&node, |target| target.set(&name, value, XattrFlags::from_bits_retain(flags)))
     }
@@ -172,6 +173,7 @@ impl Overlay {
         let name = stored(name).ok_or(Errno::NODATA)?;
         let node = self.node(ino)?;
         self.attributes(&node, |target| target.read(&name))?;
+        self.settle()?;
         self.copy_up(&node)?;
         self.attributes(&node, |target| target.remove(&name))
     }

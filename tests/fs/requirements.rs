@@ -43,7 +43,7 @@ fn many_ids() -> bool {
 }
 
 #[test]
-fn a_reader_that_opened_before_the_copy_up_never_sees_or_restores_lower_data() {
+fn a_reader_that_opened_before_the_copy_up_never_sees_or_restores_what_the_lower_held() {
     let stand = Stand::new("coherence");
     write(stand.lower("f"), vec![b'A'; 64 * PAGE]);
     let mounted = stand.mount("");
@@ -331,7 +331,7 @@ fn a_sparse_lower_file_is_sparse_in_the_upper() {
 }
 
 #[test]
-fn a_truncation_to_nothing_and_a_removal_copy_no_data() {
+fn a_truncation_to_nothing_and_a_removal_copy_nothing() {
     let stand = Stand::new("no-copy");
     for name in ["cut", "gone", "over"] {
         fs::File::create(stand.lower(name))
@@ -555,7 +555,7 @@ fn a_quota_is_enforced_and_seen_and_gives_space_back() {
     let stand = Stand::new("quota");
     write(stand.lower("f"), "x");
     let _mounted = stand.mount(",size=4194304,inodes=20");
-    let stat = rustix::fs::statvfs(&stand.path("mnt")).expect("a statvfs");
+    let stat = rustix::fs::statvfs(stand.path("mnt")).expect("a statvfs");
     assert_eq!(stat.f_blocks * stat.f_frsize, 4 << 20);
     let file = fs::File::create(stand.mnt("big")).expect("a file");
     let written = (0..16).map_while(|i| file.write_all_at(&vec![1; 1 << 20], i << 20).ok()).count();
@@ -753,4 +753,27 @@ fn a_build_like_load_leaves_the_lower_as_it_was() {
     drop(mounted);
     let touched = differences(&before, &tree(&stand.path("lower")));
     assert!(touched.is_empty(), "{touched:?}");
+}
+
+#[test]
+fn a_lower_tree_is_removed_while_earlier_removals_are_settled() {
+    let stand = Stand::new("settling");
+    for d in 0..400 {
+        fs::create_dir_all(stand.lower(&format!("t{}/d{d}/x", d % 4))).expect("a directory");
+        ["a", "b"].iter().for_each(|f| write(stand.lower(&format!("t{}/d{d}/x/{f}", d % 4)), "x"));
+    }
+    let mounted = stand.mount("");
+    // A removal half done when the settling thread runs: the pause lets it run between the two.
+    for t in 0..4 {
+        let half = format!("rm -rf t{t}/d{t}/x/a t{t}/d1* && sleep 0.45 && rm -rf t{t}");
+        shell(&stand, &half);
+    }
+    assert_eq!(fs::read_dir(stand.path("mnt")).expect("a directory").count(), 0);
+    drop(mounted);
+    let _again = stand.mount("");
+    assert_eq!(
+        fs::read_dir(stand.path("mnt")).expect("a directory").count(),
+        0,
+        "the removals reached the upper"
+    );
 }

@@ -1,4 +1,5 @@
-//! The only unsafe code of the crate, and the small questions to the kernel that no crate wraps.
+//! The only unsafe code of the crate, and the small questions to the kernel that no crate wraps. It knows nothing of
+//! layers or nodes.
 #![allow(unsafe_code)]
 
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -43,18 +44,18 @@ fn last_error() -> rustix::io::Errno {
     rustix::io::Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(rustix::io::Errno::IO)
 }
 
-/// Which side of a fork we are on.
-pub enum Fork {
+/// Which of the two processes we are after `split`.
+pub enum Side {
     Parent,
     Child,
 }
 
 /// Splits the process in two. Only for a process that has one thread, because locks held by others stay locked.
-pub fn fork() -> rustix::io::Result<Fork> {
+pub fn split() -> rustix::io::Result<Side> {
     // SAFETY: the program calls this before it starts any thread, so the child may go on with ordinary code.
     match unsafe { libc::fork() } {
         -1 => Err(last_error()),
-        0 => Ok(Fork::Child),
-        _ => Ok(Fork::Parent),
+        0 => Ok(Side::Child),
+        _ => Ok(Side::Parent),
     }
 }

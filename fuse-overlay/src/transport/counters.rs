@@ -1,11 +1,12 @@
-//! Requests by kind, for `--stats`: what the kernel really asked. Relaxed counters, so that they cost nothing.
+//! Requests by kind, for `--stats`: what the kernel really asked. Relaxed counters, so that they cost nothing; the
+//! numbers are exact once the mount has ended.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! requests {
     ($($name:ident),*) => {
-        /// A kind of request.
+        /// A kind of request; `Missed` counts lookups of nothing, `Fault` handlers that panicked.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Request { $($name),* }
         const NAMES: &[&str] = &[$(stringify!($name)),*];
@@ -14,7 +15,7 @@ macro_rules! requests {
 
 requests! {
     Lookup, Forget, GetAttr, SetAttr, ReadLink, Create, Unlink, RmDir, Rename, Link, Read, Write, Sync, ReadDir,
-    ReadDirPlus, StatFs, GetXattr, ListXattr, SetXattr, RemoveXattr, Allocate, Seek, CopyRange, Open, Missed
+    ReadDirPlus, StatFs, GetXattr, ListXattr, SetXattr, RemoveXattr, Allocate, Seek, CopyRange, Open, Missed, Fault
 }
 
 #[derive(Debug, Default)]
@@ -38,7 +39,7 @@ impl fmt::Display for Counters {
             if count > 0 {
                 writeln!(f, "{name:12} {count}")?;
             }
-            total += if *name == "Missed" { 0 } else { count };
+            total += if ["Missed", "Fault"].contains(name) { 0 } else { count };
         }
         writeln!(f, "{:12} {total}", "total")
     }

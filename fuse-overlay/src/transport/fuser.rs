@@ -3,40 +3,45 @@
 //! that they are never sent again (an open file then costs nothing, and CREATE becomes MKNOD without a RELEASE). A
 //! panic in a handler answers EIO and the server lives on.
 
-use crate::attr::{Attr, Caller, Changes, Stamp, Time};
+use crate::attr::{Attr, Caller, Changes};
 use crate::contents::{Privilege, Seek, Span};
 use crate::create::New;
-use crate::directory::{Detail, Room};
+use crate::directory::Detail;
 use crate::overlay::Overlay;
 use crate::rename::{Replace, Spot};
 use crate::transport::counters::{Counters, Request as Kind};
 use crate::transport::pause::Pause;
+use crate::transport::translate::{NOTHING, done, errno, file_attr, file_type, room, sized, stamp};
 use fuser::{
+<<<<<<< HEAD
     BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo,
     InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
     ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, Session, SessionACL, TimeOrNow, WriteFlags,
+=======
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+    Request, TimeOrNow, WriteFlags,
+>>>>>>> fuse
 };
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
-/// As good as for ever; the kernel adds it to its clock.
-const FOREVER: Duration = Duration::from_secs(1 << 30);
 const GENERATION: Generation = Generation(0);
 const MAX_WRITE: u32 = 1 << 20;
-const NANOSECONDS: u32 = 1_000_000_000;
 
 thread_local! {
-    static DATA: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
+<<<<<<< HEAD
 /// How many threads serve a mount on this machine: more only rotate and cool the caches.
 pub fn default_threads() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| cores.get().min(4))
@@ -104,6 +109,13 @@ struct Wire {
     ttl: Duration,
     counters: Arc<Counters>,
     pause: Pause,
+=======
+pub(super) struct Wire {
+    pub(super) overlay: Arc<Overlay>,
+    pub(super) ttl: Duration,
+    pub(super) counters: Arc<Counters>,
+    pub(super) pause: Pause,
+>>>>>>> fuse
 }
 
 impl Wire {
@@ -111,9 +123,13 @@ impl Wire {
     fn guard(&self, kind: Kind, act: impl FnOnce()) {
         self.counters.count(kind);
         if catch_unwind(AssertUnwindSafe(act)).is_err() {
+<<<<<<< HEAD
             eprintln!(
                 "fuse-overlay: a {kind:?} request failed by a fault of this program and was answered EIO"
             );
+=======
+            self.counters.count(Kind::Fault);
+>>>>>>> fuse
         }
     }
 
@@ -136,72 +152,6 @@ impl Wire {
         self.guard(Kind::Create, || {
             self.entry(self.overlay.create(parent.0, name.as_bytes(), new, caller), reply);
         });
-    }
-}
-
-fn errno(error: rustix::io::Errno) -> Errno {
-    Errno::from_i32(error.raw_os_error())
-}
-
-fn done(outcome: rustix::io::Result<()>, reply: ReplyEmpty) {
-    match outcome {
-        Ok(()) => reply.ok(),
-        Err(error) => reply.error(errno(error)),
-    }
-}
-
-fn system_time(time: Time) -> SystemTime {
-    let nanoseconds = Duration::from_nanos(u64::from(time.nsec));
-    let whole = if time.sec >= 0 {
-        UNIX_EPOCH.checked_add(Duration::from_secs(time.sec.unsigned_abs()))
-    } else {
-        UNIX_EPOCH.checked_sub(Duration::from_secs(time.sec.unsigned_abs()))
-    };
-    whole.and_then(|whole| whole.checked_add(nanoseconds)).unwrap_or(UNIX_EPOCH)
-}
-
-/// Undoes what fuser 0.18 does to times before 1970: it takes the nanoseconds off where they must be added.
-fn stamp(time: TimeOrNow) -> Stamp {
-    let TimeOrNow::SpecificTime(time) = time else { return Stamp::Now };
-    match time.duration_since(UNIX_EPOCH) {
-        Ok(after) => Stamp::At(Time { sec: after.as_secs() as i64, nsec: after.subsec_nanos() }),
-        Err(before) => {
-            let before = before.duration();
-            let sec = (before.as_secs() as i64).wrapping_neg();
-            Stamp::At(Time { sec, nsec: before.subsec_nanos() % NANOSECONDS })
-        }
-    }
-}
-
-fn file_type(kind: rustix::fs::FileType) -> FileType {
-    match kind {
-        rustix::fs::FileType::Directory => FileType::Directory,
-        rustix::fs::FileType::Symlink => FileType::Symlink,
-        rustix::fs::FileType::Fifo => FileType::NamedPipe,
-        rustix::fs::FileType::Socket => FileType::Socket,
-        rustix::fs::FileType::CharacterDevice => FileType::CharDevice,
-        rustix::fs::FileType::BlockDevice => FileType::BlockDevice,
-        _ => FileType::RegularFile,
-    }
-}
-
-fn file_attr(attr: &Attr) -> FileAttr {
-    FileAttr {
-        ino: INodeNo(attr.ino),
-        size: attr.size,
-        blocks: attr.blocks,
-        atime: system_time(attr.atime),
-        mtime: system_time(attr.mtime),
-        ctime: system_time(attr.ctime),
-        crtime: UNIX_EPOCH,
-        kind: file_type(attr.kind()),
-        perm: (attr.mode & 0o7777) as u16,
-        nlink: attr.nlink,
-        uid: attr.uid,
-        gid: attr.gid,
-        rdev: attr.rdev,
-        blksize: attr.blksize,
-        flags: 0,
     }
 }
 
@@ -253,7 +203,7 @@ impl Filesystem for Wire {
     }
 
     fn getattr(&self, _request: &Request, ino: INodeNo, _file: Option<FileHandle>, reply: ReplyAttr) {
-        self.guard(Kind::GetAttr, || self.attr(self.overlay.get_attr(ino.0), reply));
+        self.guard(Kind::GetAttr, || self.attr(self.overlay.attributes_of(ino.0), reply));
     }
 
     fn setattr(
@@ -266,7 +216,11 @@ impl Filesystem for Wire {
         size: Option<u64>,
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
+<<<<<<< HEAD
         _ctime: Option<SystemTime>,
+=======
+        ctime: Option<SystemTime>,
+>>>>>>> fuse
         _file: Option<FileHandle>,
         _crtime: Option<SystemTime>,
         _chgtime: Option<SystemTime>,
@@ -275,7 +229,17 @@ impl Filesystem for Wire {
         reply: ReplyAttr,
     ) {
         let changes = Changes { mode, uid, gid, size, atime: atime.map(stamp), mtime: mtime.map(stamp) };
-        self.guard(Kind::SetAttr, || self.attr(self.overlay.set_attr(ino.0, &changes), reply));
+        self.guard(Kind::SetAttr, || {
+            // Only the kernel itself sends a change time, when it writes back what it kept.
+            let outcome = match (ctime, changes) {
+                (
+                    Some(_),
+                    Changes { mode: None, uid: None, gid: None, size: None, atime: None, mtime: Some(mtime) },
+                ) => self.overlay.write_times_back(ino.0, mtime),
+                _ => self.overlay.set_attr(ino.0, &changes),
+            };
+            self.attr(outcome, reply);
+        });
     }
 
     fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
@@ -386,7 +350,7 @@ impl Filesystem for Wire {
         reply: ReplyData,
     ) {
         self.guard(Kind::Read, || {
-            DATA.with_borrow_mut(|buffer| {
+            BUFFER.with_borrow_mut(|buffer| {
                 let size = size as usize;
                 if buffer.len() < size {
                     buffer.resize(size, 0);
@@ -512,7 +476,7 @@ impl Filesystem for Wire {
     }
 
     fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.guard(Kind::GetXattr, || sized(self.overlay.get_xattr(ino.0, name.as_bytes()), size, reply));
+        self.guard(Kind::GetXattr, || sized(self.overlay.xattr(ino.0, name.as_bytes()), size, reply));
     }
 
     fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
@@ -605,49 +569,6 @@ impl Wire {
                 let data = data.to_vec();
                 self.pause.until(due, Box::new(move || reply.data(&data)));
             }
-        }
-    }
-}
-
-fn room(full: bool) -> Room {
-    if full { Room::Full } else { Room::Taken }
-}
-
-fn sized(outcome: rustix::io::Result<Vec<u8>>, size: u32, reply: ReplyXattr) {
-    match outcome {
-        Ok(value) if size == 0 => reply.size(value.len() as u32),
-        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
-        Ok(value) => reply.data(&value),
-        Err(error) => reply.error(errno(error)),
-    }
-}
-
-const NO_TIME: Time = Time { sec: 0, nsec: 0 };
-const NOTHING: Attr = Attr {
-    ino: 0,
-    size: 0,
-    blocks: 0,
-    atime: NO_TIME,
-    mtime: NO_TIME,
-    ctime: NO_TIME,
-    mode: 0o100_000,
-    nlink: 0,
-    uid: 0,
-    gid: 0,
-    rdev: 0,
-    blksize: 4096,
-};
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_before_1970_and_at_the_ends_of_the_clock_survive() {
-        for sec in [i64::MIN, -2, -1, 0, 1, i64::MAX] {
-            let shown = system_time(Time { sec, nsec: 0 });
-            let stamp = stamp(TimeOrNow::SpecificTime(shown));
-            assert_eq!(stamp, Stamp::At(Time { sec, nsec: 0 }));
         }
     }
 }

@@ -1,6 +1,9 @@
-//! How an overlay is reached from the kernel. `fuser` translates requests; `mounting` opens the device and mounts.
+//! How an overlay is reached from the kernel. Nothing here decides about files.
+//! `fuser` translates requests; `session` serves a device; `mounting` opens the device and mounts.
 
 pub mod counters;
-pub mod fuser;
+mod fuser;
 pub mod mounting;
 mod pause;
+pub mod session;
+mod translate;

@@ -15,15 +15,15 @@ pub fn open_device() -> Result<OwnedFd> {
 }
 
 /// The options for `mount(2)`, or one by one for `fsconfig(2)`.
-pub fn mount_data(device: &OwnedFd) -> String {
+pub fn mount_options(device: &OwnedFd) -> String {
     let fd = device.as_raw_fd();
     format!("fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions")
 }
 
 /// Mounts the device on `target`.
 pub fn mount(device: &OwnedFd, target: &Path, flags: MountFlags) -> Result<()> {
-    let data = std::ffi::CString::new(mount_data(device)).map_err(|_| rustix::io::Errno::INVAL)?;
-    rustix::mount::mount("fuse-overlay", target, "fuse.fuse-overlay", flags, data.as_c_str())
+    let options = std::ffi::CString::new(mount_options(device)).map_err(|_| rustix::io::Errno::INVAL)?;
+    rustix::mount::mount("fuse-overlay", target, "fuse.fuse-overlay", flags, options.as_c_str())
 }
 
 pub fn unmount(target: &Path) -> Result<()> {
