@@ -63,7 +63,9 @@ impl Engine {
 
     fn packet(&mut self, packet: &Packet<'_>) {
         if packet.fragment.is_some() {
-            self.counters.malformed += 1;
+            if let Some(payload) = self.fragments.add(packet, self.now) {
+                self.packet(&Packet { fragment: None, payload: &payload, ..*packet });
+            }
             return;
         }
         if let Some(asked) = frame::solicited(packet) {

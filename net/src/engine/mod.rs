@@ -38,6 +38,7 @@ use crate::ports::Bound;
 use crate::sys::process;
 use crate::sys::stream::{Epoll, Event};
 use crate::wire::frame::Ends;
+use crate::wire::reassembly::Reassembly;
 use control::Control;
 pub use counters::Counters;
 use datagrams::{Flow, FlowName};
@@ -117,6 +118,7 @@ struct Engine {
     now: Instant,
     device: OwnedFd,
     pcap: Option<Pcap>,
+    fragments: Reassembly,
     listener4: Option<OwnedFd>,
     listener6: Option<OwnedFd>,
     broker: Broker,
@@ -167,6 +169,7 @@ pub fn run(attached: Attached, bound: Vec<Bound>, mut config: Config, channels: 
         now: Instant::now(),
         device: attached.device,
         pcap,
+        fragments: Reassembly::default(),
         listener4: attached.listener4,
         listener6: attached.listener6,
         broker: Broker::new(attached.broker),

@@ -7,6 +7,7 @@
 pub(crate) mod build;
 pub(crate) mod dns;
 pub(crate) mod frame;
+pub(crate) mod reassembly;
 pub(crate) mod rewrite;
 
 /// `virtio_net_hdr` as TAP devices and packet sockets use it: flags, gso type, header length, gso size, checksum start
