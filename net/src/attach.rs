@@ -142,7 +142,7 @@ struct Made {
 fn make(config: &Config) -> Result<Made> {
     let mut netlink = Netlink::route().context("cannot open a netlink socket")?;
     let mut facts = Facts::default();
-    let mut changes = Netlink::link_changes().context("cannot watch for changes of links")?;
+    let mut changes = Netlink::changes().context("cannot watch for changes of links")?;
     let (device, is_pair) = open_device(config, &mut netlink, &mut facts)?;
     let (lo, _) = netlink.link("lo").context("cannot find the loopback interface")?;
     let (index, mac) =
@@ -184,6 +184,11 @@ fn make(config: &Config) -> Result<Made> {
         listeners.push(listen(config, &like, diverted, port)?);
     }
     facts.port = port;
+    if let Some(net) = config.v6
+        && let Err(error) = changes.await_local_route(net.address)
+    {
+        facts.notes.push(format!("{} may not receive yet: {error}", net.address));
+    }
     Ok(Made { device, listeners, netlink, facts })
 }
 
