@@ -1,6 +1,62 @@
 //! kelp: containers for people who have no root. The `mod` lines below are the floors of the house, top to
 //! bottom: a room uses only rooms of lower floors. `tests/tidy.rs` holds that.
 
-mod error;
+// floor 10
+mod cli;
 
-fn main() {}
+// floor 9
+mod verbs;
+
+// floor 8
+mod doctor;
+mod supervise;
+
+// floor 7
+mod launch;
+
+// floor 6
+mod container;
+
+// floor 5
+mod network;
+mod rootfs;
+
+// floor 4
+mod userns;
+
+// floor 3
+mod paths;
+mod record;
+mod spec;
+mod stage;
+
+// floor 2
+mod check;
+mod ids;
+mod units;
+
+// floor 1
+mod error;
+mod sys;
+
+fn main() -> std::process::ExitCode {
+    if let Some(status) = helper() {
+        return status;
+    }
+    cli::main()
+}
+
+/// kelp under the name of one of its helpers is that helper.
+fn helper() -> Option<std::process::ExitCode> {
+    let name = std::env::args_os().next()?;
+    let outcome = match name.to_str()? {
+        launch::stage::NAME => launch::stage::resume(),
+        rootfs::fuse::NAME => rootfs::fuse::serve(),
+        network::engine::NAME => network::engine::serve(),
+        _ => return None,
+    };
+    Some(match outcome {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => std::process::ExitCode::from(cli::report(&error)),
+    })
+}

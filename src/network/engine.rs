@@ -1,0 +1,92 @@
+//! `--network user`: the engine of kelp-net in a helper of the monitor's. It is started while the container's
+//! child waits for its maps and works while the child makes the root; before the program starts, it has said
+//! that the network is up. It ends with the monitor or with the container.
+
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::process::Child;
+
+use anyhow::{Context, Result};
+use kelp_net::attach::{Target, attach};
+use kelp_net::config::Config;
+use kelp_net::engine::{Channels, run};
+use kelp_net::ports;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::stage::{self, Number};
+use crate::sys::process;
+
+/// `argv[0]` of the helper.
+pub const NAME: &str = "kelp-network";
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Request {
+    config: Config,
+    user: Number,
+    network: Number,
+    word: Number,
+}
+
+/// A started engine; it is ended with the value.
+#[derive(Debug)]
+pub struct Engine {
+    helper: Child,
+    word: Option<OwnedFd>,
+}
+
+impl Engine {
+    /// Starts the engine for the namespaces of the process `pid`, which can still be looked at.
+    pub fn start(config: &Config, pid: i32) -> Result<Self> {
+        let open = |name: &str| {
+            File::open(format!("/proc/{pid}/ns/{name}")).with_context(|| format!("open the {name} namespace"))
+        };
+        let (user, network) = (open("user")?, open("net")?);
+        let (hear, word) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+        let request = Request {
+            config: config.clone(),
+            user: user.as_raw_fd(),
+            network: network.as_raw_fd(),
+            word: word.as_raw_fd(),
+        };
+        let helper = stage::start(NAME, &request, &[user.as_fd(), network.as_fd(), word.as_fd()])?;
+        Ok(Self { helper, word: Some(hear) })
+    }
+
+    /// Waits until the network is up.
+    pub fn wait(&mut self) -> Result<()> {
+        let Some(word) = self.word.take() else { return Ok(()) };
+        stage::hear(word).map_err(|error| {
+            Error::host(format!("cannot bring the network up: {error:#}"))
+                .hint("--network none or --network host goes without; see `kelp doctor`")
+                .into()
+        })
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        let _ = self.helper.kill();
+        let _ = self.helper.wait();
+    }
+}
+
+/// The helper.
+pub fn serve() -> Result<()> {
+    let request: Request = stage::request()?;
+    let word = stage::take(request.word)?;
+    process::parent_death_signal(libc::SIGKILL)?;
+    let target = Target { user: Some(stage::take(request.user)?), network: stage::take(request.network)? };
+    let made = ports::bind(&request.config.published)
+        .and_then(|bound| Ok((attach(&target, &request.config)?, bound)));
+    drop(target);
+    match made {
+        Ok((attached, bound)) => {
+            run(attached, bound, request.config, Channels { ready: Some(word), ..Channels::default() })
+        }
+        Err(error) => {
+            stage::tell(word, &Err(error));
+            Ok(())
+        }
+    }
+}

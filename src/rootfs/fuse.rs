@@ -1,0 +1,134 @@
+//! Rung T2: the user-space overlay. The container's child opens /dev/fuse in its own user namespace and mounts
+//! it; the device goes to a helper of the monitor's, which joins that user namespace, so that it holds the
+//! container's ids, and stays outside its pid namespace, so that the container can't touch it.
+
+use std::ffi::CString;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use fuse_overlay::config::{Config, Directory, Limits, Lower, Owner};
+use fuse_overlay::overlay::Overlay;
+use fuse_overlay::transport::{fuser, mounting};
+use nix::sched::CloneFlags;
+use serde::{Deserialize, Serialize};
+
+use crate::rootfs::host::Piece;
+use crate::spec::Root;
+use crate::stage::{self, Number};
+use crate::sys::mount::{FsOption, fsmount};
+use crate::sys::process;
+
+/// `argv[0]` of the helper.
+pub const NAME: &str = "kelp-fuse";
+
+/// One layer below, as the helper opens it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layer {
+    pub path: PathBuf,
+    /// What is mounted below the layer shows as an empty folder.
+    pub own_mount_only: bool,
+    /// Paths below the layer that are not there.
+    pub without: Vec<PathBuf>,
+}
+
+/// What the helper needs.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Request {
+    pub layers: Vec<Layer>,
+    /// Holds `upper` and `work`.
+    pub folder: PathBuf,
+    pub volatile: bool,
+    /// Whether the user namespace has an id 0.
+    pub has_root: bool,
+    pub bytes: u64,
+    pub inodes: u64,
+    pub device: Number,
+    pub user_namespace: Number,
+    pub word: Number,
+}
+
+/// The layers of `root`. Of the machine's own, its own mount only, without the store and what `replaced` names.
+pub fn layers(root: &Root, store: &Path, replaced: &[Piece]) -> Vec<Layer> {
+    match root {
+        Root::Directory { path, .. } => {
+            vec![Layer { path: path.clone(), own_mount_only: false, without: Vec::new() }]
+        }
+        Root::Host => {
+            let folders = replaced.iter().map(|piece| piece.path().to_owned());
+            let without = folders.chain([store.to_owned()]).collect();
+            vec![Layer { path: PathBuf::from("/"), own_mount_only: true, without }]
+        }
+    }
+}
+
+/// Opens the device in the caller's user namespace and makes a detached mount of it.
+pub fn mount() -> Result<(OwnedFd, OwnedFd)> {
+    let device = mounting::open_device().context("open /dev/fuse")?;
+    let mut options = Vec::new();
+    for option in mounting::mount_data(&device).split(',') {
+        options.push(match option.split_once('=') {
+            Some((key, value)) => FsOption::Text(CString::new(key)?, CString::new(value)?),
+            None => FsOption::Flag(CString::new(option)?),
+        });
+    }
+    let mount = fsmount(c"fuse", &options, 0).context("mount /dev/fuse")?;
+    Ok((device, mount))
+}
+
+/// The helper: serves until the mount is gone.
+pub fn serve() -> Result<()> {
+    let request: Request = stage::request()?;
+    let word = stage::take(request.word)?;
+    let served = prepare(&request);
+    let (overlay, device) = match served {
+        Ok(served) => served,
+        Err(error) => {
+            stage::tell(word, &Err(error));
+            return Ok(());
+        }
+    };
+    let ready = || stage::tell(word, &Ok(()));
+    fuser::serve_counted(overlay, device, fuser::default_threads(), Arc::default(), ready)
+        .context("cannot serve the root file system")
+}
+
+fn prepare(request: &Request) -> Result<(Arc<Overlay>, OwnedFd)> {
+    process::parent_death_signal(libc::SIGKILL)?;
+    let device = stage::take(request.device)?;
+    let namespace = stage::take(request.user_namespace)?;
+    nix::sched::setns(namespace, CloneFlags::CLONE_NEWUSER).context("join the user namespace")?;
+    if request.has_root {
+        process::setresgid(0)?;
+        process::setresuid(0)?;
+    }
+    process::no_new_privileges()?;
+    process::not_dumpable()?;
+    let overlay = Overlay::new(config(request))?;
+    process::parent_death_signal(libc::SIGKILL)?;
+    Ok((Arc::new(overlay), device))
+}
+
+fn config(request: &Request) -> Config {
+    let lower = |layer: &Layer| Lower {
+        directory: Directory::Path(layer.path.clone()),
+        xdev: layer.own_mount_only,
+        exclude: layer.without.iter().map(|path| relative(path)).collect(),
+        raw: false,
+    };
+    Config {
+        lowers: request.layers.iter().map(lower).collect(),
+        upper: Some(Directory::Path(request.folder.join("upper"))),
+        work: Some(Directory::Path(request.folder.join("work"))),
+        squash_unmapped: request.has_root.then_some(Owner { uid: 0, gid: 0 }),
+        limits: Limits { bytes: request.bytes, inodes: request.inodes, ..Limits::default() },
+        volatile: request.volatile,
+        redirect: request.volatile,
+        ..Config::default()
+    }
+}
+
+fn relative(path: &Path) -> Vec<u8> {
+    path.strip_prefix("/").unwrap_or(path).as_os_str().as_encoded_bytes().to_vec()
+}
