@@ -97,7 +97,7 @@ impl Engine {
     }
 
     pub(super) fn request_event(&mut self, key: Key) {
-        let Some(connection) = self.control.connections.get_mut(key) else { return };
+        let Some(connection) = self.control.connections.entry(key) else { return };
         let mut buffer = [0; 4096];
         let ended = match stream::recv(&connection.socket, &mut buffer, 0) {
             Ok(None) => return,
@@ -124,7 +124,7 @@ impl Engine {
 
     /// Carries out the next whole request of a connection, if there is one.
     fn next_request(&mut self, key: Key, ended: bool) -> Option<Result<Value>> {
-        let connection = self.control.connections.get_mut(key)?;
+        let connection = self.control.connections.entry(key)?;
         if connection.inbox.iter().all(u8::is_ascii_whitespace) {
             return None;
         }

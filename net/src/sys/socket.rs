@@ -1,6 +1,6 @@
-#![allow(unsafe_code)]
 //! Sockets: making, binding and connecting them, their options, datagrams with addresses and control messages, and
 //! descriptors passed over Unix sockets. Addresses are `std::net::SocketAddr` on this side of the wall.
+#![allow(unsafe_code)]
 
 use std::io;
 use std::mem::{size_of, zeroed};
