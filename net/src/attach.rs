@@ -142,7 +142,8 @@ struct Made {
 fn make(config: &Config) -> Result<Made> {
     let mut netlink = Netlink::route().context("cannot open a netlink socket")?;
     let mut facts = Facts::default();
-    let device = open_device(config, &mut netlink, &mut facts)?;
+    let mut changes = Netlink::changes().context("cannot watch for changes of links")?;
+    let (device, is_pair) = open_device(config, &mut netlink, &mut facts)?;
     let (lo, _) = netlink.link("lo").context("cannot find the loopback interface")?;
     let (index, mac) =
         netlink.link(&config.device).with_context(|| format!("cannot find {}", config.device))?;
@@ -154,6 +155,11 @@ fn make(config: &Config) -> Result<Made> {
     netlink
         .raise_link(index, config.mtu, config.mac)
         .with_context(|| format!("cannot bring up {}", config.device))?;
+    if is_pair {
+        changes
+            .await_operational(index)
+            .with_context(|| format!("cannot wait for {} to come up", config.device))?;
+    }
     let addresses = config.v4.map(|net| (IpAddr::V4(net.address), net.prefix)).into_iter();
     for (address, prefix) in addresses.chain(config.v6.map(|net| (IpAddr::V6(net.address), net.prefix))) {
         address_family(config, &mut netlink, index, (address, prefix))?;
@@ -178,6 +184,11 @@ fn make(config: &Config) -> Result<Made> {
         listeners.push(listen(config, &like, diverted, port)?);
     }
     facts.port = port;
+    if let Some(net) = config.v6
+        && let Err(error) = changes.await_local_route(net.address)
+    {
+        facts.notes.push(format!("{} may not receive yet: {error}", net.address));
+    }
     Ok(Made { device, listeners, netlink, facts })
 }
 
@@ -188,10 +199,10 @@ fn families(config: &Config) -> Vec<IpAddr> {
     v4.into_iter().chain(v6).collect()
 }
 
-fn open_device(config: &Config, netlink: &mut Netlink, facts: &mut Facts) -> Result<OwnedFd> {
+fn open_device(config: &Config, netlink: &mut Netlink, facts: &mut Facts) -> Result<(OwnedFd, bool)> {
     if config.paths.tap {
         match tun::open_tap(&config.device) {
-            Ok(device) => return Ok(device),
+            Ok(device) => return Ok((device, false)),
             Err(error) => facts.notes.push(format!("no TAP device: {error}")),
         }
     }
@@ -204,7 +215,7 @@ fn open_device(config: &Config, netlink: &mut Netlink, facts: &mut Facts) -> Res
     netlink
         .raise_link(index, config.mtu, None)
         .context("cannot bring up the engine's end of the veth pair")?;
-    tun::open_packet(index).context("cannot open a packet socket on the veth pair")
+    Ok((tun::open_packet(index).context("cannot open a packet socket on the veth pair")?, true))
 }
 
 fn address_family(

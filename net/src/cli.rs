@@ -1,5 +1,5 @@
 //! The command line of the program `kelp-net`: slirp4netns's, so that podman and others use it unchanged, and our own
-//! options. It turns words into a `Config`, opens what the words name, and prints.
+//! options. It turns words into a `Config` and opens what the words name.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -125,7 +125,8 @@ enum Rung {
 }
 
 /// Runs the program: parses its arguments, makes the network, and carries it until it is told to stop.
-pub fn main() -> Result<()> {
+/// What it has to say goes to `say`, a sentence a call.
+pub fn main(say: impl Fn(&str)) -> Result<()> {
     let arguments = Arguments::parse();
     let ready = arguments.ready_fd.map(process::inherited).transpose().context("--ready-fd is not open")?;
     let stop = arguments.exit_fd.map(process::inherited).transpose().context("--exit-fd is not open")?;
@@ -140,7 +141,7 @@ pub fn main() -> Result<()> {
     drop(target);
     if arguments.verbose {
         for note in &attached.facts.notes {
-            eprintln!("kelp-net: {note}");
+            say(note);
         }
     }
     engine::run(attached, bound, config, Channels { stop, api, control: None, ready })

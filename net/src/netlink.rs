@@ -87,6 +87,52 @@ impl Netlink {
         Self::open(libc::NETLINK_NETFILTER)
     }
 
+    /// Changes of links and IPv6 routes, from now on. A read ends after two seconds without one.
+    pub(crate) fn changes() -> io::Result<Self> {
+        let changes = Self::route()?;
+        socket::bind_netlink(&changes.socket, 0x1 | 0x400 /* RTMGRP_LINK, RTMGRP_IPV6_ROUTE */, 2)?;
+        Ok(changes)
+    }
+
+    /// Waits until a link that was brought up passes packets: the two ends of a veth pair find each other in the
+    /// background, and what is sent before is lost.
+    pub(crate) fn await_operational(&mut self, index: u32) -> io::Result<()> {
+        self.await_change(|_, body| {
+            // IFLA_OPERSTATE is 16, IF_OPER_UP 6.
+            let state = body.get(16..).and_then(|attributes| attribute(attributes, 16));
+            body.get(4..8) == Some(&index.to_ne_bytes()) && state == Some(&[6])
+        })
+    }
+
+    /// Waits until an IPv6 address receives: its local route is made in the background, even without duplicate detection,
+    /// and what arrives before is dropped.
+    pub(crate) fn await_local_route(&mut self, ip: std::net::Ipv6Addr) -> io::Result<()> {
+        self.await_change(|kind, body| {
+            // RTM_NEWROUTE, table local (255), type local (2), RTA_DST (1).
+            let destination = body.get(12..).and_then(|attributes| attribute(attributes, 1));
+            let place = (body.get(4), body.get(7));
+            kind == 24 && place == (Some(&255), Some(&2)) && destination == Some(&ip.octets())
+        })
+    }
+
+    fn await_change(&mut self, wanted: impl Fn(u16, &[u8]) -> bool) -> io::Result<()> {
+        let mut buffer = vec![0; 65536];
+        loop {
+            let Some(length) = stream::read(&self.socket, &mut buffer)? else {
+                return Err(io::Error::from(io::ErrorKind::TimedOut));
+            };
+            let mut bytes = buffer.get(..length).unwrap_or(&[]);
+            while let Some(header) = bytes.first_chunk::<16>() {
+                let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
+                let kind = u16::from_ne_bytes([header[4], header[5]]);
+                if wanted(kind, bytes.get(16..length).unwrap_or(&[])) {
+                    return Ok(());
+                }
+                bytes = bytes.get(length.max(16).next_multiple_of(4)..).unwrap_or(&[]);
+            }
+        }
+    }
+
     /// Sockets of this namespace: to list and to end them.
     pub(crate) fn sockets() -> io::Result<Self> {
         Self::open(libc::NETLINK_SOCK_DIAG)
@@ -199,11 +245,16 @@ fn acknowledgements(mut bytes: &[u8]) -> io::Result<usize> {
 
 fn parse_link(reply: &[u8]) -> Option<(u32, [u8; 6])> {
     let index = u32::from_ne_bytes(reply.get(20..24)?.try_into().ok()?);
-    let mut attributes = reply.get(32..)?;
+    // IFLA_ADDRESS is 1.
+    Some((index, attribute(reply.get(32..)?, 1)?.try_into().ok()?))
+}
+
+/// The value of one attribute.
+fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
     while let Some(head) = attributes.first_chunk::<4>() {
         let length = u16::from_ne_bytes([head[0], head[1]]) as usize;
-        if u16::from_ne_bytes([head[2], head[3]]) == 1 {
-            return Some((index, attributes.get(4..10)?.try_into().ok()?));
+        if u16::from_ne_bytes([head[2], head[3]]) == wanted {
+            return attributes.get(4..length);
         }
         attributes = attributes.get(length.max(4).next_multiple_of(4)..)?;
     }

@@ -17,7 +17,7 @@ const FORBIDDEN: &[Attempt] = &[
     ("read a file of the host", || File::open("/etc/passwd").map(drop)),
     ("read its own state", || File::open("/proc/self/status").map(drop)),
     ("list the root", || std::fs::read_dir("/").map(drop)),
-    ("make a file", || OpenOptions::new().write(true).create(true).open("/engine-was-here").map(drop)),
+    ("make a file", || OpenOptions::new().write(true).create_new(true).open("/engine-was-here").map(drop)),
     ("make a folder", || std::fs::create_dir("/engine-was-here")),
     ("remove a file", || std::fs::remove_file("/etc/passwd")),
     ("run a program", || Command::new("/bin/true").status().map(drop)),

@@ -103,6 +103,12 @@ class Outbound(unittest.TestCase):
         for size in (1, 1200, 1472, 9000, 60000):
             self.assertEqual(container.datagram(WORLD[family], ECHO, size), "same", size)
 
+    def test_datagrams_in_fragments_come_back(self):
+        with Container("--mtu", "1500") as container:
+            for family in FAMILIES:
+                for size in (1472, 1473, 9000, 60000):
+                    self.assertEqual(container.datagram(WORLD[family], ECHO, size), "same", size)
+
     @each
     def test_a_datagram_to_a_closed_port_is_refused(self, container, family):
         self.assertEqual(container.datagram(WORLD[family], CLOSED, 1), "ECONNREFUSED")

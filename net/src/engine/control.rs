@@ -56,9 +56,12 @@ struct Request {
 #[derive(Deserialize)]
 struct AddPort {
     proto: String,
-    host_addr: Option<IpAddr>,
+    /// Podman sends an empty text for "every address".
+    #[serde(default)]
+    host_addr: String,
     host_port: u16,
-    guest_addr: Option<IpAddr>,
+    #[serde(default)]
+    guest_addr: String,
     guest_port: u16,
 }
 
@@ -94,7 +97,7 @@ impl Engine {
     }
 
     pub(super) fn request_event(&mut self, key: Key) {
-        let Some(connection) = self.control.connections.get_mut(key) else { return };
+        let Some(connection) = self.control.connections.entry(key) else { return };
         let mut buffer = [0; 4096];
         let ended = match stream::recv(&connection.socket, &mut buffer, 0) {
             Ok(None) => return,
@@ -121,7 +124,7 @@ impl Engine {
 
     /// Carries out the next whole request of a connection, if there is one.
     fn next_request(&mut self, key: Key, ended: bool) -> Option<Result<Value>> {
-        let connection = self.control.connections.get_mut(key)?;
+        let connection = self.control.connections.entry(key)?;
         if connection.inbox.iter().all(u8::is_ascii_whitespace) {
             return None;
         }
@@ -181,12 +184,12 @@ impl Engine {
             other => bail!("bad request: the protocol {other:?} is not tcp or udp"),
         };
         let any: IpAddr = if add.proto.ends_with('6') { [0_u16; 8].into() } else { [0, 0, 0, 0].into() };
-        if let Some(guest) = add.guest_addr.filter(|guest| !guest.is_unspecified())
+        let host = Some(address(&add.host_addr)?.unwrap_or(any));
+        if let Some(guest) = address(&add.guest_addr)?.filter(|guest| !guest.is_unspecified())
             && self.config.address(&guest) != Some(guest)
         {
             bail!("bad request: the container has no address {guest}");
         }
-        let host = Some(add.host_addr.unwrap_or(any));
         let wanted =
             Published { protocol, host, host_port: add.host_port, container_port: add.guest_port, count: 1 };
         let ids = self.publish(ports::bind_within_limit(&[wanted])?)?;
@@ -206,4 +209,11 @@ impl Engine {
         };
         self.published().into_iter().map(entry).collect()
     }
+}
+
+fn address(text: &str) -> Result<Option<IpAddr>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).with_context(|| format!("bad request: {text:?} is no address"))
 }

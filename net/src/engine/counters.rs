@@ -1,4 +1,5 @@
 //! What the engine has done, in numbers. Plain data; whoever does the work counts it.
+//! It knows nobody who reads it.
 
 use serde::{Deserialize, Serialize};
 

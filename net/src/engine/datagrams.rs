@@ -86,7 +86,7 @@ impl Engine {
 
     /// Sends a payload, or each segment of a super-packet.
     fn send_up(&mut self, key: Key, payload: &[u8], segment: usize, quote: &[u8]) {
-        let Some(flow) = self.flows.get_mut(key) else { return };
+        let Some(flow) = self.flows.entry(key) else { return };
         flow.touched = self.now;
         let name = flow.name;
         if !self.up.admit(payload.len(), self.now) {
@@ -124,7 +124,7 @@ impl Engine {
         }
         let mut buffer = std::mem::take(&mut self.scratch);
         for _ in 0..TURN {
-            let Some(flow) = self.flows.get_mut(key) else { break };
+            let Some(flow) = self.flows.entry(key) else { break };
             let Some(room) = buffer.get_mut(PAYLOAD..) else { break };
             let Ok(Some(length)) = stream::recv(&flow.socket, room, 0) else { break };
             (flow.touched, flow.patience) = (self.now, TALK);

@@ -2,12 +2,17 @@
 //! nothing about flows; streams and datagrams do.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
-use super::Engine;
+use super::{Engine, Room};
 use crate::sys::stream;
 use crate::wire::build::{self, Unreachable};
 use crate::wire::frame::{self, Ends, Frame, Packet};
 use crate::wire::{self, ICMP, ICMP6, TCP, UDP};
+
+/// When an ICMP error is repeated, and how many wait for that at most.
+const AGAIN: Duration = Duration::from_millis(3);
+const REPEATED: usize = 64;
 
 /// Frames taken in one go, so that a flood on the device does not starve the sockets.
 const TURN: usize = 128;
@@ -63,7 +68,9 @@ impl Engine {
 
     fn packet(&mut self, packet: &Packet<'_>) {
         if packet.fragment.is_some() {
-            self.counters.malformed += 1;
+            if let Some(payload) = self.fragments.add(packet, self.now) {
+                self.packet(&Packet { fragment: None, payload: &payload, ..*packet });
+            }
             return;
         }
         if let Some(asked) = frame::solicited(packet) {
@@ -109,6 +116,21 @@ impl Engine {
         }
         let Some(router) = self.config.gateway(&source) else { return };
         if let Some(frame) = build::unreachable(self.facts.mac, router, source, why, quote) {
+            self.write_device(&frame);
+            if self.again.len() < REPEATED {
+                self.again.push_back((self.now + AGAIN, frame));
+                self.timers.add(self.now + AGAIN, Room::Device.alone());
+            }
+        }
+    }
+
+    /// Says again what was said before. A kernel drops an ICMP error that comes while `connect` still holds the socket, and
+    /// we are often that fast; without a second one the container would wait a second for its next SYN.
+    pub(super) fn repeat_due(&mut self) {
+        while let Some((at, _)) = self.again.front()
+            && *at <= self.now
+            && let Some((_, frame)) = self.again.pop_front()
+        {
             self.write_device(&frame);
         }
     }

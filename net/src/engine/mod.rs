@@ -22,7 +22,7 @@ mod streams;
 mod table;
 mod timers;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
@@ -38,6 +38,7 @@ use crate::ports::Bound;
 use crate::sys::process;
 use crate::sys::stream::{Epoll, Event};
 use crate::wire::frame::Ends;
+use crate::wire::reassembly::Reassembly;
 use control::Control;
 pub use counters::Counters;
 use datagrams::{Flow, FlowName};
@@ -117,6 +118,9 @@ struct Engine {
     now: Instant,
     device: OwnedFd,
     pcap: Option<Pcap>,
+    fragments: Reassembly,
+    /// ICMP errors that are said a second time, and when.
+    again: VecDeque<(Instant, Vec<u8>)>,
     listener4: Option<OwnedFd>,
     listener6: Option<OwnedFd>,
     broker: Broker,
@@ -167,6 +171,8 @@ pub fn run(attached: Attached, bound: Vec<Bound>, mut config: Config, channels: 
         now: Instant::now(),
         device: attached.device,
         pcap,
+        fragments: Reassembly::default(),
+        again: VecDeque::new(),
         listener4: attached.listener4,
         listener6: attached.listener6,
         broker: Broker::new(attached.broker),
@@ -279,7 +285,10 @@ impl Engine {
             Room::Flow => self.flow_deadline(key),
             Room::Query => self.query_deadline(key),
             Room::NameClient => self.name_client_deadline(key),
-            Room::Device => self.mirrors.forget_closed(self.now),
+            Room::Device => {
+                self.repeat_due();
+                self.mirrors.forget_closed(self.now);
+            }
             _ => {}
         }
     }

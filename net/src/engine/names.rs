@@ -218,7 +218,7 @@ impl Engine {
     }
 
     pub(super) fn query_event(&mut self, key: Key) {
-        let Some(query) = self.names.queries.get_mut(key) else { return };
+        let Some(query) = self.names.queries.entry(key) else { return };
         match query.answer() {
             Ok(None) => {}
             Err(_) => self.next_server(key),
@@ -303,7 +303,7 @@ impl Engine {
     }
 
     pub(super) fn name_client_event(&mut self, key: Key) {
-        let Some(client) = self.names.clients.get_mut(key) else { return };
+        let Some(client) = self.names.clients.entry(key) else { return };
         client.touched = self.now;
         let mut buffer = [0; 4096];
         match stream::recv(&client.socket, &mut buffer, 0) {

@@ -163,7 +163,7 @@ impl Engine {
     }
 
     pub(super) fn container_connected_if_ready(&mut self, key: Key) {
-        let Some(stream) = self.streams.get_mut(key) else { return };
+        let Some(stream) = self.streams.entry(key) else { return };
         let Some(container) = &stream.container else { return };
         if !socket::writable_now(container) {
             return;
@@ -218,7 +218,7 @@ impl Engine {
             let Ok(Some(datagram)) = socket::recv_datagram(&port.bound.socket, &mut buffer) else { break };
             let name = FlowName::Client { port: key, peer: datagram.peer, local: datagram.local };
             let Some(flow) = self.client_flow(name, &datagram.peer, container_port) else { continue };
-            if let Some(flow) = self.flows.get_mut(flow)
+            if let Some(flow) = self.flows.entry(flow)
                 && let Some(payload) = buffer.get(..datagram.length)
                 && self.down.admit(payload.len(), self.now)
             {

@@ -1,4 +1,5 @@
 //! A token bucket: bytes a second, with a twentieth of a second saved up at most. TCP waits for it; datagrams are dropped.
+//! It knows neither: it only counts.
 
 use std::time::{Duration, Instant};
 

@@ -129,7 +129,7 @@ impl Engine {
 
     /// A second SYN of a connection that is known. True if it starts a new one with the same ends.
     fn renew(&mut self, key: Key, frame: &mut [u8]) -> bool {
-        let Some(stream) = self.streams.get_mut(key) else { return true };
+        let Some(stream) = self.streams.entry(key) else { return true };
         match &mut stream.stage {
             Stage::HostConnecting { syn } => {
                 *syn = frame.to_vec();
@@ -172,7 +172,7 @@ impl Engine {
     }
 
     fn host_connected(&mut self, key: Key) {
-        let Some(stream) = self.streams.get_mut(key) else { return };
+        let Some(stream) = self.streams.entry(key) else { return };
         let (Some(ends), Stage::HostConnecting { syn }) = (stream.ends, &mut stream.stage) else { return };
         let mut syn = std::mem::take(syn);
         if let Err(error) = socket::pending_error(&stream.host) {
@@ -239,7 +239,7 @@ impl Engine {
             return self.name_client(ends, accepted);
         }
         let key = self.stream_by_ends.get(&ends).copied();
-        let stream = key.and_then(|key| self.streams.get_mut(key));
+        let stream = key.and_then(|key| self.streams.entry(key));
         let (Some(key), Some(stream)) = (key, stream.filter(|s| matches!(s.stage, Stage::Announced { .. })))
         else {
             let _ = socket::reset_on_close(&accepted);
@@ -284,7 +284,7 @@ impl Engine {
     /// Pumps the lanes that are asked for, and ends the connection when both are shut or one fails.
     fn pump_lanes(&mut self, key: Key, hung_up: bool, up: bool, down: bool) {
         let (up_allowed, down_allowed) = (self.up.allowance(self.now), self.down.allowance(self.now));
-        let Some(stream) = self.streams.get_mut(key) else { return };
+        let Some(stream) = self.streams.entry(key) else { return };
         let Some(container) = stream.container.as_ref().filter(|_| stream.stage == Stage::Open) else {
             return;
         };

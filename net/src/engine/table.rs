@@ -1,4 +1,5 @@
 //! A slab whose keys are never mistaken for a later entry's: index and generation. It knows nothing of what it holds.
+//! An event that was fetched before its flow ended thus finds nobody.
 
 /// A place in a table. A key of an entry that was removed finds nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -53,7 +54,7 @@ impl<T> Table<T> {
             .as_ref()
     }
 
-    pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut T> {
+    pub(crate) fn entry(&mut self, key: Key) -> Option<&mut T> {
         let (generation, entry) = self.entries.get_mut(key.index as usize)?;
         if *generation == key.generation { entry.as_mut() } else { None }
     }
@@ -88,7 +89,7 @@ mod tests {
         let second = table.insert("second");
         assert_eq!(table.get(first), None);
         assert_eq!(table.remove(first), None);
-        assert_eq!(table.get_mut(second), Some(&mut "second"));
+        assert_eq!(table.entry(second), Some(&mut "second"));
         assert_eq!(Key::unpack(second.pack() | 7 << 56), second);
         assert_eq!(table.len(), 1);
     }

@@ -1,6 +1,6 @@
-#![allow(unsafe_code)]
 //! The only unsafe code of the crate: one system call a function, by the man page's name, with borrowed descriptors in
 //! and owned descriptors out. It knows no policy and no protocol.
+#![allow(unsafe_code)]
 
 pub(crate) mod process;
 pub(crate) mod socket;

@@ -1,5 +1,5 @@
-#![allow(unsafe_code)]
 //! The process: fork, capabilities, limits and what a confined process gives up. It knows no network.
+#![allow(unsafe_code)]
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};

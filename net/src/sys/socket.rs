@@ -1,6 +1,6 @@
-#![allow(unsafe_code)]
 //! Sockets: making, binding and connecting them, their options, datagrams with addresses and control messages, and
 //! descriptors passed over Unix sockets. Addresses are `std::net::SocketAddr` on this side of the wall.
+#![allow(unsafe_code)]
 
 use std::io;
 use std::mem::{size_of, zeroed};
@@ -88,6 +88,25 @@ pub(crate) fn connect(fd: impl AsFd, address: &SocketAddr) -> io::Result<()> {
         Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
         _ => Ok(()),
     }
+}
+
+/// Joins the multicast groups (a bit set) of a netlink socket, and bounds how long a read of it may wait.
+pub(crate) fn bind_netlink(fd: impl AsFd, groups: u32, seconds: i64) -> io::Result<()> {
+    // SAFETY: all-zero is a valid sockaddr_nl.
+    let mut address: libc::sockaddr_nl = unsafe { zeroed() };
+    address.nl_family = libc::AF_NETLINK as u16;
+    address.nl_groups = groups;
+    let length = size_of::<libc::sockaddr_nl>() as libc::socklen_t;
+    let raw = fd.as_fd().as_raw_fd();
+    // SAFETY: the address is a full sockaddr_nl and `length` is its size.
+    check(unsafe { libc::bind(raw, (&raw const address).cast(), length) })?;
+    let wait = libc::timeval { tv_sec: seconds, tv_usec: 0 };
+    let length = size_of::<libc::timeval>() as libc::socklen_t;
+    // SAFETY: the pointer is to one struct timeval and `length` is its size.
+    check(unsafe {
+        libc::setsockopt(raw, libc::SOL_SOCKET, libc::SO_RCVTIMEO, (&raw const wait).cast(), length)
+    })?;
+    Ok(())
 }
 
 pub(crate) fn listen(fd: impl AsFd, backlog: i32) -> io::Result<()> {

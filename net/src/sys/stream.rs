@@ -1,6 +1,6 @@
-#![allow(unsafe_code)]
 //! Moving bytes: epoll, pipes, splice, read, write, recv and send on non-blocking descriptors. EINTR is retried, EAGAIN is
 //! an answer (`None`), everything else an error.
+#![allow(unsafe_code)]
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};

@@ -1,6 +1,6 @@
-#![allow(unsafe_code)]
 //! Opening a TAP device with a vnet header, and the packet socket that stands in for it where `/dev/net/tun` is missing.
 //! Both ends speak the same frames: a 10-byte `virtio_net_hdr`, then Ethernet.
+#![allow(unsafe_code)]
 
 use std::fs::{File, OpenOptions};
 use std::io;

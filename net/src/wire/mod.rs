@@ -1,12 +1,12 @@
-#![forbid(unsafe_code)]
-#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 //! The bytes on the device: frames are taken apart and put together here and nowhere else. Nothing in this folder panics
 //! on any input, allocates by a length that a packet claims, or knows a socket. A frame is a 10-byte `virtio_net_hdr`,
 //! an Ethernet header, then ARP, IPv4 or IPv6.
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
 pub(crate) mod build;
 pub(crate) mod dns;
 pub(crate) mod frame;
+pub(crate) mod reassembly;
 pub(crate) mod rewrite;
 
 /// `virtio_net_hdr` as TAP devices and packet sockets use it: flags, gso type, header length, gso size, checksum start
