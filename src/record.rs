@@ -110,6 +110,11 @@ impl Lock {
         writeln!(file, "pid {} ({purpose})", std::process::id())
     }
 
+    /// What `fstat(2)` says of the lock's file, to compare with what its path names now.
+    pub fn metadata(&self) -> io::Result<fs::Metadata> {
+        self.0.metadata()
+    }
+
     /// What the last holder wrote.
     pub fn signature(&mut self) -> io::Result<String> {
         let mut text = String::new();

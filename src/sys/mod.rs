@@ -9,3 +9,4 @@ pub mod process;
 pub mod seccomp;
 pub mod socket;
 pub mod terminal;
+pub mod xattr;
