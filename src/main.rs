@@ -1,6 +1,9 @@
 //! kelp: containers for people who have no root. The `mod` lines below are the floors of the house, top to
 //! bottom: a room uses only rooms of lower floors. `tests/tidy.rs` holds that.
 
+// floor 8
+mod cli;
+
 // floor 5
 mod image;
 
@@ -16,4 +19,6 @@ mod units;
 mod error;
 mod sys;
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

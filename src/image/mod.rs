@@ -17,3 +17,6 @@ pub mod auth;
 pub mod names;
 pub mod registries_conf;
 pub mod registry;
+pub mod install;
+pub mod policy;
+pub mod pull;

@@ -1,0 +1,81 @@
+//! Docker's words. Each verb has one file: its arguments, one call, its output. Here are the list of verbs and
+//! the one printer of errors.
+
+pub mod functions;
+pub mod images;
+pub mod inside;
+pub mod progress;
+pub mod pull;
+pub mod table;
+pub mod template;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::error;
+
+/// containers for people who have no root
+#[derive(Debug, Parser)]
+#[command(name = "kelp", version, disable_help_subcommand = true, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Pull(pull::PullArgs),
+    Images(images::ImagesArgs),
+}
+
+/// kelp's own failure, in docker's numbers.
+const FAILED: u8 = 125;
+
+/// Reads the command line, carries the verb out, and gives the exit status.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(FAILED) } else { ExitCode::SUCCESS };
+        }
+    };
+    let outcome = match cli.verb {
+        Verb::Pull(arguments) => pull::run(arguments),
+        Verb::Images(arguments) => images::run(&arguments),
+    };
+    match outcome {
+        Ok(status) => ExitCode::from(u8::try_from(status & 0xff).unwrap_or(FAILED)),
+        Err(error) => {
+            let broken_pipe = error.chain().any(|cause| {
+                cause
+                    .downcast_ref::<std::io::Error>()
+                    .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+            });
+            if broken_pipe {
+                return ExitCode::SUCCESS;
+            }
+            ExitCode::from(report(&error))
+        }
+    }
+}
+
+/// Prints an error with its hint; gives its exit status.
+pub fn report(error: &anyhow::Error) -> u8 {
+    let named = error::find(error);
+    eprintln!("kelp: {}", sentence(error));
+    if let Some(hint) = named.and_then(|named| named.hint.as_ref()) {
+        eprintln!("hint: {hint}");
+    }
+    named.map_or(FAILED, |named| named.exit)
+}
+
+fn sentence(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+/// Prints what is weaker than it could be.
+pub fn warn(text: &str) {
+    eprintln!("kelp: warning: {text}");
+}
