@@ -41,6 +41,11 @@ impl ContainerName {
         Ok(Self(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
     }
 
+    /// The id that a folder of the store is named after.
+    pub fn from_folder(name: String) -> Self {
+        Self(name)
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -4,12 +4,25 @@
 // floor 8
 mod cli;
 
+// floor 7
+mod verbs;
+
+// floor 6
+mod supervise;
+
 // floor 5
 mod image;
+mod launch;
+
+// floor 4
+mod container;
+mod rootfs;
+mod userns;
 
 // floor 3
 mod paths;
 mod record;
+mod spec;
 
 // floor 2
 mod ids;

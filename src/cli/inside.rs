@@ -3,6 +3,19 @@
 
 use anyhow::Result;
 
+use crate::cli;
+use crate::spec::request::UserNamespace;
+use crate::userns::maps;
+use crate::userns::within;
+
+/// Runs `work` where owners are real if they can be.
 pub fn run(work: impl FnOnce() -> Result<i32>) -> Result<i32> {
-    work()
+    let maps = maps::choose(&UserNamespace::Auto)?;
+    if maps.one_id() || nix::unistd::geteuid().is_root() {
+        return work();
+    }
+    within::run(&maps, 0, || match work() {
+        Ok(status) => status,
+        Err(error) => i32::from(cli::report(&error)),
+    })
 }

@@ -1,13 +1,17 @@
 //! Docker's words. Each verb has one file: its arguments, one call, its output. Here are the list of verbs and
 //! the one printer of errors.
 
+pub mod doctor;
 pub mod functions;
 pub mod images;
 pub mod inside;
 pub mod progress;
 pub mod pull;
+pub mod run;
 pub mod table;
 pub mod template;
+pub mod unshare;
+pub mod words;
 
 use std::process::ExitCode;
 
@@ -25,6 +29,9 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Run(Box<run::RunArgs>),
+    Unshare(unshare::UnshareArgs),
+    Doctor(doctor::DoctorArgs),
     Pull(pull::PullArgs),
     Images(images::ImagesArgs),
 }
@@ -42,6 +49,9 @@ pub fn main() -> ExitCode {
         }
     };
     let outcome = match cli.verb {
+        Verb::Run(arguments) => run::run(*arguments),
+        Verb::Unshare(arguments) => unshare::run(arguments),
+        Verb::Doctor(arguments) => doctor::run(&arguments),
         Verb::Pull(arguments) => pull::run(arguments),
         Verb::Images(arguments) => images::run(&arguments),
     };

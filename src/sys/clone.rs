@@ -13,6 +13,9 @@ pub enum Cloned {
     Child,
 }
 
+/// `linux/sched.h`; the crate's constant overflows its type.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
 /// `struct clone_args` of `clone3(2)`, as of Linux 5.7.
 #[repr(C)]
 #[derive(Default)]
@@ -46,7 +49,7 @@ pub fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> 
         ..CloneArgs::default()
     };
     if let Some(cgroup) = cgroup {
-        args.flags |= libc::CLONE_INTO_CGROUP as u64;
+        args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;
     }
     // SAFETY: `args` is a valid clone_args of its whole size and outlives the call; without CLONE_VM the child

@@ -8,7 +8,6 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 pub const RESOLVE_NO_MAGICLINKS: u64 = 0x02;
 pub const RESOLVE_NO_SYMLINKS: u64 = 0x04;
-pub const RESOLVE_BENEATH: u64 = 0x08;
 pub const RESOLVE_IN_ROOT: u64 = 0x10;
 
 /// `struct open_how` of `openat2(2)`.
@@ -49,4 +48,11 @@ pub fn openat2(
         }
     }
     Err(io::Error::from_raw_os_error(libc::EAGAIN))
+}
+
+/// `getxattr(2)` with no buffer: the length of the attribute's value.
+pub fn xattr_length(path: &CStr, name: &CStr) -> io::Result<usize> {
+    // SAFETY: both strings are NUL-terminated and a null buffer of length 0 asks for the length only.
+    let length = unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), std::ptr::null_mut(), 0) };
+    usize::try_from(length).map_err(|_| io::Error::last_os_error())
 }

@@ -262,3 +262,28 @@ pub fn loopback_up() -> io::Result<()> {
     // SAFETY: the ioctl reads one ifreq, which outlives the call.
     done(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) }.into())
 }
+
+/// `dup3(2)` of `from` onto `number`, close-on-exec; what lay there is closed.
+pub fn duplicate_to(from: OwnedFd, number: RawFd) -> io::Result<OwnedFd> {
+    if from.as_raw_fd() == number {
+        return Ok(from);
+    }
+    // SAFETY: dup3 takes numbers; what `number` named belongs to no OwnedFd that is used later.
+    done(unsafe { libc::dup3(from.as_raw_fd(), number, libc::O_CLOEXEC) }.into())?;
+    // SAFETY: dup3 made `number` a fresh descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// `sigaction(2)` to `SIG_DFL`.
+pub fn default_action(signal: i32) -> io::Result<()> {
+    // SAFETY: SIG_DFL is no handler of ours, so nothing can run in a signal's context.
+    let before = unsafe { libc::signal(signal, libc::SIG_DFL) };
+    if before == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// `sigaction(2)` to `SIG_IGN`.
+pub fn ignore(signal: i32) -> io::Result<()> {
+    // SAFETY: SIG_IGN is no handler of ours, so nothing can run in a signal's context.
+    let before = unsafe { libc::signal(signal, libc::SIG_IGN) };
+    if before == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

@@ -1,0 +1,354 @@
+//! `kelp run`: docker's flags to a request.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::cli::{warn, words};
+use crate::error::Error;
+use crate::spec::mount;
+use crate::spec::request::{Network, Request, SeccompChoice, Security, Unmask, UserNamespace};
+use crate::spec::{Root, Writes};
+use crate::units;
+use crate::verbs;
+
+/// Run a program in a new container
+///
+/// ROOT is @host (your machine's own userland below a throw-away layer), or is left out with --rootfs DIR.
+#[derive(Debug, Args)]
+#[command(
+    trailing_var_arg = true,
+    disable_help_flag = true,
+    after_help = "Exit status: 125 kelp failed, 126 the program cannot run, 127 it was not found, 128+n signal n ended it, else the program's own."
+)]
+pub struct RunArgs {
+    /// Print help
+    #[arg(long, action = clap::ArgAction::Help, help_heading = "Container")]
+    help: Option<bool>,
+    /// ROOT [--] [COMMAND [ARG...]]
+    #[arg(value_name = "ROOT COMMAND", allow_hyphen_values = true)]
+    words: Vec<OsString>,
+    /// Use a directory as the root; writes go to a throw-away layer
+    #[arg(long, value_name = "DIR", help_heading = "Root")]
+    rootfs: Option<PathBuf>,
+    /// With --rootfs, write into the directory itself
+    #[arg(long, requires = "rootfs", help_heading = "Root")]
+    rootfs_rw: bool,
+    /// Make the root read-only
+    #[arg(long, help_heading = "Root")]
+    read_only: bool,
+    /// Bind a file or folder of the host: SRC:DST[:ro,rw,rslave,rshared,rprivate,nosuid,noexec,nodev]
+    #[arg(short = 'v', long = "volume", value_name = "SRC:DST", help_heading = "Root")]
+    volume: Vec<String>,
+    /// Mount: type=bind|tmpfs,source=,target=,readonly,...
+    #[arg(long, value_name = "FIELDS", help_heading = "Root")]
+    mount: Vec<String>,
+    /// Mount a tmpfs: DST[:size=64m,mode=1777,...]
+    #[arg(long, value_name = "DST", help_heading = "Root")]
+    tmpfs: Vec<String>,
+    /// Give a device node of the host: HOST[:CONTAINER[:rwm]]
+    #[arg(long, value_name = "NODE", help_heading = "Root")]
+    device: Vec<String>,
+    /// Size of /dev/shm
+    #[arg(long, value_name = "BYTES", help_heading = "Root")]
+    shm_size: Option<String>,
+    /// Remove the container when it ends
+    #[arg(long, help_heading = "Container")]
+    rm: bool,
+    /// Name of the container
+    #[arg(long, help_heading = "Container")]
+    name: Option<String>,
+    /// Put a small reaper as pid 1 before the program
+    #[arg(long, help_heading = "Container")]
+    init: bool,
+    /// Signal that stops the container
+    #[arg(long, value_name = "SIGNAL", help_heading = "Container")]
+    stop_signal: Option<String>,
+    /// Kill the container after this many seconds
+    #[arg(long, value_name = "SECONDS", help_heading = "Container")]
+    timeout: Option<String>,
+    /// Print the plan instead of running it
+    #[arg(long, help_heading = "Container")]
+    explain: bool,
+    /// Keep stdin open
+    #[arg(short = 'i', long, help_heading = "Process")]
+    interactive: bool,
+    /// Give the program a terminal
+    #[arg(short = 't', long, help_heading = "Process")]
+    tty: bool,
+    /// Set an environment variable: NAME=VALUE, or NAME to pass it on
+    #[arg(short = 'e', long, value_name = "NAME=VALUE", help_heading = "Process")]
+    env: Vec<OsString>,
+    /// Read environment variables from a file
+    #[arg(long, value_name = "FILE", help_heading = "Process")]
+    env_file: Vec<PathBuf>,
+    /// Working folder
+    #[arg(short = 'w', long, value_name = "DIR", help_heading = "Process")]
+    workdir: Option<PathBuf>,
+    /// USER[:GROUP], by name or number, as the container knows them
+    #[arg(short = 'u', long, help_heading = "Process")]
+    user: Option<String>,
+    /// Add a group; keep-groups keeps the caller's
+    #[arg(long, value_name = "GROUP", help_heading = "Process")]
+    group_add: Vec<String>,
+    /// Program that the command is given to
+    #[arg(long, value_name = "PROGRAM", help_heading = "Process")]
+    entrypoint: Option<OsString>,
+    /// Resource limit: NAME=SOFT[:HARD]
+    #[arg(long, value_name = "LIMIT", help_heading = "Process")]
+    ulimit: Vec<String>,
+    /// File mode creation mask, octal
+    #[arg(long, value_name = "MASK", help_heading = "Process")]
+    umask: Option<String>,
+    /// Adjust the preference of the kernel's OOM killer (-1000 to 1000)
+    #[arg(long, value_name = "SCORE", allow_hyphen_values = true, help_heading = "Process")]
+    oom_score_adj: Option<i32>,
+    /// Add a capability, or ALL
+    #[arg(long, value_name = "CAP", help_heading = "Security")]
+    cap_add: Vec<String>,
+    /// Drop a capability, or ALL
+    #[arg(long, value_name = "CAP", help_heading = "Security")]
+    cap_drop: Vec<String>,
+    /// no-new-privileges[=false], seccomp=FILE|unconfined, mask=PATH:..., unmask=PATH:...|ALL, root-emulation=false
+    #[arg(long, value_name = "OPTION", help_heading = "Security")]
+    security_opt: Vec<String>,
+    /// Id maps: auto, single, keep-id[:uid=N,gid=N]
+    #[arg(long, value_name = "MODE", help_heading = "Namespaces")]
+    userns: Option<String>,
+    /// Map user ids: CONTAINER:HOST[:COUNT], where host id 0 is yours and 1 your first subordinate one
+    #[arg(long, value_name = "MAP", conflicts_with = "userns", help_heading = "Namespaces")]
+    uidmap: Vec<String>,
+    /// Map group ids, likewise
+    #[arg(long, value_name = "MAP", conflicts_with = "userns", help_heading = "Namespaces")]
+    gidmap: Vec<String>,
+    /// none or host
+    #[arg(
+        long,
+        visible_alias = "net",
+        value_name = "MODE",
+        default_value = "none",
+        help_heading = "Namespaces"
+    )]
+    network: String,
+    /// host or private
+    #[arg(long, value_name = "MODE", default_value = "private", help_heading = "Namespaces")]
+    pid: String,
+    /// host or private
+    #[arg(long, value_name = "MODE", default_value = "private", help_heading = "Namespaces")]
+    ipc: String,
+    /// host or private
+    #[arg(long, value_name = "MODE", default_value = "private", help_heading = "Namespaces")]
+    uts: String,
+    /// host or private
+    #[arg(long, value_name = "MODE", default_value = "private", help_heading = "Namespaces")]
+    cgroupns: String,
+    /// Clocks ahead of the host's: boottime=SECONDS,monotonic=SECONDS
+    #[arg(long, value_name = "OFFSETS", help_heading = "Namespaces")]
+    time_offset: Option<String>,
+    /// Host name
+    #[arg(short = 'h', long, help_heading = "Namespaces")]
+    hostname: Option<String>,
+    /// NIS domain name
+    #[arg(long, help_heading = "Namespaces")]
+    domainname: Option<String>,
+    /// Add a line to /etc/hosts: NAME:ADDRESS
+    #[arg(long, value_name = "LINE", help_heading = "Namespaces")]
+    add_host: Vec<String>,
+    /// Set a namespaced sysctl: NAME=VALUE
+    #[arg(long, value_name = "NAME=VALUE", help_heading = "Namespaces")]
+    sysctl: Vec<String>,
+}
+
+pub fn run(arguments: RunArgs) -> Result<i32> {
+    let explain = arguments.explain;
+    let request = request(arguments)?;
+    if explain {
+        use std::io::Write;
+        std::io::stdout().write_all(verbs::run::explain(&request)?.as_bytes())?;
+        return Ok(0);
+    }
+    verbs::run::run(&request, &mut warn)
+}
+
+fn each<T>(list: &[String], parse: impl Fn(&str) -> Result<T>) -> Result<Vec<T>> {
+    list.iter().map(|word| parse(word)).collect()
+}
+
+fn request(arguments: RunArgs) -> Result<Request> {
+    let (root, command) = root(&arguments)?;
+    Ok(Request {
+        root,
+        read_only: arguments.read_only,
+        name: arguments.name.as_deref().map(str::parse).transpose()?,
+        remove: arguments.rm,
+        init: arguments.init,
+        interactive: arguments.interactive,
+        terminal: arguments.tty,
+        command,
+        entrypoint: arguments.entrypoint.clone(),
+        environment: environment(&arguments)?,
+        cwd: cwd(arguments.workdir.clone())?,
+        user: arguments.user.clone(),
+        groups: arguments.group_add.clone(),
+        hostname: arguments
+            .hostname
+            .as_deref()
+            .map(|word| words::hostname("--hostname", word))
+            .transpose()?,
+        domainname: arguments
+            .domainname
+            .as_deref()
+            .map(|word| words::hostname("--domainname", word))
+            .transpose()?,
+        add_hosts: each(&arguments.add_host, words::host)?,
+        mounts: mounts(&arguments)?,
+        devices: each(&arguments.device, words::device)?,
+        shm_size: arguments.shm_size.as_deref().map(str::parse).transpose()?,
+        userns: userns(&arguments)?,
+        network: network(&arguments.network)?,
+        pid: words::sharing("--pid", &arguments.pid)?,
+        ipc: words::sharing("--ipc", &arguments.ipc)?,
+        uts: words::sharing("--uts", &arguments.uts)?,
+        cgroupns: words::sharing("--cgroupns", &arguments.cgroupns)?,
+        time: arguments.time_offset.as_deref().map(words::time_offsets).transpose()?,
+        sysctls: each(&arguments.sysctl, words::sysctl)?,
+        rlimits: each(&arguments.ulimit, words::ulimit)?,
+        umask: umask(arguments.umask.as_deref())?,
+        oom_score_adj: arguments.oom_score_adj,
+        cap_add: arguments.cap_add.clone(),
+        cap_drop: arguments.cap_drop.clone(),
+        security: security(&arguments.security_opt)?,
+        stop_signal: arguments.stop_signal.as_deref().map(words::signal).transpose()?,
+        timeout: arguments.timeout.as_deref().map(units::parse_duration).transpose()?,
+    })
+}
+
+/// With `--rootfs` all words are the command; without it the first names the root. A `--` between the two is
+/// no word.
+fn root(arguments: &RunArgs) -> Result<(Root, Vec<OsString>)> {
+    let mut words = arguments.words.clone();
+    let strip = |words: &mut Vec<OsString>| {
+        if words.first().is_some_and(|word| word == "--") {
+            words.remove(0);
+        }
+    };
+    strip(&mut words);
+    if let Some(directory) = &arguments.rootfs {
+        let path = std::path::absolute(directory).context("cannot make --rootfs absolute")?;
+        let writes = if arguments.rootfs_rw { Writes::Through } else { Writes::Layer };
+        return Ok((Root::Directory { path, writes }, words));
+    }
+    if words.is_empty() {
+        return Err(Error::usage("no root is named").hint("use @host or --rootfs DIR").into());
+    }
+    let name = words.remove(0);
+    strip(&mut words);
+    if name == "@host" {
+        return Ok((Root::Host, words));
+    }
+    Err(Error::usage(format!("there is no root {name:?}: images from registries are not supported yet"))
+        .hint("use @host or --rootfs DIR")
+        .into())
+}
+
+fn environment(arguments: &RunArgs) -> Result<Vec<(OsString, OsString)>> {
+    let mut variables = Vec::new();
+    for file in &arguments.env_file {
+        variables.extend(words::env_file(file)?);
+    }
+    for word in &arguments.env {
+        if word.as_encoded_bytes().first() == Some(&b'=') || word.is_empty() {
+            return Err(Error::usage(format!("-e {word:?}: the name is empty")).into());
+        }
+        variables.extend(words::variable(word));
+    }
+    Ok(variables)
+}
+
+fn cwd(path: Option<PathBuf>) -> Result<Option<PathBuf>> {
+    match path {
+        Some(path) if !path.is_absolute() => {
+            Err(Error::usage(format!("-w {}: an absolute path is expected", path.display())).into())
+        }
+        other => Ok(other),
+    }
+}
+
+/// In the order of the three flags; the user's order holds within each, as in docker.
+fn mounts(arguments: &RunArgs) -> Result<Vec<mount::Mount>> {
+    let mut mounts = each(&arguments.tmpfs, mount::parse_tmpfs)?;
+    mounts.extend(each(&arguments.volume, mount::parse_volume)?);
+    mounts.extend(each(&arguments.mount, mount::parse_mount)?);
+    for (at, one) in mounts.iter().enumerate() {
+        if mounts.iter().skip(at + 1).any(|other| other.target == one.target) {
+            return Err(Error::usage(format!("duplicate mount point: {}", one.target.display())).into());
+        }
+    }
+    Ok(mounts)
+}
+
+fn userns(arguments: &RunArgs) -> Result<UserNamespace> {
+    if !arguments.uidmap.is_empty() || !arguments.gidmap.is_empty() {
+        return Ok(UserNamespace::Maps {
+            uid: each(&arguments.uidmap, |word| words::extent("--uidmap", word))?,
+            gid: each(&arguments.gidmap, |word| words::extent("--gidmap", word))?,
+        });
+    }
+    words::userns(arguments.userns.as_deref().unwrap_or("auto"))
+}
+
+fn network(word: &str) -> Result<Network> {
+    match word {
+        "none" => Ok(Network::None),
+        "host" => Ok(Network::Host),
+        _ => Err(Error::usage(format!("--network {word}: none or host is expected")).into()),
+    }
+}
+
+fn umask(word: Option<&str>) -> Result<u32> {
+    let Some(word) = word else { return Ok(0o022) };
+    let mask = u32::from_str_radix(word, 8).ok().filter(|mask| *mask <= 0o777);
+    mask.ok_or_else(|| Error::usage(format!("--umask {word}: an octal number up to 777 is expected")).into())
+}
+
+fn security(options: &[String]) -> Result<Security> {
+    let mut security = Security {
+        no_new_privileges: true,
+        seccomp: SeccompChoice::Default,
+        mask: Vec::new(),
+        unmask: Unmask::Paths(Vec::new()),
+        root_emulation: true,
+    };
+    for option in options {
+        let (key, value) = option.split_once(['=', ':']).unwrap_or((option, ""));
+        let on = match value {
+            "" | "true" => Some(true),
+            "false" => Some(false),
+            _ => None,
+        };
+        let paths = || value.split(':').map(PathBuf::from).collect::<Vec<_>>();
+        match (key, on) {
+            ("no-new-privileges", Some(on)) => security.no_new_privileges = on,
+            ("root-emulation", Some(on)) => security.root_emulation = on,
+            ("seccomp", _) if value == "unconfined" => security.seccomp = SeccompChoice::Unconfined,
+            ("seccomp", _) => {
+                let text = std::fs::read_to_string(value)
+                    .map_err(|error| Error::usage(error.to_string()))
+                    .with_context(|| format!("cannot read seccomp profile {value}"))?;
+                security.seccomp = SeccompChoice::Text(PathBuf::from(value), text);
+            }
+            ("mask", _) if value.starts_with('/') => security.mask.extend(paths()),
+            ("unmask", _) if value.eq_ignore_ascii_case("all") => security.unmask = Unmask::All,
+            ("unmask", _) if value.starts_with('/') => {
+                if let Unmask::Paths(list) = &mut security.unmask {
+                    list.extend(paths());
+                }
+            }
+            ("label" | "apparmor", _) if matches!(value, "disable" | "unconfined") => {}
+            _ => return Err(Error::usage(format!("--security-opt {option}: it is not known")).into()),
+        }
+    }
+    Ok(security)
+}

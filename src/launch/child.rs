@@ -1,0 +1,241 @@
+//! The child's story, from the clone to exec. It is single-threaded and a copy of the parent; every descriptor
+//! but the socket and its stdio is closed before anything else (CVE-2024-21626).
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use anyhow::{Context, Result};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::stat::{Mode, umask};
+
+use crate::error::{self, Error};
+use crate::launch::message::{self, Failure, ToChild, ToParent};
+use crate::launch::plan::Plan;
+use crate::launch::root::Refused;
+use crate::launch::step::{self, Site};
+use crate::launch::{credentials, hide, init, program};
+use crate::sys::seccomp::Instruction;
+use crate::sys::{clone, process, seccomp, terminal};
+
+/// The standard streams of the program, as the parent prepared them; `None` keeps the caller's.
+#[derive(Debug, Default)]
+pub struct Streams {
+    pub stdin: Option<OwnedFd>,
+    pub stdout: Option<OwnedFd>,
+    pub stderr: Option<OwnedFd>,
+}
+
+/// Everything that the child was given.
+#[derive(Debug)]
+pub struct Task<'a> {
+    pub plan: &'a Plan,
+    /// The compiled seccomp filter; empty for none.
+    pub filter: &'a [Instruction],
+    pub streams: Streams,
+}
+
+/// Where the socket lies while the child prepares.
+const SOCKET: i32 = 3;
+
+/// Runs to the end of the process: exec, or a failure sent to the parent.
+pub fn run(task: Task<'_>, socket: OwnedFd) -> ! {
+    let socket = match prepare(task.streams, socket) {
+        Ok(socket) => socket,
+        Err(_) => clone::exit(125),
+    };
+    let failure = match carry_out(task.plan, task.filter, socket) {
+        Ok(never) => match never {},
+        Err((socket, error)) => (socket, failure(&error)),
+    };
+    let _ = message::send(failure.0.as_fd(), &ToParent::Failed(failure.1.clone()), None);
+    clone::exit(i32::from(failure.1.exit))
+}
+
+fn failure(error: &anyhow::Error) -> Failure {
+    let named = error::find(error);
+    let refused = error.downcast_ref::<Refused>().is_some();
+    let sentence = error
+        .chain()
+        .map(ToString::to_string)
+        .filter(|sentence| *sentence != Refused.to_string())
+        .collect::<Vec<_>>()
+        .join(": ");
+    Failure {
+        sentence,
+        hint: named.and_then(|error| error.hint.clone()),
+        exit: named.map_or(125, |error| error.exit),
+        root_refused: refused,
+    }
+}
+
+/// Takes the streams, moves the socket out of the way and closes everything else.
+fn prepare(streams: Streams, socket: OwnedFd) -> Result<OwnedFd> {
+    umask(Mode::from_bits_truncate(0o022));
+    process::parent_death_signal(libc::SIGKILL)?;
+    for (number, stream) in [(0, streams.stdin), (1, streams.stdout), (2, streams.stderr)] {
+        if let Some(stream) = stream {
+            process::become_stream(stream.as_fd(), number)?;
+            std::mem::forget(stream);
+        }
+    }
+    let moved = process::duplicate_to(socket, SOCKET)?;
+    process::close_from(SOCKET + 1, false)?;
+    Ok(moved)
+}
+
+enum Never {}
+
+type Ended = (OwnedFd, anyhow::Error);
+
+fn carry_out(plan: &Plan, filter: &[Instruction], socket: OwnedFd) -> Result<Never, Ended> {
+    let console = match follow(plan, socket.as_fd()) {
+        Ok(console) => console,
+        Err(error) => return Err((socket, error)),
+    };
+    let no_signal = SigSet::empty();
+    let socket = if plan.init {
+        match init::stay(socket, &no_signal) {
+            Ok(socket) => socket,
+            Err(error) => clone::exit(error.raw_os_error().unwrap_or(125)),
+        }
+    } else {
+        socket
+    };
+    let error = become_program(plan, filter, socket.as_fd(), console, &no_signal);
+    Err((socket, error))
+}
+
+/// The steps, up to the parent's `Start`; gives the terminal if there is one.
+fn follow(plan: &Plan, socket: BorrowedFd<'_>) -> Result<Option<OwnedFd>> {
+    expect(socket)?;
+    let mut site = Site { plan, socket, root: None, console: None, masks: hide::Masks::default() };
+    for (number, step) in plan.steps.iter().enumerate() {
+        step::run(&mut site, step).map_err(|error| {
+            let refused = error.downcast_ref::<Refused>().is_some();
+            let error = error.context(format!("step {}, {step}", number + 1));
+            if refused { error.context(Refused) } else { error }
+        })?;
+    }
+    message::send(socket, &ToParent::Ready, None)?;
+    expect(socket)?;
+    Ok(site.console)
+}
+
+/// Waits for the parent's word; a parent that is gone ends the child.
+fn expect(socket: BorrowedFd<'_>) -> Result<()> {
+    match message::receive::<ToChild>(socket)? {
+        Some(_) => Ok(()),
+        None => clone::exit(125),
+    }
+}
+
+/// From here on only the program's own affairs: credentials, seccomp last, exec.
+fn become_program(
+    plan: &Plan,
+    filter: &[Instruction],
+    socket: BorrowedFd<'_>,
+    console: Option<OwnedFd>,
+    mask: &SigSet,
+) -> anyhow::Error {
+    match change(plan, filter, socket, console, mask) {
+        Ok(environment) => program::execute(&plan.process.arguments, &environment).into(),
+        Err(error) => error,
+    }
+}
+
+type Environment = Vec<(OsString, OsString)>;
+
+fn change(
+    plan: &Plan,
+    filter: &[Instruction],
+    socket: BorrowedFd<'_>,
+    console: Option<OwnedFd>,
+    mask: &SigSet,
+) -> Result<Environment> {
+    let process = &plan.process;
+    let identity = credentials::look_up(process, &plan.maps)?;
+    nix::unistd::setsid().context("make a session")?;
+    if let Some(console) = console {
+        take_terminal(console, identity.uid, identity.gid)?;
+    }
+    for limit in &process.rlimits {
+        process::setrlimit(limit.resource, limit.soft, limit.hard)
+            .with_context(|| format!("set ulimit {} to {}:{}", limit.name, limit.soft, limit.hard))?;
+    }
+    umask(Mode::from_bits_truncate(process.umask));
+    default_signals(mask)?;
+    if !process.no_new_privileges {
+        install(filter)?;
+    }
+    enter_cwd(plan).or_else(|_| {
+        credentials::assume(&identity, process, &plan.maps)?;
+        enter_cwd(plan)
+    })?;
+    credentials::assume(&identity, process, &plan.maps)?;
+    process::parent_death_signal(libc::SIGKILL)?;
+    if is_gone(socket) {
+        clone::exit(125);
+    }
+    if process.no_new_privileges {
+        process::no_new_privileges()?;
+        install(filter)?;
+    }
+    let mut environment = process.environment.clone();
+    if !environment.iter().any(|(name, _)| name == "HOME") {
+        environment.push(("HOME".into(), identity.home.into_os_string()));
+    }
+    Ok(environment)
+}
+
+fn take_terminal(console: OwnedFd, uid: u32, gid: u32) -> Result<()> {
+    let owner = |id| if id == 0 { None } else { Some(id) };
+    let _ = std::os::unix::fs::fchown(&console, owner(uid), if uid == 0 { None } else { Some(gid) });
+    terminal::take(console.as_fd()).context("take the terminal")?;
+    for number in 0..=2 {
+        process::become_stream(console.as_fd(), number)?;
+    }
+    if console.as_raw_fd() <= 2 {
+        std::mem::forget(console);
+    }
+    Ok(())
+}
+
+/// Signals that the caller ignores or blocks are not the container's business.
+fn default_signals(mask: &SigSet) -> Result<()> {
+    for signal in Signal::iterator() {
+        if !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP) {
+            process::default_action(signal as i32)?;
+        }
+    }
+    Ok(sigprocmask(SigmaskHow::SIG_SETMASK, Some(mask), None)?)
+}
+
+/// `-w`: made if it is missing, and checked to be inside the root.
+fn enter_cwd(plan: &Plan) -> Result<()> {
+    let cwd = &plan.process.cwd;
+    if !cwd.exists() {
+        std::fs::create_dir_all(cwd).with_context(|| format!("make the working folder {}", cwd.display()))?;
+    }
+    nix::unistd::chdir(cwd).with_context(|| format!("enter the working folder {}", cwd.display()))?;
+    let here = nix::unistd::getcwd().context("find the working folder inside the root")?;
+    if here.is_absolute() {
+        return Ok(());
+    }
+    Err(Error::usage(format!("the working folder {} is outside the root", cwd.display())).into())
+}
+
+fn is_gone(socket: BorrowedFd<'_>) -> bool {
+    let mut polled = [PollFd::new(socket, PollFlags::empty())];
+    let hung_up = |polled: &[PollFd<'_>; 1]| {
+        polled[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
+    };
+    poll(&mut polled, PollTimeout::ZERO).is_ok() && hung_up(&polled)
+}
+
+fn install(filter: &[Instruction]) -> Result<()> {
+    if filter.is_empty() {
+        return Ok(());
+    }
+    seccomp::install(filter).context("install the seccomp filter")
+}

@@ -1,0 +1,61 @@
+//! The protocol between parent and child, one SOCK_SEQPACKET pair, one JSON datagram a message:
+//!
+//! | parent | | child |
+//! |---|---|---|
+//! | clone3 | -> | blocks |
+//! | id maps | | |
+//! | `Proceed` | -> | becomes root inside, runs the steps |
+//! | | <- | `Warn` (any number), `Console` with the terminal's master |
+//! | keeps the record | <- | `Ready`, or `Failed` and the end |
+//! | `Start` | -> | credentials, seccomp, exec |
+//! | | <- | end of file: exec happened; or `Failed` and the end |
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::sys::socket;
+
+#[derive(Debug, Serialize, Deserialize)]
+pub enum ToChild {
+    Proceed,
+    Start,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub enum ToParent {
+    Warn(String),
+    /// Comes with the master of the container's terminal.
+    Console,
+    Ready,
+    Failed(Failure),
+}
+
+/// How the child ended before exec.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Failure {
+    /// From the step to the cause.
+    pub sentence: String,
+    pub hint: Option<String>,
+    /// 125, 126 or 127.
+    pub exit: u8,
+    /// The root could not be made on the rung that the plan names: the next one may work.
+    pub root_refused: bool,
+}
+
+/// Sends one message. A parent or child that is gone gives an error.
+pub fn send<T: Serialize>(to: BorrowedFd<'_>, message: &T, fd: Option<BorrowedFd<'_>>) -> Result<()> {
+    let text = serde_json::to_vec(message)?;
+    socket::send(to, &text, fd).context("cannot send over the launch socket")
+}
+
+/// Receives one message; `None` means that the other side is gone or has executed the program.
+pub fn receive<T: for<'de> Deserialize<'de>>(from: BorrowedFd<'_>) -> Result<Option<(T, Option<OwnedFd>)>> {
+    let (text, fd) = socket::receive(from).context("cannot receive from the launch socket")?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let message = serde_json::from_slice(&text).context("cannot understand the launch socket")?;
+    Ok(Some((message, fd)))
+}

@@ -1,0 +1,214 @@
+//! The mount steps: each makes a detached mount and moves it onto a descriptor inside the root, so that a
+//! name that changes meanwhile can't lead it elsewhere.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use nix::fcntl::OFlag;
+use nix::sys::stat::{Mode, mkdirat};
+
+use crate::error::Error;
+use crate::ids::ContainerId;
+use crate::launch::device;
+use crate::launch::step::Site;
+use crate::rootfs::target::{self, Want};
+use crate::spec::defaults;
+use crate::spec::mount::{Mount, MountFlags, MountKind, Propagation};
+use crate::sys::mount::{
+    Depth, FsOption, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, MountAttr,
+    fsmount, mount_setattr, move_mount, open_tree,
+};
+use crate::userns::maps::maps_to;
+
+/// devpts gives its nodes to the group tty where the container has one (`pts(4)`).
+const TTY_GROUP: u32 = 5;
+
+/// Makes one mount.
+pub fn make(site: &Site<'_>, mount: &Mount) -> Result<()> {
+    match &mount.kind {
+        MountKind::Bind { source, recursive, propagation } => {
+            bind(site, mount, source, *recursive, *propagation)
+        }
+        MountKind::Tmpfs { size, mode } => {
+            let mut options = Vec::new();
+            options.extend(size.map(|size| text("size", &size.to_string())));
+            options.extend(mode.map(|mode| text("mode", &format!("{mode:o}"))));
+            let made = fsmount(c"tmpfs", &options, attributes(mount.flags))?;
+            Ok(move_mount(
+                made.as_fd(),
+                target::ensure(site.root()?, &mount.target, Want::Directory)?.as_fd(),
+            )?)
+        }
+        MountKind::Proc => proc(site, mount),
+        MountKind::Sysfs => sysfs(site, mount),
+        MountKind::Mqueue => {
+            let made = fsmount(c"mqueue", &[], attributes(mount.flags))?;
+            Ok(move_mount(made.as_fd(), kernel_place(site, &mount.target)?.as_fd())?)
+        }
+        MountKind::Devpts => devpts(site, mount),
+        MountKind::Dev => dev(site, mount),
+    }
+}
+
+fn text(key: &str, value: &str) -> FsOption {
+    let word = |word: &str| CString::new(word).unwrap_or_default();
+    FsOption::Text(word(key), word(value))
+}
+
+fn attributes(flags: MountFlags) -> u64 {
+    let wanted = [
+        (flags.read_only, MOUNT_ATTR_RDONLY),
+        (flags.nosuid, MOUNT_ATTR_NOSUID),
+        (flags.nodev, MOUNT_ATTR_NODEV),
+        (flags.noexec, MOUNT_ATTR_NOEXEC),
+    ];
+    wanted.iter().filter(|(on, _)| *on).fold(0, |bits, (_, bit)| bits | bit)
+}
+
+/// A place for a file system of the kernel's: made if missing, and never reached through a link
+/// (CVE-2019-19921, CVE-2023-27561).
+fn kernel_place(site: &Site<'_>, path: &Path) -> Result<OwnedFd> {
+    let root = site.root()?;
+    match target::open_unlinked(root, path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            target::ensure(root, path, Want::Directory)?;
+            Ok(target::open_unlinked(root, path)?)
+        }
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ELOOP | libc::ENOTDIR)) => {
+            Err(Error::container(format!("{} in the root is a link or no folder", path.display()))
+                .hint("the root file system must have an ordinary folder there")
+                .into())
+        }
+        other => Ok(other?),
+    }
+}
+
+/// A fresh procfs; where an outer container's masks forbid one (EPERM), the existing one is bound.
+fn proc(site: &Site<'_>, mount: &Mount) -> Result<()> {
+    let place = kernel_place(site, &mount.target)?;
+    let made = match fsmount(c"proc", &[], attributes(mount.flags)) {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+            site.warn("a fresh /proc is refused here, so /proc shows the processes outside".to_owned());
+            open_tree(open_path(Path::new("/proc"))?.as_fd(), Depth::Recursive)?
+        }
+        other => other?,
+    };
+    Ok(move_mount(made.as_fd(), place.as_fd())?)
+}
+
+/// sysfs shows the network namespace it is mounted in, so it can be mounted only by its owner; with the
+/// host's network the host's /sys is bound instead.
+fn sysfs(site: &Site<'_>, mount: &Mount) -> Result<()> {
+    let place = kernel_place(site, &mount.target)?;
+    let made = match fsmount(c"sysfs", &[], attributes(mount.flags)) {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+            let tree = open_tree(open_path(Path::new("/sys"))?.as_fd(), Depth::Recursive)?;
+            let attr = MountAttr { set: attributes(mount.flags), ..MountAttr::default() };
+            mount_setattr(tree.as_fd(), Depth::Recursive, attr)?;
+            tree
+        }
+        other => other?,
+    };
+    Ok(move_mount(made.as_fd(), place.as_fd())?)
+}
+
+fn devpts(site: &Site<'_>, mount: &Mount) -> Result<()> {
+    let mut options =
+        vec![FsOption::Flag(CString::from(c"newinstance")), text("ptmxmode", "0666"), text("mode", "0620")];
+    if maps_to(&site.plan.maps.gid, ContainerId(TTY_GROUP)).is_some() {
+        options.push(text("gid", &TTY_GROUP.to_string()));
+    }
+    let made = fsmount(c"devpts", &options, attributes(mount.flags))?;
+    Ok(move_mount(made.as_fd(), kernel_place(site, &mount.target)?.as_fd())?)
+}
+
+/// A small tmpfs with docker's nodes bound from the host, links and the folders of later mounts.
+fn dev(site: &Site<'_>, mount: &Mount) -> Result<()> {
+    let made = fsmount(c"tmpfs", &[text("size", "64k"), text("mode", "755")], attributes(mount.flags))?;
+    move_mount(made.as_fd(), kernel_place(site, &mount.target)?.as_fd())?;
+    for folder in ["pts", "shm", "mqueue"] {
+        mkdirat(&made, folder, Mode::from_bits_truncate(0o755))?;
+    }
+    for node in defaults::NODES {
+        device::node(made.as_fd(), node).with_context(|| format!("bind /dev/{node}"))?;
+    }
+    for (name, to) in defaults::DEV_LINKS {
+        nix::unistd::symlinkat(to, &made, name)?;
+    }
+    Ok(())
+}
+
+fn open_path(path: &Path) -> io::Result<OwnedFd> {
+    Ok(nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?)
+}
+
+/// `-v`: the source is the caller's to name; the target is made as the same kind.
+fn bind(
+    site: &Site<'_>,
+    mount: &Mount,
+    source: &Path,
+    recursive: bool,
+    propagation: Propagation,
+) -> Result<()> {
+    let from = open_path(source).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => anyhow::Error::from(
+            Error::usage(format!("the source {} does not exist", source.display()))
+                .hint("create it, or check the spelling"),
+        ),
+        _ => anyhow::Error::from(error).context(format!("open the source {}", source.display())),
+    })?;
+    let want = if target::is_directory(from.as_fd())? { Want::Directory } else { Want::File };
+    let depth = if recursive { Depth::Recursive } else { Depth::This };
+    let tree = open_tree(from.as_fd(), depth).map_err(|error| locked(error, source, depth))?;
+    let propagation = match propagation {
+        Propagation::Private => nix::libc::MS_PRIVATE,
+        Propagation::Slave => nix::libc::MS_SLAVE,
+        Propagation::Shared => nix::libc::MS_SHARED,
+    };
+    let attr = MountAttr { set: attributes(mount.flags), propagation, ..MountAttr::default() };
+    mount_setattr(tree.as_fd(), depth, attr).context("set the mount's flags")?;
+    let place = target::ensure(site.root()?, &mount.target, want)
+        .with_context(|| format!("open {} in the root", mount.target.display()))?;
+    if target::is_directory(place.as_fd())? != (want == Want::Directory) {
+        return Err(Error::usage(format!(
+            "{} and {} are not of one kind: a folder can't be mounted on a file, nor a file on a folder",
+            source.display(),
+            mount.target.display()
+        ))
+        .into());
+    }
+    Ok(move_mount(tree.as_fd(), place.as_fd())?)
+}
+
+fn locked(error: io::Error, source: &Path, depth: Depth) -> anyhow::Error {
+    if error.raw_os_error() == Some(libc::EINVAL) && depth == Depth::This {
+        return Error::usage(format!("{} has mounts below it, which can't be left out", source.display()))
+            .hint("use rbind, which is the default")
+            .into();
+    }
+    error.into()
+}
+
+/// One of kelp's own files over the container's. A root that can't hold the file goes without, and says so.
+pub fn file(site: &Site<'_>, source: &Path, at: &Path) -> Result<()> {
+    let place = match target::ensure(site.root()?, at, Want::File) {
+        Ok(place) => place,
+        Err(error) => {
+            site.warn(format!("cannot put {} into the root: {error}", at.display()));
+            return Ok(());
+        }
+    };
+    if target::is_directory(place.as_fd())? {
+        site.warn(format!("{} in the root is a folder and stays as it is", at.display()));
+        return Ok(());
+    }
+    bind_on(source, place.as_fd())
+}
+
+fn bind_on(source: &Path, place: BorrowedFd<'_>) -> Result<()> {
+    let tree = open_tree(open_path(source)?.as_fd(), Depth::This)?;
+    Ok(move_mount(tree.as_fd(), place)?)
+}

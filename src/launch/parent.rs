@@ -1,0 +1,167 @@
+//! The parent's story, from the plan to a running program. It makes the one clone, writes the id maps, keeps
+//! the record between `Ready` and `Start`, and turns a child's failure into an error.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use anyhow::Result;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signalfd::SignalFd;
+
+use crate::error::{Error, Kind};
+use crate::launch::child::{self, Streams, Task};
+use crate::launch::filter;
+use crate::launch::message::{self, Failure, ToChild, ToParent};
+use crate::launch::plan::Plan;
+use crate::spec::seccomp::Profile;
+use crate::sys::clone::{self, Cloned};
+use crate::sys::{process, socket};
+use crate::userns::{refusal, within};
+
+/// A program that runs.
+#[derive(Debug)]
+pub struct Running {
+    pub pid: i32,
+    pub pidfd: OwnedFd,
+    /// The master of the container's terminal, with `-t`.
+    pub master: Option<OwnedFd>,
+}
+
+/// How a launch ended.
+#[derive(Debug)]
+pub enum Launched {
+    Running(Running),
+    /// The rung of the root was refused; the sentence says why.
+    RootRefused(String),
+    /// The id maps could not be written by the helpers.
+    MapsRefused(anyhow::Error),
+    /// A signal came before the program ran.
+    Interrupted(i32),
+}
+
+/// What the launch tells while it happens.
+pub trait Watcher {
+    /// The child exists and waits; its maps are written.
+    fn cloned(&mut self, pid: i32) -> Result<()>;
+    fn warn(&mut self, sentence: &str);
+}
+
+/// Starts the container of `plan`. `signals` is read only to see that the user wants out.
+pub fn launch(
+    plan: &Plan,
+    streams: Streams,
+    signals: &SignalFd,
+    watcher: &mut dyn Watcher,
+) -> Result<Launched> {
+    let filter = match &plan.process.seccomp {
+        Profile::Unconfined => Vec::new(),
+        Profile::Filter(profile) => filter::compile(profile),
+    };
+    let (ours, theirs) = socket::pair()?;
+    let cloned = clone::clone3(plan.namespaces, None).map_err(|error| refusal::of_clone(&error))?;
+    let (pid, pidfd) = match cloned {
+        Cloned::Child => child::run(Task { plan, filter: &filter, streams }, theirs),
+        Cloned::Parent { pid, pidfd } => (pid, pidfd),
+    };
+    drop((theirs, streams));
+    let child = Child { pid, pidfd, socket: ours };
+    match child.bring_up(plan, signals, watcher) {
+        Ok(Progress::Running(master)) => Ok(Launched::Running(Running { pid, pidfd: child.pidfd, master })),
+        Ok(Progress::Ended(launched)) => {
+            child.end();
+            Ok(launched)
+        }
+        Err(error) => {
+            child.end();
+            Err(error)
+        }
+    }
+}
+
+struct Child {
+    pid: i32,
+    pidfd: OwnedFd,
+    socket: OwnedFd,
+}
+
+enum Progress {
+    Running(Option<OwnedFd>),
+    Ended(Launched),
+}
+
+impl Child {
+    fn bring_up(&self, plan: &Plan, signals: &SignalFd, watcher: &mut dyn Watcher) -> Result<Progress> {
+        if let Err(error) = within::write_maps(&plan.maps, self.pid) {
+            return Ok(Progress::Ended(Launched::MapsRefused(error)));
+        }
+        watcher.cloned(self.pid)?;
+        message::send(self.socket.as_fd(), &ToChild::Proceed, None)?;
+        let mut master = None;
+        let mut started = false;
+        loop {
+            if let Some(signal) = self.wait(signals)? {
+                return Ok(Progress::Ended(Launched::Interrupted(signal)));
+            }
+            match message::receive::<ToParent>(self.socket.as_fd())? {
+                Some((ToParent::Warn(sentence), _)) => watcher.warn(&sentence),
+                Some((ToParent::Console, fd)) => master = fd,
+                Some((ToParent::Ready, _)) => {
+                    message::send(self.socket.as_fd(), &ToChild::Start, None)?;
+                    started = true;
+                }
+                Some((ToParent::Failed(failure), _)) => return failed(failure),
+                None if started => return Ok(Progress::Running(master)),
+                None => return Err(Error::new(Kind::Bug, "the container's first process ended early").into()),
+            }
+        }
+    }
+
+    /// Waits for the child's next word, or for a signal that asks us to end.
+    fn wait(&self, signals: &SignalFd) -> Result<Option<i32>> {
+        loop {
+            let mut polled = [
+                PollFd::new(self.socket.as_fd(), PollFlags::POLLIN),
+                PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+            ];
+            match poll(&mut polled, PollTimeout::NONE) {
+                Ok(_) => {}
+                Err(nix::errno::Errno::EINTR) => continue,
+                Err(errno) => return Err(errno.into()),
+            }
+            let ready = |at: usize| polled.get(at).and_then(PollFd::any).unwrap_or(false);
+            if ready(0) {
+                return Ok(None);
+            }
+            if ready(1) {
+                let signal = signals.read_signal()?.map_or(0, |found| found.ssi_signo as i32);
+                if [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT].contains(&signal) {
+                    return Ok(Some(signal));
+                }
+            }
+        }
+    }
+
+    fn end(self) {
+        let _ = process::pidfd_send_signal(self.pidfd.as_fd(), libc::SIGKILL);
+        drop(self.socket);
+        let _ = within::wait(self.pid);
+    }
+}
+
+fn failed(failure: Failure) -> Result<Progress> {
+    if failure.root_refused {
+        return Ok(Progress::Ended(Launched::RootRefused(failure.sentence)));
+    }
+    let kind = if failure.exit == 125 { Kind::Host } else { Kind::Container };
+    let mut error = Error::new(kind, failure.sentence).exit(failure.exit);
+    error.hint = failure.hint;
+    Err(error.into())
+}
+
+/// Streams of a container whose terminal replaces them at once: nothing of the caller's goes inside.
+pub fn no_streams() -> Result<Streams> {
+    let null = |_| {
+        let flags = nix::fcntl::OFlag::O_RDWR | nix::fcntl::OFlag::O_CLOEXEC;
+        nix::fcntl::open("/dev/null", flags, nix::sys::stat::Mode::empty())
+    };
+    Ok(Streams { stdin: Some(null(0)?), stdout: Some(null(1)?), stderr: Some(null(2)?) })
+}

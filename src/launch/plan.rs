@@ -1,0 +1,295 @@
+//! The plan: an ordered list of kernel steps with nothing left to decide, made by one pure function from the
+//! spec. It can be printed (`--explain`), compared with a golden text, and carried out by the child.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use crate::rootfs::host::Piece;
+use crate::rootfs::overlay::Persistence;
+use crate::rootfs::rung::Rung;
+use crate::spec::mount::{Mount, MountKind};
+use crate::spec::seccomp::Profile;
+use crate::spec::{Device, Process, Root, Sharing, Spec, TimeOffsets};
+use crate::userns::maps::IdMaps;
+
+/// Everything that the child does, in order, and what it becomes at the end.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// `CLONE_NEW*` of the one clone.
+    pub namespaces: u64,
+    pub steps: Vec<Step>,
+    pub process: Process,
+    pub maps: IdMaps,
+    pub init: bool,
+}
+
+/// One step of the child. `Display` is its name in an error and in `--explain`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    TimeOffsets(TimeOffsets),
+    OomScore(i32),
+    BecomeRoot {
+        keep_groups: bool,
+    },
+    Hide,
+    Root(RootStep),
+    Mount {
+        mount: Mount,
+        shown: String,
+    },
+    Console,
+    Device(Device),
+    /// A file of kelp's own (hosts, hostname, resolv.conf) bound over the container's.
+    File {
+        source: PathBuf,
+        target: PathBuf,
+    },
+    Mask(PathBuf),
+    ReadOnly(PathBuf),
+    ReadOnlyRoot,
+    Pivot,
+    CgroupNamespace,
+    Loopback,
+    Hostname(String),
+    Domainname(String),
+    Sysctl {
+        name: String,
+        value: String,
+    },
+}
+
+/// How the root is made.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RootStep {
+    pub rung: Rung,
+    /// The container's folder, where the child stands meanwhile.
+    pub folder: PathBuf,
+    pub source: RootSource,
+    pub persistence: Persistence,
+    pub read_only: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum RootSource {
+    Directory(PathBuf),
+    /// The pieces of `@host`.
+    Host(Vec<Piece>),
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TimeOffsets(offsets) => write!(
+                f,
+                "set the clocks of a new time namespace {} s (boottime) and {} s (monotonic) ahead",
+                offsets.boottime, offsets.monotonic
+            ),
+            Self::OomScore(score) => write!(f, "set oom_score_adj to {score}"),
+            Self::BecomeRoot { keep_groups: false } => f.write_str("become root of the user namespace"),
+            Self::BecomeRoot { keep_groups: true } => {
+                f.write_str("become root of the user namespace, keeping the caller's groups")
+            }
+            Self::Hide => f.write_str("make the process not dumpable"),
+            Self::Root(root) => write!(f, "{root}"),
+            Self::Mount { shown, .. } => f.write_str(shown),
+            Self::Console => f.write_str("open a terminal and bind it on /dev/console"),
+            Self::Device(device) => {
+                write!(f, "bind device {} on {}", device.host.display(), device.container.display())
+            }
+            Self::File { source, target } => {
+                write!(f, "bind {} on {}", source.display(), target.display())
+            }
+            Self::Mask(path) => write!(f, "mask {}", path.display()),
+            Self::ReadOnly(path) => write!(f, "make {} read-only", path.display()),
+            Self::ReadOnlyRoot => f.write_str("make the root read-only"),
+            Self::Pivot => f.write_str("pivot into the root and detach the old one"),
+            Self::CgroupNamespace => f.write_str("unshare the cgroup namespace"),
+            Self::Loopback => f.write_str("bring up lo"),
+            Self::Hostname(name) => write!(f, "set the host name to {name}"),
+            Self::Domainname(name) => write!(f, "set the domain name to {name}"),
+            Self::Sysctl { name, value } => write!(f, "set sysctl {name} to {value}"),
+        }
+    }
+}
+
+impl fmt::Display for RootStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.source {
+            RootSource::Directory(path) => write!(f, "make the root from {} ({})", path.display(), self.rung),
+            RootSource::Host(pieces) => {
+                let overlays: Vec<String> = pieces
+                    .iter()
+                    .filter_map(|piece| match piece {
+                        Piece::Overlay(path) => Some(path.display().to_string()),
+                        _ => None,
+                    })
+                    .collect();
+                write!(f, "make the root from the host's {} ({})", overlays.join(" "), self.rung)
+            }
+        }
+    }
+}
+
+/// What the plan needs to know beside the spec.
+#[derive(Clone, Debug)]
+pub struct Surroundings {
+    /// The container's folder in the store.
+    pub folder: PathBuf,
+    pub rung: Rung,
+    pub persistence: Persistence,
+    pub maps: IdMaps,
+    /// The pieces of `@host`; empty for other roots.
+    pub pieces: Vec<Piece>,
+}
+
+/// The files that kelp writes into the container's folder and binds over the container's own.
+pub const FILES: [(&str, &str); 3] =
+    [("hosts", "/etc/hosts"), ("hostname", "/etc/hostname"), ("resolv.conf", "/etc/resolv.conf")];
+
+/// The plan for `spec`.
+pub fn from_spec(spec: &Spec, around: &Surroundings) -> Plan {
+    let mut steps = Vec::new();
+    steps.extend(spec.namespaces.time.map(Step::TimeOffsets));
+    steps.extend(spec.process.oom_score_adj.map(Step::OomScore));
+    steps.push(Step::BecomeRoot { keep_groups: spec.process.keep_groups });
+    steps.push(Step::Hide);
+    steps.push(Step::Root(root(spec, around)));
+    mounts(spec, around, &mut steps);
+    steps.extend(spec.devices.iter().cloned().map(Step::Device));
+    steps.extend(spec.masked_paths.iter().cloned().map(Step::Mask));
+    steps.extend(spec.read_only_paths.iter().cloned().map(Step::ReadOnly));
+    if spec.read_only_root {
+        steps.push(Step::ReadOnlyRoot);
+    }
+    if spec.namespaces.cgroup == Sharing::Private {
+        steps.push(Step::CgroupNamespace);
+    }
+    if spec.namespaces.network == Sharing::Private {
+        steps.push(Step::Loopback);
+    }
+    if spec.namespaces.uts == Sharing::Private {
+        steps.extend(spec.hostname.clone().map(Step::Hostname));
+        steps.extend(spec.domainname.clone().map(Step::Domainname));
+    }
+    let sysctl = |(name, value): &(String, String)| Step::Sysctl { name: name.clone(), value: value.clone() };
+    let at = steps.iter().position(|step| matches!(step, Step::ReadOnly(_))).unwrap_or(steps.len());
+    steps.splice(at..at, spec.sysctls.iter().map(sysctl));
+    steps.push(Step::Pivot);
+    Plan {
+        namespaces: namespaces(spec),
+        steps,
+        process: spec.process.clone(),
+        maps: around.maps.clone(),
+        init: spec.init,
+    }
+}
+
+fn namespaces(spec: &Spec) -> u64 {
+    let wanted = [
+        (spec.namespaces.pid, libc::CLONE_NEWPID),
+        (spec.namespaces.ipc, libc::CLONE_NEWIPC),
+        (spec.namespaces.uts, libc::CLONE_NEWUTS),
+        (spec.namespaces.network, libc::CLONE_NEWNET),
+    ];
+    let private = wanted.iter().filter(|(sharing, _)| *sharing == Sharing::Private);
+    let flags = private.fold(libc::CLONE_NEWUSER | libc::CLONE_NEWNS, |flags, (_, flag)| flags | flag);
+    flags as u64
+}
+
+fn root(spec: &Spec, around: &Surroundings) -> RootStep {
+    let source = match &spec.root {
+        Root::Directory { path, .. } => RootSource::Directory(path.clone()),
+        Root::Host => RootSource::Host(around.pieces.clone()),
+    };
+    RootStep {
+        rung: around.rung,
+        folder: around.folder.clone(),
+        source,
+        persistence: around.persistence,
+        read_only: spec.read_only_root,
+    }
+}
+
+/// The default mounts, kelp's files, then the user's mounts, so that a user can cover any of them.
+fn mounts(spec: &Spec, around: &Surroundings, steps: &mut Vec<Step>) {
+    let is_default =
+        |mount: &Mount| matches!(mount.kind, MountKind::Proc | MountKind::Sysfs | MountKind::Mqueue);
+    let last = spec.mounts.iter().rposition(is_default).map_or(0, |at| at + 1);
+    let (defaults, asked) = spec.mounts.split_at(last);
+    for mount in defaults {
+        steps.push(mount_step(mount));
+        if mount.kind == MountKind::Devpts && spec.process.terminal {
+            steps.push(Step::Console);
+        }
+    }
+    for (name, target) in FILES {
+        let shared_uts = name == "hostname" && spec.namespaces.uts == Sharing::Host;
+        if !shared_uts && !asked.iter().any(|mount| mount.target == Path::new(target)) {
+            steps.push(Step::File { source: around.folder.join(name), target: PathBuf::from(target) });
+        }
+    }
+    steps.extend(asked.iter().map(mount_step));
+}
+
+fn mount_step(mount: &Mount) -> Step {
+    let target = mount.target.display();
+    let mode = if mount.flags.read_only { " read-only" } else { "" };
+    let shown = match &mount.kind {
+        MountKind::Bind { source, .. } => format!("bind {} on {target}{mode}", source.display()),
+        MountKind::Tmpfs { .. } => format!("mount tmpfs on {target}{mode}"),
+        MountKind::Proc => format!("mount proc on {target}{mode}"),
+        MountKind::Sysfs => format!("mount sysfs on {target}{mode}"),
+        MountKind::Mqueue => format!("mount mqueue on {target}{mode}"),
+        MountKind::Devpts => format!("mount devpts on {target}{mode}"),
+        MountKind::Dev => format!("make the device nodes in {target}"),
+    };
+    Step::Mount { mount: mount.clone(), shown }
+}
+
+/// The plan as text, in the order in which things happen, parent and child.
+pub fn explain(plan: &Plan) -> String {
+    let mut lines = vec![format!("parent: clone3 into {}", names(plan.namespaces).join(", "))];
+    let show = |lines: &[crate::userns::maps::Line]| {
+        lines.iter().map(|line| format!("{line}")).collect::<Vec<_>>().join(", ")
+    };
+    let writer = match plan.maps.writer {
+        crate::userns::maps::Writer::Helpers(_) => "newuidmap and newgidmap",
+        crate::userns::maps::Writer::Direct => "itself",
+    };
+    lines.push(format!("parent: write by {writer} uid_map {}", show(&plan.maps.uid)));
+    lines.push(format!("parent: write by {writer} gid_map {}", show(&plan.maps.gid)));
+    lines.extend(plan.steps.iter().enumerate().map(|(at, step)| format!("child: step {}, {step}", at + 1)));
+    lines.push("parent: keep the record, send start".to_owned());
+    if plan.init {
+        lines.push("child: stay as pid 1 and reap; the program is its child".to_owned());
+    }
+    let process = &plan.process;
+    lines.push(format!(
+        "child: become user {:?} with capabilities {:#x}{}",
+        process.user,
+        process.capabilities.0,
+        if process.no_new_privileges { ", no_new_privs" } else { "" }
+    ));
+    lines.push(match &process.seccomp {
+        Profile::Unconfined => "child: no seccomp filter".to_owned(),
+        Profile::Filter(filter) => format!(
+            "child: seccomp filter of {} system calls",
+            filter.rules.iter().map(|rule| rule.names.len()).sum::<usize>()
+        ),
+    });
+    let words: Vec<String> = process.arguments.iter().map(|word| format!("{word:?}")).collect();
+    lines.push(format!("child: exec {} in {}", words.join(" "), process.cwd.display()));
+    lines.join("\n") + "\n"
+}
+
+fn names(flags: u64) -> Vec<&'static str> {
+    let known = [
+        (libc::CLONE_NEWUSER, "user"),
+        (libc::CLONE_NEWNS, "mount"),
+        (libc::CLONE_NEWPID, "pid"),
+        (libc::CLONE_NEWIPC, "ipc"),
+        (libc::CLONE_NEWUTS, "uts"),
+        (libc::CLONE_NEWNET, "net"),
+    ];
+    known.iter().filter(|(flag, _)| flags & *flag as u64 != 0).map(|(_, name)| *name).collect()
+}

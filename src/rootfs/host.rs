@@ -1,0 +1,113 @@
+//! `@host`: the machine's own userland as the container's lower layers. Kernel overlay refuses a lower with
+//! locked mounts below it ("failed to clone lowerpath"), which `/` always has in a user namespace, so the
+//! root is a fresh directory and each top-level folder is covered by an overlay of its own; a folder with
+//! mounts below is taken apart the same way. Pure once the facts are read.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use nix::unistd::AccessFlags;
+use serde::{Deserialize, Serialize};
+
+/// One thing to make in the fresh root, in order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Piece {
+    /// An empty directory.
+    Directory {
+        path: PathBuf,
+        mode: u32,
+    },
+    /// A directory with an overlay of the host's on it.
+    Overlay(PathBuf),
+    Link {
+        path: PathBuf,
+        to: PathBuf,
+    },
+}
+
+/// Replaced by the container's own.
+const OWN: [&str; 5] = ["proc", "sys", "dev", "run", "tmp"];
+
+/// What the fresh root is made of on this machine.
+pub fn pieces() -> Result<Vec<Piece>> {
+    let mounts = mount_points()?;
+    let mut pieces = Vec::new();
+    for (name, mode) in [("proc", 0o555), ("sys", 0o555), ("dev", 0o755), ("run", 0o755), ("tmp", 0o1777)] {
+        pieces.push(Piece::Directory { path: Path::new("/").join(name), mode });
+    }
+    cover_children(Path::new("/"), &mounts, &mut pieces)?;
+    Ok(pieces)
+}
+
+fn cover_children(folder: &Path, mounts: &[PathBuf], pieces: &mut Vec<Piece>) -> Result<()> {
+    let entries = fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
+    let mut entries: Vec<_> = entries.filter_map(Result::ok).collect();
+    entries.sort_by_key(fs::DirEntry::file_name);
+    for entry in entries {
+        let own = folder == Path::new("/") && OWN.iter().any(|name| entry.file_name() == *name);
+        let Ok(kind) = entry.file_type() else { continue };
+        if kind.is_dir() && !own {
+            cover(&entry.path(), mounts, pieces)?;
+        } else if kind.is_symlink() && !own {
+            let to = fs::read_link(entry.path()).unwrap_or_default();
+            pieces.push(Piece::Link { path: entry.path(), to });
+        }
+    }
+    Ok(())
+}
+
+/// A folder that the caller can't enter, or that is empty, becomes an empty one of the container's own.
+fn cover(folder: &Path, mounts: &[PathBuf], pieces: &mut Vec<Piece>) -> Result<()> {
+    let usable = nix::unistd::access(folder, AccessFlags::R_OK | AccessFlags::X_OK).is_ok();
+    let empty = usable && fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
+    if !usable || empty {
+        pieces.push(Piece::Directory { path: folder.to_owned(), mode: 0o755 });
+        return Ok(());
+    }
+    let mounted_below = mounts.iter().any(|point| point != folder && point.starts_with(folder));
+    if !mounted_below {
+        pieces.push(Piece::Overlay(folder.to_owned()));
+        return Ok(());
+    }
+    pieces.push(Piece::Directory { path: folder.to_owned(), mode: 0o755 });
+    cover_children(folder, mounts, pieces)
+}
+
+/// The mount points of /proc/self/mountinfo (`proc_pid_mountinfo(5)`), with its octal escapes undone.
+fn mount_points() -> Result<Vec<PathBuf>> {
+    let text = fs::read("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
+    let points = text.split(|byte| *byte == b'\n').filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
+    Ok(points.map(unescape).collect())
+}
+
+fn unescape(field: &[u8]) -> PathBuf {
+    let (mut out, mut at) = (Vec::with_capacity(field.len()), 0);
+    while let Some(byte) = field.get(at) {
+        let octal = field.get(at + 1..at + 4).and_then(|digits| std::str::from_utf8(digits).ok());
+        match (byte, octal.and_then(|digits| u8::from_str_radix(digits, 8).ok())) {
+            (b'\\', Some(decoded)) => {
+                out.push(decoded);
+                at += 4;
+            }
+            _ => {
+                out.push(*byte);
+                at += 1;
+            }
+        }
+    }
+    PathBuf::from(OsString::from_vec(out))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_lose_their_escapes() {
+        assert_eq!(unescape(br"/a\040b\134c"), Path::new(r"/a b\c"));
+        assert_eq!(unescape(br"/a\04"), Path::new(r"/a\04"));
+    }
+}

@@ -1,0 +1,76 @@
+//! The ladder of root file systems: which rungs a root can take, best first, and the note of what a rung said
+//! when it was refused on this boot. The launch tries them for real; `doctor` prints the notes.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use crate::paths::{self, Paths};
+use crate::record::{self, Durability};
+use crate::spec::{Root, Writes};
+
+/// One way to make a root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Rung {
+    /// The directory itself: nothing is layered.
+    Through,
+    /// T0.
+    KernelOverlay,
+    /// T3: a copy, with reflinks where the file system has them.
+    Copy,
+}
+
+impl fmt::Display for Rung {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Through => "the directory itself",
+            Self::KernelOverlay => "T0 kernel overlay",
+            Self::Copy => "T3 copy",
+        })
+    }
+}
+
+/// The rungs for `root`, best first.
+pub fn ladder(root: &Root) -> &'static [Rung] {
+    match root {
+        Root::Directory { writes: Writes::Through, .. } => &[Rung::Through],
+        Root::Directory { .. } => &[Rung::KernelOverlay, Rung::Copy],
+        Root::Host => &[Rung::KernelOverlay],
+    }
+}
+
+/// A refusal, kept until the next boot.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Refusal {
+    pub rung: Rung,
+    pub reason: String,
+    pub boot: String,
+}
+
+fn note(paths: &Paths) -> PathBuf {
+    paths.runtime.join("rootfs-refusal.json")
+}
+
+/// Keeps why `rung` was refused.
+pub fn refuse(paths: &Paths, rung: Rung, reason: &str) -> Result<()> {
+    let refusal = Refusal { rung, reason: reason.to_owned(), boot: paths::boot_id() };
+    record::write(&note(paths), &refusal, Durability::Boot)
+}
+
+/// What was refused on this boot.
+pub fn refused(paths: &Paths) -> Option<Refusal> {
+    let refusal: Option<Refusal> = record::read(&note(paths)).ok().flatten();
+    refusal.filter(|refusal| refusal.boot == paths::boot_id())
+}
+
+/// Forgets the refusal, when the rung works again.
+pub fn allow(paths: &Paths) {
+    let _ = std::fs::remove_file(note(paths));
+}
+
+/// The name of a container's upper and work directories below its folder.
+pub fn layer_folders(folder: &Path) -> [PathBuf; 2] {
+    [folder.join("upper"), folder.join("work")]
+}

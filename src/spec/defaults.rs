@@ -1,0 +1,74 @@
+//! The defaults that docker gives every container: mounts, masked and read-only paths, environment, nodes.
+//! Tables only; sources are docker's documentation and the OCI runtime specification.
+
+use std::path::PathBuf;
+
+use crate::spec::Sharing;
+use crate::spec::mount::{Mount, MountFlags, MountKind};
+use crate::units::Bytes;
+
+/// `PATH` where neither the image nor the user sets one.
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Host nodes bound into /dev (OCI runtime specification, "Default Devices").
+pub const NODES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+
+/// Links made in /dev (OCI runtime specification, "Dev symbolic links").
+pub const DEV_LINKS: [(&str, &str); 6] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("core", "/proc/kcore"),
+    ("ptmx", "pts/ptmx"),
+];
+
+/// Hidden from the container.
+pub const MASKED: [&str; 12] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+
+/// Readable, not writable.
+pub const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// Docker's `--shm-size` default.
+const SHM: Bytes = Bytes(64 << 20);
+
+/// The mounts that every container has, before the user's.
+pub fn mounts(shm_size: Option<Bytes>, ipc: Sharing) -> Vec<Mount> {
+    let flags = |read_only, nodev, noexec| MountFlags { read_only, nosuid: true, nodev, noexec };
+    let mount = |kind, target: &str, flags| Mount { kind, target: PathBuf::from(target), flags };
+    let shm = MountKind::Tmpfs { size: Some(shm_size.unwrap_or(SHM)), mode: Some(0o1777) };
+    let mut mounts = vec![
+        mount(MountKind::Proc, "/proc", flags(false, true, true)),
+        mount(MountKind::Dev, "/dev", flags(false, false, true)),
+        mount(MountKind::Devpts, "/dev/pts", flags(false, false, true)),
+        mount(shm, "/dev/shm", flags(false, true, true)),
+        mount(MountKind::Mqueue, "/dev/mqueue", flags(false, true, true)),
+        mount(MountKind::Sysfs, "/sys", flags(true, true, true)),
+    ];
+    if ipc == Sharing::Host {
+        for mount in &mut mounts {
+            let shared = ["/dev/shm", "/dev/mqueue"].iter().find(|path| mount.target == PathBuf::from(path));
+            if let Some(path) = shared {
+                mount.kind = MountKind::Bind {
+                    source: PathBuf::from(path),
+                    recursive: true,
+                    propagation: crate::spec::mount::Propagation::Private,
+                };
+            }
+        }
+    }
+    mounts
+}

@@ -1,0 +1,117 @@
+//! What a container is to be, as plain data: the OCI runtime specification's content, with every default
+//! filled in and nothing left that depends on the machine's mood. `request` is what was asked, `resolve` is
+//! the one pure function from there to here; the doors translate their own formats to one of the two.
+
+pub mod capability;
+pub mod defaults;
+pub mod mount;
+pub mod request;
+pub mod resolve;
+pub mod seccomp;
+pub mod syscalls;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::spec::capability::CapabilitySet;
+use crate::spec::mount::Mount;
+use crate::spec::seccomp::Profile;
+
+/// One container, whole.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    pub root: Root,
+    pub read_only_root: bool,
+    pub mounts: Vec<Mount>,
+    pub namespaces: Namespaces,
+    pub hostname: Option<String>,
+    pub domainname: Option<String>,
+    pub hosts: Vec<(String, String)>,
+    pub masked_paths: Vec<PathBuf>,
+    pub read_only_paths: Vec<PathBuf>,
+    pub devices: Vec<Device>,
+    pub sysctls: Vec<(String, String)>,
+    pub process: Process,
+    pub init: bool,
+    pub stop_signal: i32,
+    pub timeout: Option<Duration>,
+}
+
+/// Where the files of the root come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Root {
+    /// The machine's own userland below a throw-away layer.
+    Host,
+    /// A directory below a throw-away layer, or written through.
+    Directory { path: PathBuf, writes: Writes },
+}
+
+/// Where writes to the root go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writes {
+    Layer,
+    Through,
+}
+
+/// Whether the container has a namespace of its own or shares the caller's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    Private,
+    Host,
+}
+
+/// The namespaces that a user can choose; user and mount are always private.
+#[derive(Clone, Debug)]
+pub struct Namespaces {
+    pub pid: Sharing,
+    pub ipc: Sharing,
+    pub uts: Sharing,
+    pub cgroup: Sharing,
+    pub network: Sharing,
+    pub time: Option<TimeOffsets>,
+}
+
+/// Seconds that the container's clocks are ahead of the host's (`time_namespaces(7)`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TimeOffsets {
+    pub boottime: i64,
+    pub monotonic: i64,
+}
+
+/// A device node of the host that is bound into the container; nodes can't be made in a user namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    pub host: PathBuf,
+    pub container: PathBuf,
+    pub read_only: bool,
+}
+
+/// The program and what it runs with.
+#[derive(Clone, Debug)]
+pub struct Process {
+    pub arguments: Vec<OsString>,
+    pub environment: Vec<(OsString, OsString)>,
+    pub cwd: PathBuf,
+    /// `USER[:GROUP]`, looked up in the container's own passwd and group files by the child.
+    pub user: String,
+    pub additional_groups: Vec<String>,
+    pub keep_groups: bool,
+    pub terminal: bool,
+    pub stdin: bool,
+    pub capabilities: CapabilitySet,
+    pub no_new_privileges: bool,
+    pub rlimits: Vec<Rlimit>,
+    pub seccomp: Profile,
+    pub umask: u32,
+    pub oom_score_adj: Option<i32>,
+}
+
+/// One resource limit; `u64::MAX` is unlimited.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rlimit {
+    pub resource: u32,
+    pub name: String,
+    pub soft: u64,
+    pub hard: u64,
+}

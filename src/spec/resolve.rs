@@ -1,0 +1,148 @@
+//! `Request` to `Spec`: fills in docker's defaults. Pure: the same request gives the same spec on every
+//! machine; what the host permits is decided later, by the ladders.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use crate::ids::ContainerName;
+use crate::spec::capability::CapabilitySet;
+use crate::spec::mount::Mount;
+use crate::spec::request::{Network, Request, SeccompChoice, Unmask, UserNamespace};
+use crate::spec::seccomp::{self, Filter, Profile};
+use crate::spec::{Namespaces, Process, Root, Sharing, Spec, defaults};
+
+/// What is known of the host before anything is made: facts that a spec may name.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    pub id: ContainerName,
+    /// Set when exactly one id is mapped, so that refused changes of ids may be emulated.
+    pub one_id: bool,
+    /// The caller's host name, shown with `--uts host`.
+    pub term: Option<OsString>,
+}
+
+/// The spec of `request`.
+///
+/// # Errors
+/// A word that has no meaning: an unknown capability, a bad seccomp profile, a missing command.
+pub fn resolve(request: &Request, facts: &Facts) -> Result<Spec> {
+    let capabilities = CapabilitySet::with(&request.cap_add, &request.cap_drop)?;
+    let hostname = match request.uts {
+        Sharing::Host => None,
+        Sharing::Private => Some(request.hostname.clone().unwrap_or_else(|| facts.id.short().to_owned())),
+    };
+    Ok(Spec {
+        root: request.root.clone(),
+        read_only_root: request.read_only,
+        mounts: mounts(request),
+        namespaces: namespaces(request),
+        hosts: request.add_hosts.clone(),
+        masked_paths: hidden(&defaults::MASKED, &request.security.mask, &request.security.unmask),
+        read_only_paths: hidden(&defaults::READ_ONLY, &[], &request.security.unmask),
+        devices: request.devices.clone(),
+        sysctls: request.sysctls.clone(),
+        process: Process {
+            arguments: arguments(request),
+            environment: environment(request, hostname.as_deref(), facts),
+            cwd: request.cwd.clone().unwrap_or_else(|| PathBuf::from("/")),
+            user: request.user.clone().unwrap_or_else(|| default_user(&request.userns)),
+            additional_groups: request.groups.iter().filter(|name| *name != "keep-groups").cloned().collect(),
+            keep_groups: request.groups.iter().any(|name| name == "keep-groups"),
+            terminal: request.terminal,
+            stdin: request.interactive,
+            capabilities,
+            no_new_privileges: request.security.no_new_privileges,
+            rlimits: request.rlimits.clone(),
+            seccomp: profile(request, capabilities, facts)?,
+            umask: request.umask,
+            oom_score_adj: request.oom_score_adj,
+        },
+        hostname,
+        domainname: request.domainname.clone(),
+        init: request.init,
+        stop_signal: request.stop_signal.unwrap_or(libc::SIGTERM),
+        timeout: request.timeout,
+    })
+}
+
+fn mounts(request: &Request) -> Vec<Mount> {
+    let mut mounts = defaults::mounts(request.shm_size, request.ipc);
+    mounts.retain(|default| !request.mounts.iter().any(|asked| asked.target == default.target));
+    mounts.extend(request.mounts.iter().cloned());
+    mounts
+}
+
+fn namespaces(request: &Request) -> Namespaces {
+    let network = match request.network {
+        Network::None => Sharing::Private,
+        Network::Host => Sharing::Host,
+    };
+    Namespaces {
+        pid: request.pid,
+        ipc: request.ipc,
+        uts: request.uts,
+        cgroup: request.cgroupns,
+        network,
+        time: request.time,
+    }
+}
+
+fn hidden(defaults: &[&str], more: &[PathBuf], unmask: &Unmask) -> Vec<PathBuf> {
+    let lifted = |path: &Path| match unmask {
+        Unmask::All => true,
+        Unmask::Paths(paths) => paths.iter().any(|shown| shown == path),
+    };
+    defaults.iter().map(PathBuf::from).filter(|path| !lifted(path)).chain(more.iter().cloned()).collect()
+}
+
+fn arguments(request: &Request) -> Vec<OsString> {
+    let command = request.entrypoint.iter().filter(|program| !program.is_empty());
+    let words: Vec<OsString> = command.chain(&request.command).cloned().collect();
+    if words.is_empty() && request.root == Root::Host {
+        return vec![OsString::from("/bin/sh")];
+    }
+    words
+}
+
+/// The defaults first, so that the user's words win; a later word for the same name replaces the earlier.
+fn environment(request: &Request, hostname: Option<&str>, facts: &Facts) -> Vec<(OsString, OsString)> {
+    let mut environment: Vec<(OsString, OsString)> = vec![("PATH".into(), defaults::PATH.into())];
+    if let Some(hostname) = hostname {
+        environment.push(("HOSTNAME".into(), hostname.into()));
+    }
+    environment.push(("container".into(), "kelp".into()));
+    if request.terminal {
+        environment.push(("TERM".into(), facts.term.clone().unwrap_or_else(|| "xterm".into())));
+    }
+    for (name, value) in &request.environment {
+        environment.retain(|(known, _)| known != name);
+        environment.push((name.clone(), value.clone()));
+    }
+    environment
+}
+
+fn default_user(userns: &UserNamespace) -> String {
+    let own = |asked: Option<u32>, real: u32| asked.unwrap_or(real);
+    match userns {
+        UserNamespace::KeepId { uid, gid } => format!(
+            "{}:{}",
+            own(*uid, nix::unistd::getuid().as_raw()),
+            own(*gid, nix::unistd::getgid().as_raw())
+        ),
+        _ => "0".to_owned(),
+    }
+}
+
+fn profile(request: &Request, capabilities: CapabilitySet, facts: &Facts) -> Result<Profile> {
+    let mut filter = match &request.security.seccomp {
+        SeccompChoice::Default => seccomp::docker_default(capabilities),
+        SeccompChoice::Text(file, text) => seccomp::parse(file, text, capabilities)?,
+        SeccompChoice::Unconfined => return Ok(Profile::Unconfined),
+    };
+    if facts.one_id && request.security.root_emulation {
+        filter = Filter { rules: [seccomp::root_emulation(), filter.rules].concat(), ..filter };
+    }
+    Ok(Profile::Filter(filter))
+}

@@ -1,0 +1,101 @@
+//! newuidmap and newgidmap: the setuid programs that write maps of more than one id for users who own ranges
+//! (`newuidmap(1)`). Both run side by side: each costs milliseconds, most of them its own start.
+
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result};
+
+use crate::error::Error;
+use crate::userns::maps::Line;
+
+/// The programs found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Helpers {
+    pub newuidmap: PathBuf,
+    pub newgidmap: PathBuf,
+}
+
+/// Looks in `$PATH`, then in /usr/bin, for both and checks that they can do their work.
+///
+/// # Errors
+/// A sentence that says which is missing or lacks the setuid bit.
+pub fn find() -> Result<Helpers, String> {
+    let one = |name: &str| {
+        let path = search(name).ok_or_else(|| format!("{name} is not installed"))?;
+        let privileged = is_privileged(&path);
+        if privileged { Ok(path) } else { Err(format!("{} has no setuid bit", path.display())) }
+    };
+    Ok(Helpers { newuidmap: one("newuidmap")?, newgidmap: one("newgidmap")? })
+}
+
+/// The first file of that name in `$PATH`.
+pub fn search(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into());
+    std::env::split_paths(&path)
+        .map(|folder| folder.join(name))
+        .find(|file| file.metadata().is_ok_and(|found| found.is_file() && found.mode() & 0o111 != 0))
+}
+
+/// Setuid root, or with file capabilities as some distributions ship it.
+fn is_privileged(path: &Path) -> bool {
+    let setuid = path.metadata().is_ok_and(|found| found.mode() & 0o4000 != 0 && found.uid() == 0);
+    setuid || has_file_capabilities(path)
+}
+
+fn has_file_capabilities(path: &Path) -> bool {
+    let Ok(name) = std::ffi::CString::new(path.as_os_str().as_bytes()) else { return false };
+    crate::sys::path::xattr_length(&name, c"security.capability").is_ok_and(|length| length > 0)
+}
+
+/// Starts both programs for the process `pid`.
+///
+/// # Errors
+/// A program that can't be started, or that refuses the map, with its own words.
+pub fn write(helpers: &Helpers, pid: i32, uid: &[Line], gid: &[Line]) -> Result<()> {
+    let uids = start(&helpers.newuidmap, pid, uid)?;
+    let gids = start(&helpers.newgidmap, pid, gid);
+    let uids = finish(&helpers.newuidmap, uids);
+    gids.and_then(|gids| finish(&helpers.newgidmap, gids))?;
+    uids
+}
+
+fn start(program: &Path, pid: i32, lines: &[Line]) -> Result<Child> {
+    let mut command = Command::new(program);
+    command.arg(pid.to_string());
+    for line in lines {
+        command.args([line.container.to_string(), line.host.to_string(), line.count.to_string()]);
+    }
+    let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    quiet.spawn().with_context(|| format!("cannot start {}", program.display()))
+}
+
+fn finish(program: &Path, child: Child) -> Result<()> {
+    let output =
+        child.wait_with_output().with_context(|| format!("cannot wait for {}", program.display()))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(Error::host(format!("cannot map ids: {said}")).hint(hint(&said)).into())
+}
+
+fn hint(said: &str) -> String {
+    if no_new_privileges() {
+        return "kelp runs with no_new_privs, so setuid programs have no power: use --userns=single"
+            .to_owned();
+    }
+    if said.contains("not allowed") {
+        return format!("the ranges are too small or not yours; {}", crate::userns::subordinate::HINT);
+    }
+    "use --userns=single, or see `kelp doctor`".to_owned()
+}
+
+fn no_new_privileges() -> bool {
+    File::open("/proc/self/status")
+        .and_then(std::io::read_to_string)
+        .is_ok_and(|status| status.lines().any(|line| line == "NoNewPrivs:\t1"))
+}

@@ -1,0 +1,101 @@
+//! Entering: the one clone with its id maps, for whoever needs a process inside a user namespace. The child
+//! blocks on a socket until its maps are written, so that it never acts under ids that it does not have yet.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use anyhow::Result;
+
+use crate::error::Error;
+use crate::sys::clone::{self, Cloned};
+use crate::sys::{process, socket};
+use crate::userns::maps::{IdMaps, Line, Writer};
+use crate::userns::{helpers, refusal};
+
+/// Writes both maps of the process `pid`, which is in a fresh user namespace of ours.
+pub fn write_maps(maps: &IdMaps, pid: i32) -> Result<()> {
+    if let Writer::Helpers(helpers) = &maps.writer {
+        return helpers::write(helpers, pid, &maps.uid, &maps.gid);
+    }
+    let file = |name: &str, text: &str| {
+        fs::write(format!("/proc/{pid}/{name}"), text).map_err(|error| refusal::of_maps(&error))
+    };
+    if maps.deny_setgroups {
+        file("setgroups", "deny")?;
+    }
+    file("gid_map", &text(&maps.gid))?;
+    file("uid_map", &text(&maps.uid))?;
+    Ok(())
+}
+
+fn text(lines: &[Line]) -> String {
+    lines.iter().map(|line| format!("{line}\n")).collect()
+}
+
+/// Becomes root of the user namespace that the caller is in, if it has one, and drops the caller's groups
+/// where that is allowed and not unwanted.
+pub fn become_root(maps: &IdMaps, keep_groups: bool) -> io::Result<()> {
+    if !maps.deny_setgroups && !keep_groups {
+        process::setgroups(&[])?;
+    }
+    if maps.has_root() {
+        process::setresgid(0)?;
+        process::setresuid(0)?;
+    }
+    Ok(())
+}
+
+/// Runs `work` in a child that is root of a new user namespace with `maps`, and gives its exit status. The
+/// caller has one thread. With `namespaces`, further `CLONE_NEW*` flags.
+///
+/// # Errors
+/// The namespace is refused, or the maps are.
+pub fn run(maps: &IdMaps, namespaces: u64, work: impl FnOnce() -> i32) -> Result<i32> {
+    let (ours, theirs) = socket::pair()?;
+    let flags = libc::CLONE_NEWUSER as u64 | namespaces;
+    match clone::clone3(flags, None).map_err(|error| refusal::of_clone(&error))? {
+        Cloned::Child => {
+            drop(ours);
+            clone::exit(child(maps, theirs, work))
+        }
+        Cloned::Parent { pid, .. } => {
+            drop(theirs);
+            let written = write_maps(maps, pid);
+            if written.is_ok() {
+                socket::send(ours.as_fd(), b"proceed", None)?;
+            }
+            drop(ours);
+            let status = wait(pid)?;
+            written.map(|()| status)
+        }
+    }
+}
+
+fn child(maps: &IdMaps, socket: OwnedFd, work: impl FnOnce() -> i32) -> i32 {
+    let _ = process::parent_death_signal(libc::SIGKILL);
+    match socket::receive(socket.as_fd()) {
+        Ok((message, _)) if !message.is_empty() => {}
+        _ => return 125,
+    }
+    drop(socket);
+    match become_root(maps, true) {
+        Ok(()) => work(),
+        Err(_) => 125,
+    }
+}
+
+/// Waits for a child and gives its status as a shell would.
+pub fn wait(pid: i32) -> Result<i32> {
+    use nix::sys::wait::{WaitStatus, waitpid};
+    loop {
+        match waitpid(nix::unistd::Pid::from_raw(pid), None) {
+            Ok(WaitStatus::Exited(_, status)) => return Ok(status),
+            Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(128 + signal as i32),
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(errno) => {
+                return Err(Error::new(crate::error::Kind::Bug, format!("cannot wait: {errno}")).into());
+            }
+        }
+    }
+}
