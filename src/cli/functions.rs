@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 pub const NAMES: [&str; 23] = [
-    "json", "join", "split", "upper", "lower", "title", "len", "index", "printf", "print", "println", "eq", "ne", "lt",
-    "gt", "le", "ge", "and", "or", "not", "truncate", "pad", "slice",
+    "json", "join", "split", "upper", "lower", "title", "len", "index", "printf", "print", "println", "eq",
+    "ne", "lt", "gt", "le", "ge", "and", "or", "not", "truncate", "pad", "slice",
 ];
 
 /// A value as Go's `%v` prints it.
@@ -14,7 +14,8 @@ pub fn text(value: &Value) -> String {
         Value::String(text) => text.clone(),
         Value::Array(list) => format!("[{}]", list.iter().map(text).collect::<Vec<_>>().join(" ")),
         Value::Object(map) => {
-            let pairs: Vec<String> = map.iter().map(|(name, value)| format!("{name}:{}", text(value))).collect();
+            let pairs: Vec<String> =
+                map.iter().map(|(name, value)| format!("{name}:{}", text(value))).collect();
             format!("map[{}]", pairs.join(" "))
         }
         other => other.to_string(),
@@ -46,7 +47,9 @@ pub fn call(name: &str, arguments: &[Value]) -> Result<Value, String> {
         "lower" => text(&arguments[0]).to_lowercase().into(),
         "title" => title(&text(&arguments[0])).into(),
         "not" => (!truth(&arguments[0])).into(),
-        "and" => arguments.iter().find(|value| !truth(value)).or(arguments.last()).cloned().unwrap_or_default(),
+        "and" => {
+            arguments.iter().find(|value| !truth(value)).or(arguments.last()).cloned().unwrap_or_default()
+        }
         "or" => arguments.iter().find(|value| truth(value)).or(arguments.last()).cloned().unwrap_or_default(),
         "len" => length(&arguments[0])?.into(),
         "print" => arguments.iter().map(text).collect::<String>().into(),
@@ -158,7 +161,11 @@ fn printf(arguments: &[Value]) -> String {
         let value = values.next().map_or_else(|| format!("%!{verb}(MISSING)"), text);
         let value = if verb == 'q' { format!("{value:?}") } else { value };
         let places = width.trim_start_matches('-').parse::<usize>().unwrap_or(0).min(1000);
-        out.push_str(&if width.starts_with('-') { format!("{value:<places$}") } else { format!("{value:>places$}") });
+        out.push_str(&if width.starts_with('-') {
+            format!("{value:<places$}")
+        } else {
+            format!("{value:>places$}")
+        });
     }
     out
 }

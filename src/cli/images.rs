@@ -118,7 +118,9 @@ fn apply(store: &Store, filter: &str, rows: &mut Vec<Row>) -> Result<()> {
         }
         "before" | "since" => {
             let created = store.expect(value)?.record.created;
-            rows.retain(|row| if key == "before" { row.image.created < created } else { row.image.created > created });
+            rows.retain(|row| {
+                if key == "before" { row.image.created < created } else { row.image.created > created }
+            });
         }
         "id" => rows.retain(|row| row.image.id.hex().starts_with(value.trim_start_matches("sha256:"))),
         _ => {

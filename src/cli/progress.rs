@@ -61,7 +61,11 @@ impl Shown {
                 bar.set_position(bytes);
             }
             Event::Waiting(layer) | Event::Broke { layer, .. } => {
-                let text = if matches!(event, Event::Waiting(_)) { "waiting for another kelp" } else { "reconnecting" };
+                let text = if matches!(event, Event::Waiting(_)) {
+                    "waiting for another kelp"
+                } else {
+                    "reconnecting"
+                };
                 if let Some(bar) = layers.get(layer) {
                     bar.set_message(text);
                 }
@@ -91,7 +95,9 @@ fn line(event: &Event<'_>) {
         Event::Asking(reference) => eprintln!("pulling {reference}"),
         Event::Known(layer) => eprintln!("{}: already here", layer.short()),
         Event::Unpacked(layer) => eprintln!("{}: unpacked", layer.short()),
-        Event::Broke { layer, bytes } => eprintln!("{}: broke off at byte {bytes}, reconnecting", layer.short()),
+        Event::Broke { layer, bytes } => {
+            eprintln!("{}: broke off at byte {bytes}, reconnecting", layer.short())
+        }
         Event::Waiting(_) | Event::Received { .. } => {}
     }
 }

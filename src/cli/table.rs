@@ -90,9 +90,16 @@ pub fn size(bytes: u64) -> String {
         value /= 1000.0;
         unit += 1;
     }
-    let digits = if value >= 100.0 { 0 } else if value >= 10.0 { 1 } else { 2 };
+    let digits = if value >= 100.0 {
+        0
+    } else if value >= 10.0 {
+        1
+    } else {
+        2
+    };
     let number = format!("{value:.digits$}");
-    let number = if number.contains('.') { number.trim_end_matches('0').trim_end_matches('.') } else { &number };
+    let number =
+        if number.contains('.') { number.trim_end_matches('0').trim_end_matches('.') } else { &number };
     format!("{number}{}", units[unit])
 }
 
@@ -143,13 +150,23 @@ mod tests {
 
     #[test]
     fn sizes_and_times_are_dockers() {
-        for (bytes, text) in [(0, "0B"), (999, "999B"), (1000, "1kB"), (77_800_000, "77.8MB"), (1_234_000_000, "1.23GB")] {
+        for (bytes, text) in
+            [(0, "0B"), (999, "999B"), (1000, "1kB"), (77_800_000, "77.8MB"), (1_234_000_000, "1.23GB")]
+        {
             assert_eq!(size(bytes), text);
         }
         for (seconds, text) in [
-            (0, "Less than a second"), (1, "1 second"), (59, "59 seconds"), (61, "About a minute"),
-            (600, "10 minutes"), (3600, "About an hour"), (7200, "2 hours"), (86_400 * 3, "3 days"),
-            (86_400 * 21, "3 weeks"), (86_400 * 90, "3 months"), (86_400 * 900, "2 years"),
+            (0, "Less than a second"),
+            (1, "1 second"),
+            (59, "59 seconds"),
+            (61, "About a minute"),
+            (600, "10 minutes"),
+            (3600, "About an hour"),
+            (7200, "2 hours"),
+            (86_400 * 3, "3 days"),
+            (86_400 * 21, "3 weeks"),
+            (86_400 * 90, "3 months"),
+            (86_400 * 900, "2 years"),
         ] {
             assert_eq!(duration(seconds), text);
         }

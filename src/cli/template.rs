@@ -287,7 +287,8 @@ fn render(nodes: &[Node], dot: &Value, variables: &mut Variables, out: &mut Stri
                 variables.push((name.clone(), value));
             }
             Node::If(condition, body, otherwise) => {
-                let chosen = if functions::truth(&evaluate(condition, dot, variables)?) { body } else { otherwise };
+                let chosen =
+                    if functions::truth(&evaluate(condition, dot, variables)?) { body } else { otherwise };
                 render(chosen, dot, variables, out)?;
             }
             Node::With(condition, body, otherwise) => {
@@ -300,7 +301,9 @@ fn render(nodes: &[Node], dot: &Value, variables: &mut Variables, out: &mut Stri
             }
             Node::Range { key, value, over, body, otherwise } => {
                 let items: Vec<(Value, Value)> = match evaluate(over, dot, variables)? {
-                    Value::Array(list) => list.into_iter().enumerate().map(|(at, item)| (at.into(), item)).collect(),
+                    Value::Array(list) => {
+                        list.into_iter().enumerate().map(|(at, item)| (at.into(), item)).collect()
+                    }
                     Value::Object(map) => map.into_iter().map(|(name, item)| (name.into(), item)).collect(),
                     _ => Vec::new(),
                 };
@@ -405,8 +408,22 @@ mod tests {
     #[test]
     fn what_is_malformed_is_refused_with_a_sentence() {
         let value = json!({"A": 1});
-        for text in ["{{", "{{.A", "{{end}}", "{{if .A}}", "{{nosuch .A}}", "{{}}", "{{\"x}}", "{{.B}}", "{{.A.B}}",
-            "{{(.A}}", "{{.A | }}", "{{$x}}", "{{index .A 1}}", "{{range}}{{end}}"] {
+        for text in [
+            "{{",
+            "{{.A",
+            "{{end}}",
+            "{{if .A}}",
+            "{{nosuch .A}}",
+            "{{}}",
+            "{{\"x}}",
+            "{{.B}}",
+            "{{.A.B}}",
+            "{{(.A}}",
+            "{{.A | }}",
+            "{{$x}}",
+            "{{index .A 1}}",
+            "{{range}}{{end}}",
+        ] {
             let rendered = Template::parse(text).and_then(|template| template.render(&value));
             assert!(rendered.is_err(), "{text}");
         }

@@ -21,7 +21,10 @@ const DOCKER_KEY: &str = "https://index.docker.io/v1/";
 
 #[derive(Clone, PartialEq, Eq)]
 pub enum Credentials {
-    Basic { user: String, password: String },
+    Basic {
+        user: String,
+        password: String,
+    },
     /// An OAuth refresh token.
     Identity(String),
 }
@@ -87,7 +90,11 @@ fn keys(registry: &str, repository: &str) -> Vec<String> {
         path = above.to_owned();
     }
     keys.push(registry.to_owned());
-    keys.extend([format!("https://{registry}"), format!("http://{registry}"), format!("https://{registry}/v2/")]);
+    keys.extend([
+        format!("https://{registry}"),
+        format!("http://{registry}"),
+        format!("https://{registry}/v2/"),
+    ]);
     if registry == DEFAULT_REGISTRY {
         keys.extend([DOCKER_KEY.to_owned(), "index.docker.io".to_owned()]);
     }
@@ -100,7 +107,8 @@ pub fn find(registry: &str, repository: &str, chosen: Option<&Path>) -> Result<O
         let Ok(text) = fs::read(&path) else { continue };
         let file: AuthFile = serde_json::from_slice(&text)
             .with_context(|| format!("cannot read {}: it is not an auth file", path.display()))?;
-        let found = in_file(&file, registry, repository).with_context(|| format!("cannot use {}", path.display()))?;
+        let found =
+            in_file(&file, registry, repository).with_context(|| format!("cannot use {}", path.display()))?;
         if found.is_some() {
             return Ok(found);
         }
@@ -158,7 +166,8 @@ fn ask_helper(name: &str, server: &str) -> Result<Option<Credentials>> {
     }
     let output = helper(name, "get", server)?;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        let said =
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         if said.contains("credentials not found") {
             return Ok(None);
         }
@@ -186,7 +195,8 @@ fn write_map(path: &Path, map: &Map<String, Value>) -> Result<()> {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
         }
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+        let mut file =
+            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
         file.write_all(&serde_json::to_vec_pretty(map)?)?;
         file.sync_all()?;
         Ok(fs::rename(&beside, path)?)
@@ -214,7 +224,8 @@ pub fn store(path: &Path, registry: &str, user: &str, password: &str) -> Result<
         return Ok(());
     }
     let auths = map.entry("auths").or_insert_with(|| Value::Object(Map::new()));
-    let auths = auths.as_object_mut().with_context(|| format!("{} has malformed \"auths\"", path.display()))?;
+    let auths =
+        auths.as_object_mut().with_context(|| format!("{} has malformed \"auths\"", path.display()))?;
     let auth = STANDARD.encode(format!("{user}:{password}"));
     auths.insert(registry.to_owned(), serde_json::json!({ "auth": auth }));
     write_map(path, &map)

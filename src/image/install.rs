@@ -54,7 +54,12 @@ impl Installer<'_> {
         made
     }
 
-    fn unpack(&self, packed: impl Read + Send, wanted: Option<&Digest>, folder: &Path) -> Result<LayerRecord> {
+    fn unpack(
+        &self,
+        packed: impl Read + Send,
+        wanted: Option<&Digest>,
+        folder: &Path,
+    ) -> Result<LayerRecord> {
         let (writer, reader) = stream::pipe();
         let (decoded, unpacked) = std::thread::scope(|scope| {
             let decoding = scope.spawn(|| decode(packed, writer, wanted));
@@ -76,6 +81,8 @@ impl Installer<'_> {
 
     fn place(&self, folder: &Path, layer: &LayerRecord) -> Result<()> {
         record::write(&folder.join("layer"), layer, Durability::Boot)?;
+        let lock = self.store.lock("placing a layer")?;
+        self.workspace.lease(&lock, std::slice::from_ref(&layer.diff_id), &[])?;
         let place = self.store.layer_path(&layer.diff_id);
         if fs::symlink_metadata(&place).is_ok() {
             // It was not whole, or had other owners: what is in its place now is nobody's.
@@ -109,7 +116,8 @@ fn decode(packed: impl Read + Send, mut to: PipeWriter, wanted: Option<&Digest>)
             break;
         }
         if hashing.count > BOMB_SIZE && hashing.count / BOMB_RATIO > arrived.load(Ordering::Relaxed) {
-            let sentence = format!("the layer grew from {} to {} bytes", arrived.load(Ordering::Relaxed), hashing.count);
+            let sentence =
+                format!("the layer grew from {} to {} bytes", arrived.load(Ordering::Relaxed), hashing.count);
             return Err(Error::host(sentence).hint("this is what a decompression bomb does").into());
         }
         to.write_all(&buffer[..length])?;

@@ -18,7 +18,6 @@ pub const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 pub const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
-pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
 
 /// The longest manifest or index that is read; registries refuse to take longer ones.
@@ -165,14 +164,16 @@ impl Compression {
 pub fn check_layer(layer: &Descriptor) -> Result<()> {
     let kind = layer.media_type.as_str();
     if kind.contains("foreign") || kind.contains("nondistributable") {
-        let sentence = format!("layer {} is a foreign layer, which its registry does not serve", layer.digest);
+        let sentence =
+            format!("layer {} is a foreign layer, which its registry does not serve", layer.digest);
         return Err(Error::host(sentence).hint("such images are for Windows hosts").into());
     }
     let base = kind.strip_suffix(".gzip").or_else(|| kind.rsplit_once('+').map(|(base, _)| base));
     if [OCI_LAYER, DOCKER_LAYER].contains(&base.unwrap_or(kind)) {
         return Ok(());
     }
-    let sentence = format!("layer {} has the media type {kind:?}: this is not a container image", layer.digest);
+    let sentence =
+        format!("layer {} has the media type {kind:?}: this is not a container image", layer.digest);
     Err(Error::host(sentence).hint("an OCI artifact has no root file system to run").into())
 }
 
@@ -245,13 +246,16 @@ impl FromStr for Platform {
 
 /// The first manifest of an index for `wanted`. One without a platform serves when nothing else does.
 pub fn choose<'a>(index: &'a Index, wanted: &Platform) -> Result<&'a Descriptor> {
-    let runnable = |entry: &&Descriptor| matches!(entry.media_type.as_str(), OCI_MANIFEST | DOCKER_MANIFEST | "");
+    let runnable =
+        |entry: &&Descriptor| matches!(entry.media_type.as_str(), OCI_MANIFEST | DOCKER_MANIFEST | "");
     let entries = || index.manifests.iter().filter(runnable);
-    let exact = entries().find(|entry| entry.platform.as_ref().is_some_and(|offered| wanted.accepts(offered)));
+    let exact =
+        entries().find(|entry| entry.platform.as_ref().is_some_and(|offered| wanted.accepts(offered)));
     if let Some(found) = exact.or_else(|| entries().find(|entry| entry.platform.is_none())) {
         return Ok(found);
     }
-    let offered: Vec<String> = entries().filter_map(|entry| Some(entry.platform.as_ref()?.to_string())).collect();
+    let offered: Vec<String> =
+        entries().filter_map(|entry| Some(entry.platform.as_ref()?.to_string())).collect();
     Err(Error::host(format!("no image for {wanted} (it exists for: {})", offered.join(", ")))
         .hint("choose one with --platform")
         .into())

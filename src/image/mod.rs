@@ -2,21 +2,27 @@
 //! folders only, content-addressed and crash-only (docs/store.md). The room knows nothing of containers and
 //! of terminals: progress is a callback.
 
+pub mod auth;
+pub mod check;
+pub mod collect;
+pub mod compose;
 pub mod config;
+pub mod install;
+pub mod load;
 pub mod manifest;
+pub mod names;
+pub mod policy;
+pub mod pull;
+pub mod push;
 pub mod reference;
+pub mod registries_conf;
+pub mod registry;
+pub mod save;
 pub mod skeleton;
 pub mod sparse;
+pub mod store;
+pub mod stream;
 pub mod tar;
 pub mod tree;
 pub mod unpack;
-pub mod store;
-pub mod stream;
 pub mod workspace;
-pub mod auth;
-pub mod names;
-pub mod registries_conf;
-pub mod registry;
-pub mod install;
-pub mod policy;
-pub mod pull;

@@ -94,7 +94,8 @@ fn ask(server: IpAddr, name: &str, kind: u16) -> io::Result<Vec<IpAddr>> {
     std::fs::File::open("/dev/urandom")?.read_exact(&mut number)?;
     let question = question(name, kind).ok_or(io::ErrorKind::InvalidInput)?;
     let query = [&number[..], &[1, 0, 0, 1, 0, 0, 0, 0, 0, 0], &question].concat();
-    let any: IpAddr = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let any: IpAddr =
+        if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0))?;
     socket.connect((server, 53))?;
     socket.set_read_timeout(Some(PATIENCE))?;
@@ -161,7 +162,8 @@ fn read(answer: &[u8], question: &[u8], kind: u16) -> io::Result<Vec<IpAddr>> {
         if u16::from_be_bytes([head[0], head[1]]) == kind {
             match *value {
                 [a, b, c, d] => found.push(Ipv4Addr::new(a, b, c, d).into()),
-                _ => found.extend(<[u8; 16]>::try_from(value).ok().map(|six| IpAddr::from(Ipv6Addr::from(six)))),
+                _ => found
+                    .extend(<[u8; 16]>::try_from(value).ok().map(|six| IpAddr::from(Ipv6Addr::from(six)))),
             }
         }
         at += 10 + length;

@@ -130,10 +130,11 @@ fn remote(
     let diff_ids: Vec<Digest> = image.layers.iter().map(|layer| layer.diff_id.clone()).collect();
     let workspace = store.workspace("pulling")?;
     {
-        let _lock = store.lock("starting a pull")?;
-        workspace.lease(&diff_ids, &[found.fetched.digest.clone(), config.digest.clone()])?;
+        let lock = store.lock("starting a pull")?;
+        workspace.lease(&lock, &diff_ids, &[found.fetched.digest.clone(), config.digest.clone()])?;
     }
-    let installer = Installer { store, workspace: &workspace, owners: options.owners, limits: options.limits };
+    let installer =
+        Installer { store, workspace: &workspace, owners: options.owners, limits: options.limits };
     layers(&found, &image, &installer, options, progress)?;
     store.sync_layers(&diff_ids)?;
     store.put_blob(&found.fetched.bytes)?;
@@ -255,7 +256,10 @@ fn layers(
                 while let Some(layer) = next() {
                     if let Err(error) = layer_of(found, layer, installer, options, progress) {
                         queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
-                        failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(error);
+                        failure
+                            .lock()
+                            .unwrap_or_else(std::sync::PoisonError::into_inner)
+                            .get_or_insert(error);
                     }
                 }
             });
@@ -318,7 +322,12 @@ impl std::fmt::Display for NetworkFailure {
 impl std::error::Error for NetworkFailure {}
 
 /// One process fetches a layer; others wait as long as it gets on.
-fn layer_lock(store: &Store, layer: &LayerReference, partial: &Path, progress: &Progress<'_>) -> Result<Lock> {
+fn layer_lock(
+    store: &Store,
+    layer: &LayerReference,
+    partial: &Path,
+    progress: &Progress<'_>,
+) -> Result<Lock> {
     let shard = layer.digest.hex().get(..3).unwrap_or_default();
     let path = store.path("locks").join(shard);
     let purpose = format!("fetching layer {}", layer.digest.short());
@@ -354,10 +363,14 @@ fn stream_layer(
                 }
                 blob::Step::Broke(bytes) => progress(Event::Broke { layer: &blob.digest, bytes }),
             });
-            fetched.map_err(|error| if stream::is_echo(&error) { error } else { network_or_lasting(error) })?;
+            fetched
+                .map_err(|error| if stream::is_echo(&error) { error } else { network_or_lasting(error) })?;
             let (mut writer, digest, _) = out.finish();
             if digest != blob.digest {
-                bail!("its content has the digest {digest}, not {}: it was damaged or exchanged", blob.digest);
+                bail!(
+                    "its content has the digest {digest}, not {}: it was damaged or exchanged",
+                    blob.digest
+                );
             }
             writer.flush()?;
             Ok(writer.finish()?)

@@ -123,10 +123,10 @@ impl Reference {
         if self.registry != DEFAULT_REGISTRY {
             return self.name();
         }
-        self.repository.strip_prefix("library/").filter(|rest| !rest.contains('/')).map_or_else(
-            || self.repository.clone(),
-            str::to_owned,
-        )
+        self.repository
+            .strip_prefix("library/")
+            .filter(|rest| !rest.contains('/'))
+            .map_or_else(|| self.repository.clone(), str::to_owned)
     }
 
     /// The whole reference as docker prints it.
@@ -239,9 +239,8 @@ fn is_registry(registry: &str) -> bool {
 }
 
 fn is_port(text: &str) -> bool {
-    text.strip_prefix(':').is_some_and(|port| {
-        port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()
-    })
+    text.strip_prefix(':')
+        .is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok())
 }
 
 /// `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`
@@ -283,8 +282,29 @@ mod tests {
     #[test]
     fn what_is_not_a_name_is_refused() {
         for text in [
-            "", ":", "a:", "A", "a b", "../a", "a/../b", "/a", "a/", "a//b", "a:b:c", "a@sha256:1", "a@md5:1", "-a",
-            "a___b", "a..b", "h.x:99999/a", "h.x:/a", "h.x:a/b", "a\n", "a:-x", "[::g]:1/a", "ex ample.org/a",
+            "",
+            ":",
+            "a:",
+            "A",
+            "a b",
+            "../a",
+            "a/../b",
+            "/a",
+            "a/",
+            "a//b",
+            "a:b:c",
+            "a@sha256:1",
+            "a@md5:1",
+            "-a",
+            "a___b",
+            "a..b",
+            "h.x:99999/a",
+            "h.x:/a",
+            "h.x:a/b",
+            "a\n",
+            "a:-x",
+            "[::g]:1/a",
+            "ex ample.org/a",
         ] {
             assert!(text.parse::<Reference>().is_err(), "{text:?}");
         }

@@ -78,9 +78,12 @@ impl RegistriesConf {
         let chosen = std::env::var_os("CONTAINERS_REGISTRIES_CONF").map(PathBuf::from);
         let main = chosen.or_else(|| user.clone().filter(|path| path.exists()));
         let mut files = vec![main.unwrap_or_else(|| "/etc/containers/registries.conf".into())];
-        for folder in [Some(PathBuf::from("/etc/containers/registries.conf.d")), user.map(|u| u.with_extension("conf.d"))]
-            .into_iter()
-            .flatten()
+        for folder in [
+            Some(PathBuf::from("/etc/containers/registries.conf.d")),
+            user.map(|u| u.with_extension("conf.d")),
+        ]
+        .into_iter()
+        .flatten()
         {
             let Ok(listing) = std::fs::read_dir(folder) else { continue };
             let mut found: Vec<PathBuf> = listing.filter_map(|entry| Some(entry.ok()?.path())).collect();
@@ -119,7 +122,8 @@ impl RegistriesConf {
         let name = text.split('@').next().unwrap_or(text);
         let name = name.split(':').next().unwrap_or(name);
         if let Some(full) = self.aliases.get(name) {
-            let full: Reference = full.parse().with_context(|| format!("the alias of {name} is malformed"))?;
+            let full: Reference =
+                full.parse().with_context(|| format!("the alias of {name} is malformed"))?;
             return Ok(vec![Reference { tag: plain.tag, digest: plain.digest, ..full }]);
         }
         let mut found = Vec::new();
@@ -133,7 +137,8 @@ impl RegistriesConf {
     pub fn endpoints(&self, reference: &Reference) -> Result<Vec<Endpoint>> {
         let name = reference.name();
         let fits = |registry: &&Registry| is_prefix(&registry.prefix, &name);
-        let Some(registry) = self.registries.iter().filter(fits).max_by_key(|registry| registry.prefix.len()) else {
+        let Some(registry) = self.registries.iter().filter(fits).max_by_key(|registry| registry.prefix.len())
+        else {
             return Ok(vec![endpoint(&name, false)]);
         };
         if registry.blocked {
@@ -209,13 +214,17 @@ mod tests {
         assert_eq!(show("app:2"), ["two.example/real/app:2"]);
         assert_eq!(show("x"), ["one.example/x:latest", "two.example/x:latest"]);
         assert_eq!(show("h.example/x"), ["h.example/x:latest"]);
-        assert_eq!(RegistriesConf::default().candidates("x").unwrap()[0].to_string(), "docker.io/library/x:latest");
+        assert_eq!(
+            RegistriesConf::default().candidates("x").unwrap()[0].to_string(),
+            "docker.io/library/x:latest"
+        );
     }
 
     #[test]
     fn mirrors_come_first_and_blocked_registries_not_at_all() {
         let endpoints = conf().endpoints(&"one.example/team/app:1".parse().unwrap()).unwrap();
-        let hosts: Vec<_> = endpoints.iter().map(|e| (e.host.as_str(), e.repository.as_str(), e.insecure)).collect();
+        let hosts: Vec<_> =
+            endpoints.iter().map(|e| (e.host.as_str(), e.repository.as_str(), e.insecure)).collect();
         assert_eq!(hosts, [("near.example", "team/app", false), ("inner.example:5000", "mirror/app", true)]);
         assert!(conf().endpoints(&"bad.example/x".parse().unwrap()).is_err());
         let other = conf().endpoints(&"one.example/teams/app".parse().unwrap()).unwrap();

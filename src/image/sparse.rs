@@ -91,7 +91,11 @@ impl Text {
 
     pub fn is_whole(&self) -> Result<bool> {
         let Some(Some(count)) = self.numbers().next() else {
-            return if self.bytes.is_empty() { Ok(false) } else { bail!("the map of a sparse file is malformed") };
+            return if self.bytes.is_empty() {
+                Ok(false)
+            } else {
+                bail!("the map of a sparse file is malformed")
+            };
         };
         let count = usize::try_from(count).context("the map of a sparse file is too long")?;
         check_count(count)?;
@@ -101,7 +105,8 @@ impl Text {
     pub fn chunks(&self) -> Result<Vec<Chunk>> {
         let mut numbers = self.numbers();
         let count = numbers.next().flatten().context("the map of a sparse file is malformed")?;
-        let wanted = usize::try_from(count).context("the map of a sparse file is too long")?.saturating_mul(2);
+        let wanted =
+            usize::try_from(count).context("the map of a sparse file is too long")?.saturating_mul(2);
         let numbers: Option<Vec<u64>> = numbers.take(wanted).collect();
         pairs(&numbers.context("the map of a sparse file is malformed")?)
     }

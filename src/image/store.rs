@@ -119,7 +119,9 @@ impl Store {
                 Some(Format { format: FORMAT }) => return Ok(()),
                 Some(Format { format }) => {
                     let sentence = format!("it has format {format}, this kelp knows {FORMAT}");
-                    return Err(Error::host(sentence).hint("use the kelp that made it, or a newer one").into());
+                    return Err(Error::host(sentence)
+                        .hint("use the kelp that made it, or a newer one")
+                        .into());
                 }
                 None => {}
             }
@@ -253,7 +255,9 @@ impl Store {
             file.sync_all()?;
             fs::rename(&beside, &path)
         };
-        written().inspect_err(|_| drop(fs::remove_file(&beside))).with_context(|| format!("cannot write blob {digest}"))?;
+        written()
+            .inspect_err(|_| drop(fs::remove_file(&beside)))
+            .with_context(|| format!("cannot write blob {digest}"))?;
         Ok(digest)
     }
 

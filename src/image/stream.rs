@@ -31,6 +31,11 @@ impl<T> Hashing<T> {
         (self.stream, Digest::from_hash(&self.hash.finalize()), self.count)
     }
 
+    /// The digest of what went through until now.
+    pub fn so_far(&self) -> Digest {
+        Digest::from_hash(&self.hash.clone().finalize())
+    }
+
     fn saw(&mut self, bytes: &[u8]) {
         self.hash.update(bytes);
         self.count += bytes.len() as u64;
@@ -121,7 +126,9 @@ impl BufRead for PipeReader {
             match self.from.recv() {
                 Ok(Piece::Bytes(piece)) => (self.piece, self.at) = (piece, 0),
                 Ok(Piece::End) => self.ended = true,
-                Err(_) => return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the stream was cut off")),
+                Err(_) => {
+                    return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the stream was cut off"));
+                }
             }
         }
         Ok(&self.piece[self.at..])
@@ -177,7 +184,9 @@ impl<R: Read> Read for Sniffed<R> {
 }
 
 /// Unpacks gzip (of several members) and zstd; passes on what is neither. Returns also which it was.
-pub fn unpacked<'a>(mut packed: impl Read + Send + 'a) -> io::Result<(Compression, Box<dyn Read + Send + 'a>)> {
+pub fn unpacked<'a>(
+    mut packed: impl Read + Send + 'a,
+) -> io::Result<(Compression, Box<dyn Read + Send + 'a>)> {
     let mut start = Vec::new();
     packed.by_ref().take(4).read_to_end(&mut start)?;
     let compression = sniff(&start);

@@ -3,7 +3,7 @@
 //! told to a `Journal`, so that the very same stream can be written again (`skeleton`). Pure: it does not know
 //! where entries go and trusts nothing that it reads.
 
-use std::io::BufRead;
+use std::io::{BufRead, Read};
 
 use anyhow::{Context, Result, bail};
 
@@ -49,6 +49,29 @@ pub struct Entry {
 pub trait Journal {
     /// Bytes that are in no file.
     fn literal(&mut self, bytes: &[u8]) -> std::io::Result<()>;
+}
+
+/// Nobody wants to write the stream again.
+#[derive(Debug)]
+pub struct Unheard;
+
+impl Journal for Unheard {
+    fn literal(&mut self, _: &[u8]) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The content of the current entry as a stream of its own.
+#[derive(Debug)]
+pub struct Content<'a, R, J>(&'a mut Reader<R, J>);
+
+impl<R: BufRead, J> Read for Content<'_, R, J> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let most = buffer.len().min(usize::try_from(self.0.content).unwrap_or(usize::MAX));
+        let length = self.0.source.read(&mut buffer[..most])?;
+        self.0.content -= length as u64;
+        if length == 0 && most > 0 { Err(std::io::ErrorKind::UnexpectedEof.into()) } else { Ok(length) }
+    }
 }
 
 /// A tar stream between two entries, or inside the content of one.
@@ -100,12 +123,13 @@ impl<R: BufRead, J: Journal> Reader<R, J> {
         }
     }
 
+    /// What is left of the current entry's content.
+    pub fn stream(&mut self) -> Content<'_, R, J> {
+        Content(self)
+    }
+
     /// Reads `length` bytes of the current entry's content.
-    pub fn content(
-        &mut self,
-        length: u64,
-        mut take: impl FnMut(&[u8]) -> std::io::Result<()>,
-    ) -> Result<()> {
+    pub fn content(&mut self, length: u64, mut take: impl FnMut(&[u8]) -> std::io::Result<()>) -> Result<()> {
         if length > self.content {
             bail!("the archive's map of a sparse file is longer than its content");
         }
@@ -349,8 +373,10 @@ impl Extended {
         while !text.is_empty() && text[0] != 0 {
             let malformed = || anyhow::anyhow!("a pax header is malformed");
             let space = text.iter().position(|byte| *byte == b' ').ok_or_else(malformed)?;
-            let length: usize =
-                std::str::from_utf8(&text[..space]).ok().and_then(|text| text.parse().ok()).ok_or_else(malformed)?;
+            let length: usize = std::str::from_utf8(&text[..space])
+                .ok()
+                .and_then(|text| text.parse().ok())
+                .ok_or_else(malformed)?;
             let record = text.get(space + 1..length).ok_or_else(malformed)?;
             text = &text[length..];
             let record = record.strip_suffix(b"\n").ok_or_else(malformed)?;
@@ -420,7 +446,8 @@ mod tests {
 
     #[test]
     fn a_malformed_pax_header_is_refused() {
-        for text in [&b"x"[..], b"99 path=a\n", b"3 a", b"6 path\n", b"10 uid=-1\n\n", b"0 path=a\n", b"1 \n"] {
+        for text in [&b"x"[..], b"99 path=a\n", b"3 a", b"6 path\n", b"10 uid=-1\n\n", b"0 path=a\n", b"1 \n"]
+        {
             assert!(Extended::default().read_pax(text).is_err(), "{text:?}");
         }
         let mut extended = Extended::default();

@@ -136,7 +136,8 @@ impl Tree {
     /// Opens a regular file for reading.
     pub fn read(&mut self, parts: &[&[u8]]) -> Result<File> {
         let (folder, name) = self.parent(parts, Missing::Refuse)?;
-        Ok(openat(folder, name, OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?.into())
+        Ok(openat(folder, name, OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?
+            .into())
     }
 }
 

@@ -48,7 +48,8 @@ impl Owners {
     /// Real where the process is root over more than one id (`user_namespaces(7)`, uid_map).
     pub fn possible() -> Self {
         let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-        let ids: u64 = map.lines().filter_map(|line| line.split_whitespace().nth(2)?.parse::<u64>().ok()).sum();
+        let ids: u64 =
+            map.lines().filter_map(|line| line.split_whitespace().nth(2)?.parse::<u64>().ok()).sum();
         if nix::unistd::geteuid().is_root() && ids > 1 { Self::Real } else { Self::Recorded }
     }
 }
@@ -251,12 +252,7 @@ impl Unpacker {
         self.dress_name(parts, entry)
     }
 
-    fn hard_link<R: BufRead>(
-        &mut self,
-        source: &mut Source<R>,
-        parts: &[&[u8]],
-        entry: Entry,
-    ) -> Result<()> {
+    fn hard_link<R: BufRead>(&mut self, source: &mut Source<R>, parts: &[&[u8]], entry: Entry) -> Result<()> {
         let target = tree::components(&entry.link).context("its target leaves the layer")?;
         if target == parts {
             return Ok(());
@@ -413,8 +409,7 @@ impl Unpacker {
         let taken = name.starts_with(b"user.") && !ours
             || name == b"security.capability"
             || (name.starts_with(b"system.posix_acl_") && self.owners == Owners::Real);
-        let set = taken
-            && CString::new(name).is_ok_and(|name| xattr::fsetxattr(file, &name, value).is_ok());
+        let set = taken && CString::new(name).is_ok_and(|name| xattr::fsetxattr(file, &name, value).is_ok());
         self.result.only_recorded += u64::from(!set);
     }
 }

@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,7 @@ pub struct Workspace {
     lock_path: PathBuf,
     lock: Option<Lock>,
     numbers: AtomicU64,
+    leased: Mutex<Lease>,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -41,8 +43,15 @@ impl Workspace {
             }
             let folder = tmp.join(name);
             remove(&folder)?;
-            fs::create_dir(&folder).with_context(|| format!("cannot make {} for {purpose}", folder.display()))?;
-            return Ok(Self { folder, lock_path, lock: Some(lock), numbers: AtomicU64::new(0) });
+            fs::create_dir(&folder)
+                .with_context(|| format!("cannot make {} for {purpose}", folder.display()))?;
+            return Ok(Self {
+                folder,
+                lock_path,
+                lock: Some(lock),
+                numbers: AtomicU64::new(0),
+                leased: Mutex::default(),
+            });
         }
         anyhow::bail!("cannot find a free name in {} for {purpose}", tmp.display())
     }
@@ -52,10 +61,13 @@ impl Workspace {
         self.folder.join(self.numbers.fetch_add(1, Ordering::Relaxed).to_string())
     }
 
-    /// Says which layers and blobs this process counts on from now on.
-    pub fn lease(&self, layers: &[Digest], blobs: &[Digest]) -> Result<()> {
-        let lease = Lease { layers: layers.to_vec(), blobs: blobs.to_vec() };
-        record::write(&self.folder.join("lease"), &lease, Durability::Boot)
+    /// Says which further layers and blobs this process counts on. Under the store's lock, so that nobody is
+    /// just about to collect them.
+    pub fn lease(&self, _: &Lock, layers: &[Digest], blobs: &[Digest]) -> Result<()> {
+        let mut lease = self.leased.lock().unwrap_or_else(PoisonError::into_inner);
+        lease.layers.extend_from_slice(layers);
+        lease.blobs.extend_from_slice(blobs);
+        record::write(&self.folder.join("lease"), &*lease, Durability::Boot)
     }
 }
 

@@ -13,18 +13,15 @@ fn done(value: libc::c_int) -> io::Result<()> {
 /// `fsetxattr(2)`: makes or replaces the attribute.
 pub fn fsetxattr(file: BorrowedFd<'_>, name: &CStr, value: &[u8]) -> io::Result<()> {
     // SAFETY: `name` is NUL-terminated, the pointer and length describe `value`; both outlive the call.
-    done(unsafe {
-        libc::fsetxattr(file.as_raw_fd(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0)
-    })
+    done(unsafe { libc::fsetxattr(file.as_raw_fd(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) })
 }
 
 /// `fgetxattr(2)`; `None` if the file has no such attribute or the file system has none at all.
 pub fn fgetxattr(file: BorrowedFd<'_>, name: &CStr) -> io::Result<Option<Vec<u8>>> {
     let mut value = vec![0u8; 64 * 1024];
     // SAFETY: `name` is NUL-terminated, the pointer and length describe `value`; both outlive the call.
-    let length = unsafe {
-        libc::fgetxattr(file.as_raw_fd(), name.as_ptr(), value.as_mut_ptr().cast(), value.len())
-    };
+    let length =
+        unsafe { libc::fgetxattr(file.as_raw_fd(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
     if let Ok(length) = usize::try_from(length) {
         value.truncate(length);
         return Ok(Some(value));

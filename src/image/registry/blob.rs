@@ -71,8 +71,11 @@ pub fn fetch(
         let Some(reason) = broken else { continue };
         stuck = if at > last { 0 } else { stuck + 1 };
         if stuck > client.manner.retries {
-            let sentence = format!("cannot fetch blob {}: after {at} of {} bytes: {reason}", blob.digest, blob.size);
-            return Err(Error::host(sentence).hint("run the same command again: it goes on from there").into());
+            let sentence =
+                format!("cannot fetch blob {}: after {at} of {} bytes: {reason}", blob.digest, blob.size);
+            return Err(Error::host(sentence)
+                .hint("run the same command again: it goes on from there")
+                .into());
         }
         last = at;
         tell(Step::Broke(at));

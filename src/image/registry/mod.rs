@@ -42,8 +42,15 @@ pub struct Manner {
 
 impl Default for Manner {
     fn default() -> Self {
-        let seconds = std::env::var("KELP_REGISTRY_TIMEOUT").ok().and_then(|text| text.parse().ok()).unwrap_or(30);
-        Self { authfile: None, credentials: None, insecure: false, retries: 5, silence: Duration::from_secs(seconds) }
+        let seconds =
+            std::env::var("KELP_REGISTRY_TIMEOUT").ok().and_then(|text| text.parse().ok()).unwrap_or(30);
+        Self {
+            authfile: None,
+            credentials: None,
+            insecure: false,
+            retries: 5,
+            silence: Duration::from_secs(seconds),
+        }
     }
 }
 
@@ -190,7 +197,8 @@ impl Client {
                 return Ok(response);
             }
             let location = response.headers().get("location").and_then(|value| value.to_str().ok());
-            let next = location.and_then(|location| absolute(&url, location)).ok_or(ureq::Error::RedirectFailed)?;
+            let next =
+                location.and_then(|location| absolute(&url, location)).ok_or(ureq::Error::RedirectFailed)?;
             // A registry that speaks TLS has no business in sending us where anybody can listen.
             if url.starts_with("https:") && !next.starts_with("https:") && !self.endpoint.insecure {
                 return Err(ureq::Error::RedirectFailed);
@@ -207,21 +215,32 @@ impl Client {
         let credentials = match &self.manner.credentials {
             Some(given) => Some(given.clone()),
             None => {
-                let host = if host.ends_with(".docker.io") { crate::image::reference::DEFAULT_REGISTRY } else { host };
+                let host = if host.ends_with(".docker.io") {
+                    crate::image::reference::DEFAULT_REGISTRY
+                } else {
+                    host
+                };
                 crate::image::auth::find(host, repository, self.manner.authfile.as_deref())?
             }
         };
-        let full = if repository.is_empty() { String::new() } else { format!("repository:{repository}:{scope}") };
+        let full =
+            if repository.is_empty() { String::new() } else { format!("repository:{repository}:{scope}") };
         let asked = token::Asked { scope, full: &full, credentials: credentials.as_ref() };
         self.tokens
-            .answer(&self.agent, &challenges, &asked, self.scheme()? == Scheme::Https && !self.endpoint.insecure)
+            .answer(
+                &self.agent,
+                &challenges,
+                &asked,
+                self.scheme()? == Scheme::Https && !self.endpoint.insecure,
+            )
             .with_context(|| format!("cannot log in to {host}"))
     }
 
     /// Tries the credentials: the address that every registry has and guards.
     pub fn check_login(&self) -> Result<()> {
         let url = format!("{}://{}/v2/", self.scheme()?.as_str(), self.endpoint.host);
-        let call = Call { method: Method::GET, url, headers: vec![], payload: Payload::None, scope: String::new() };
+        let call =
+            Call { method: Method::GET, url, headers: vec![], payload: Payload::None, scope: String::new() };
         let mut response = self.send(&call)?;
         match response.status() {
             StatusCode::OK => Ok(()),
@@ -231,7 +250,8 @@ impl Client {
 
     /// The manifest or index behind a tag or digest.
     pub fn manifest(&self, reference: &Reference) -> Result<Fetched> {
-        let accept = [manifest::OCI_INDEX, manifest::DOCKER_LIST, manifest::OCI_MANIFEST, manifest::DOCKER_MANIFEST];
+        let accept =
+            [manifest::OCI_INDEX, manifest::DOCKER_LIST, manifest::OCI_MANIFEST, manifest::DOCKER_MANIFEST];
         let call = Call {
             method: Method::GET,
             url: self.url(&format!("manifests/{}", reference.selector()))?,
@@ -245,11 +265,14 @@ impl Client {
         }
         let media_type = header(&response, "content-type");
         let declared = header(&response, "docker-content-digest");
-        let bytes = bounded(&mut response, manifest::LONGEST).with_context(|| format!("cannot fetch {reference}"))?;
+        let bytes =
+            bounded(&mut response, manifest::LONGEST).with_context(|| format!("cannot fetch {reference}"))?;
         let digest = Digest::of(&bytes);
         let mut claims = reference.digest.iter().map(ToString::to_string).chain(declared);
         if let Some(claim) = claims.find(|claim| *claim != digest.to_string()) {
-            bail!("the manifest of {reference} has the digest {digest}, not {claim}: it was damaged or exchanged");
+            bail!(
+                "the manifest of {reference} has the digest {digest}, not {claim}: it was damaged or exchanged"
+            );
         }
         Ok(Fetched { bytes, digest, media_type })
     }

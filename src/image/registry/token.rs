@@ -45,7 +45,13 @@ impl Tokens {
     }
 
     /// Answers the best of `challenges`; the next request carries the result.
-    pub fn answer(&self, agent: &Agent, challenges: &[&str], asked: &Asked<'_>, tls_only: bool) -> Result<()> {
+    pub fn answer(
+        &self,
+        agent: &Agent,
+        challenges: &[&str],
+        asked: &Asked<'_>,
+        tls_only: bool,
+    ) -> Result<()> {
         let parsed: Vec<Challenge> = challenges.iter().flat_map(|text| parse(text)).collect();
         let header = if let Some(bearer) = parsed.iter().find(|challenge| challenge.scheme == "bearer") {
             format!("Bearer {}", fetch(agent, bearer, asked, tls_only)?)
@@ -175,7 +181,8 @@ mod tests {
 
     #[test]
     fn challenges_are_parsed() {
-        let found = parse(r#"Bearer realm="https://a/t",service="s",scope="repository:x:pull,push", Basic realm=b"#);
+        let found =
+            parse(r#"Bearer realm="https://a/t",service="s",scope="repository:x:pull,push", Basic realm=b"#);
         assert_eq!(found.len(), 2);
         assert_eq!(found[0].parameters["scope"], "repository:x:pull,push");
         assert_eq!((found[1].scheme.as_str(), found[1].parameters["realm"].as_str()), ("basic", "b"));

@@ -54,12 +54,19 @@ impl Client {
         }
         let url = self.url(&rest)?;
         let headers = vec![("content-length", "0".to_owned())];
-        let call = Call { method: Method::POST, url, headers, payload: Payload::Bytes(b""), scope: SCOPE.to_owned() };
+        let call = Call {
+            method: Method::POST,
+            url,
+            headers,
+            payload: Payload::Bytes(b""),
+            scope: SCOPE.to_owned(),
+        };
         let mut response = self.send(&call)?;
         match response.status() {
             StatusCode::CREATED => Ok(None),
             StatusCode::ACCEPTED => {
-                let location = header(&response, "location").context("the registry opens an upload nowhere")?;
+                let location =
+                    header(&response, "location").context("the registry opens an upload nowhere")?;
                 let url = absolute(&call.url, &location).context("the registry opens an upload nowhere")?;
                 Ok(Some(Upload { client: self, url, sent: 0 }))
             }
@@ -127,7 +134,8 @@ impl Upload<'_> {
         if !matches!(response.status(), StatusCode::ACCEPTED | StatusCode::NO_CONTENT | StatusCode::CREATED) {
             return Err(refusal(&mut response, &format!("push to {}", self.client.endpoint.host)));
         }
-        if let Some(next) = header(&response, "location").and_then(|location| absolute(&self.url, &location)) {
+        if let Some(next) = header(&response, "location").and_then(|location| absolute(&self.url, &location))
+        {
             self.url = next;
         }
         self.sent = end;
