@@ -221,7 +221,8 @@ impl Unpacker {
                 Ok(())
             })?;
         }
-        if entry.chunks.last().is_none_or(|last| last.offset + last.length < entry.size) && entry.size > 0 {
+        let written = entry.chunks.iter().rev().find(|chunk| chunk.length > 0);
+        if written.map_or(0, |last| last.offset + last.length) < entry.size {
             file.set_len(entry.size).context("cannot make a sparse file")?;
         }
         self.dress(file.as_fd(), entry, 0o400)
