@@ -306,7 +306,7 @@ fn layer_of(
 
 /// The network broke: what came is right so far and worth keeping.
 fn is_network(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| cause.is::<NetworkFailure>()) && !tree::is_full(error)
+    error.downcast_ref::<NetworkFailure>().is_some() && !tree::is_full(error)
 }
 
 /// Marks a failure that says nothing about what has come so far.

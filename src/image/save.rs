@@ -35,6 +35,7 @@ pub struct Chosen {
 
 /// Where the files of an archive go.
 trait Target {
+    fn folder(&mut self, name: &str) -> Result<()>;
     fn file(&mut self, name: &str, size: u64, content: &mut dyn Read) -> Result<()>;
 }
 
@@ -74,8 +75,12 @@ struct Tar<W> {
 }
 
 impl<W: Write> Target for Tar<W> {
+    fn folder(&mut self, name: &str) -> Result<()> {
+        Ok(self.out.write_all(&header(name, b"0000755\0", b'5', 0)?)?)
+    }
+
     fn file(&mut self, name: &str, size: u64, content: &mut dyn Read) -> Result<()> {
-        self.out.write_all(&header(name, size)?)?;
+        self.out.write_all(&header(name, b"0000644\0", b'0', size)?)?;
         exactly(content, size, &mut self.out)?;
         let padding = size.wrapping_neg() % 512;
         Ok(self.out.write_all(&[0; 512][..padding as usize])?)
@@ -85,6 +90,11 @@ impl<W: Write> Target for Tar<W> {
 struct Folder(PathBuf);
 
 impl Target for Folder {
+    fn folder(&mut self, name: &str) -> Result<()> {
+        let path = self.0.join(name);
+        fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))
+    }
+
     fn file(&mut self, name: &str, size: u64, content: &mut dyn Read) -> Result<()> {
         let path = self.0.join(name);
         let mut file = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
@@ -105,15 +115,15 @@ fn exactly(content: &mut dyn Read, size: u64, out: &mut dyn Write) -> Result<()>
     }
 }
 
-/// A ustar header of a plain file that has always been the same.
-fn header(name: &str, size: u64) -> Result<[u8; 512]> {
+/// A ustar header whose only variables are these, so that an archive of the same images is the same.
+fn header(name: &str, mode: &[u8; 8], kind: u8, size: u64) -> Result<[u8; 512]> {
     let mut block = [0; 512];
     let mut put = |at: usize, text: &[u8]| block[at..at + text.len()].copy_from_slice(text);
     if name.len() > 100 {
         bail!("the name {name} is too long for an archive");
     }
     put(0, name.as_bytes());
-    put(100, b"0000644\0");
+    put(100, mode);
     put(108, b"0000000\0");
     put(116, b"0000000\0");
     if size < 0o77_777_777_777 {
@@ -125,7 +135,7 @@ fn header(name: &str, size: u64) -> Result<[u8; 512]> {
     }
     put(136, b"00000000000\0");
     put(148, b"        ");
-    put(156, b"0");
+    put(156, &[kind]);
     put(257, b"ustar\x0000");
     let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
     block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
@@ -200,6 +210,8 @@ fn oci(
     target: &mut dyn Target,
 ) -> Result<()> {
     let text = br#"{"imageLayoutVersion":"1.0.0"}"#;
+    target.folder("blobs/")?;
+    target.folder("blobs/sha256/")?;
     target.file("oci-layout", text.len() as u64, &mut &text[..])?;
     let (mut written, mut manifests) = (HashSet::new(), Vec::new());
     for Chosen { image, names } in images {

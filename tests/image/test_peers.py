@@ -36,9 +36,12 @@ class Peers(Case):
         config = {"version": 0.1, "log": {"level": "error", "accesslog": {"disabled": True}},
                   "storage": {"filesystem": {"rootdirectory": base + "/data"}}, "http": {"addr": host}}
         if tls:
-            subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test",
-                            "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", base + "/key", "-out", base + "/crt"],
-                           check=True, capture_output=True)
+            fresh = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+            subprocess.run([*fresh, "-subj", "/CN=ca", "-keyout", base + "/ca.key", "-out", base + "/ca.crt"], check=True,
+                           capture_output=True)
+            subprocess.run([*fresh, "-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1", "-addext",
+                            "basicConstraints=critical,CA:FALSE", "-CA", base + "/ca.crt", "-CAkey", base + "/ca.key",
+                            "-keyout", base + "/key", "-out", base + "/crt"], check=True, capture_output=True)
             config["http"]["tls"] = {"certificate": base + "/crt", "key": base + "/key"}
         if password:
             line = subprocess.run(["htpasswd", "-Bbn", "user", password], check=True, capture_output=True).stdout
@@ -118,9 +121,11 @@ class Peers(Case):
         self.kelp("pull", "-q", self.source)
         layout = os.path.join(self.home, "layout")
         self.kelp("save", "--format", "oci-dir", "--compression-format", "gzip", "-o", layout, self.source)
-        index = json.load(open(layout + "/index.json"))
+        with open(layout + "/index.json") as file:
+            index = json.load(file)
         index["manifests"][0]["annotations"] = {"org.opencontainers.image.ref.name": "x"}
-        json.dump(index, open(layout + "/index.json", "w"))
+        with open(layout + "/index.json", "w") as file:
+            json.dump(index, file)
         bundle = os.path.join(self.home, "bundle")
         subprocess.run(["umoci", "unpack", "--rootless", "--image", f"{layout}:x", bundle], check=True,
                        capture_output=True, env=self.env)
@@ -145,15 +150,19 @@ class Peers(Case):
         self.kelp("push", "-q", self.source, target)
         self.kelp("pull", "-q", target)
         podman = ["podman", "--root", self.home + "/podman", "--runroot", self.home + "/podman-run",
-                  "--storage-driver", "vfs", "--storage-opt", "ignore_chown_errors=true"]
+                  "--storage-driver", "overlay", "--storage-opt", "overlay.ignore_chown_errors=true"]
 
         def run(*words):
             done = subprocess.run([*podman, *words], env=self.env, capture_output=True, text=True)
             self.assertEqual(done.returncode, 0, done.stderr)
             return done.stdout
 
-        self.addCleanup(lambda: subprocess.run(["podman", "unshare", "rm", "-rf", self.home + "/podman"], env=self.env,
-                                               capture_output=True))
+        try:
+            self.compare_with_podman(run, target)
+        finally:
+            subprocess.run(["podman", "unshare", "rm", "-rf", self.home + "/podman"], env=self.env, capture_output=True)
+
+    def compare_with_podman(self, run, target):
         run("pull", "-q", "--tls-verify=false", target)
         for words in (["images", "--no-trunc", "--format", "{{.ID}} {{.Repository}} {{.Tag}} {{.Digest}}", target.rsplit(":", 1)[0]],
                       ["image", "inspect", "--format", "{{.Os}} {{.Architecture}} {{json .Config.Env}} {{.RootFS.Layers}}", target]):
@@ -172,7 +181,7 @@ class Peers(Case):
         self.kelp("push", "--tls-verify=false", self.source, f"{host}/a:1")
         certificates = os.path.join(self.home, ".config/containers/certs.d", host)
         os.makedirs(certificates)
-        shutil.copy(base + "/crt", certificates + "/ca.crt")
+        shutil.copy(base + "/ca.crt", certificates + "/ca.crt")
         self.kelp("push", self.source, f"{host}/b:1")
         self.kelp("pull", f"{host}/b:1")
 

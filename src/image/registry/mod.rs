@@ -135,14 +135,12 @@ impl Client {
 
     fn unreachable(&self, error: ureq::Error) -> anyhow::Error {
         let host = &self.endpoint.host;
-        let hint = match &error {
-            ureq::Error::HostNotFound | ureq::Error::Io(_) if !is_passing(&error) => {
-                "check the name, /etc/resolv.conf and the network"
-            }
-            ureq::Error::Rustls(_) | ureq::Error::Tls(_) | ureq::Error::Pem(_) => {
-                "put its CA into ~/.config/containers/certs.d/HOST:PORT/ca.crt, or use --tls-verify=false"
-            }
-            _ => "check that it is up and that HTTPS_PROXY and NO_PROXY are right",
+        let hint = if error.to_string().contains("certificate") {
+            "put its CA into ~/.config/containers/certs.d/HOST:PORT/ca.crt, or use --tls-verify=false"
+        } else if is_passing(&error) {
+            "check that it is up and that HTTPS_PROXY and NO_PROXY are right"
+        } else {
+            "check the name, /etc/resolv.conf and the network"
         };
         Error::host(format!("cannot reach the registry {host}: {error}")).hint(hint).into()
     }
