@@ -2,7 +2,6 @@
 //! login session: from cron, su, ssh and a Slurm prolog. It knows what the folders are called, not what the
 //! rooms put in them.
 
-use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -113,14 +112,6 @@ pub fn private_folder(folder: &Path) -> io::Result<()> {
         Err(error) => return Err(error),
     }
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
-}
-
-/// A name beside `path` that no other process uses, for write-beside and rename.
-pub fn beside(path: &Path) -> PathBuf {
-    let mut name = OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(format!(".{}", std::process::id()));
-    path.with_file_name(name)
 }
 
 /// `/proc/sys/kernel/random/boot_id`: two records with different ones are from different boots.

@@ -2,10 +2,11 @@
 //! who holds them. A record is written beside its place, synced if it must outlive a power cut, and renamed.
 //! It knows nothing of what the records mean.
 
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -14,7 +15,6 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::Error;
-use crate::paths;
 
 /// Whether a record must be there after a power cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,12 +26,20 @@ pub enum Durability {
 
 /// Writes `value` as JSON so that a reader sees the old record or the new one.
 pub fn write<T: Serialize>(path: &Path, value: &T, durability: Durability) -> Result<()> {
-    let beside = paths::beside(path);
-    let result = write_beside(&beside, path, value, durability);
+    let aside = beside(path);
+    let result = write_beside(&aside, path, value, durability);
     if result.is_err() {
-        let _ = fs::remove_file(&beside);
+        let _ = fs::remove_file(&aside);
     }
     result.with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// A name beside `path` that no other process uses, for write-beside and rename.
+pub fn beside(path: &Path) -> PathBuf {
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(format!(".{}", std::process::id()));
+    path.with_file_name(name)
 }
 
 fn write_beside<T: Serialize>(beside: &Path, path: &Path, value: &T, durability: Durability) -> Result<()> {
@@ -76,38 +84,31 @@ impl Lock {
         }
     }
 
-    /// Takes the lock, waiting at most `patience`, and writes the caller's pid and `purpose` into it.
+    /// Takes the lock, waiting at most `patience`; the wait is short, since holders only rename and link.
     ///
     /// # Errors
-    /// After `patience`, a sentence that names the holder.
-    pub fn wait(path: &Path, purpose: &str, patience: Duration) -> Result<Self> {
+    /// After `patience`, a sentence that names the file.
+    pub fn within(path: &Path, patience: Duration) -> Result<Self> {
         let deadline = Instant::now() + patience;
-        let mut pause = Duration::from_millis(1);
         loop {
-            if let Some(mut lock) = Self::now(path)? {
-                lock.sign(purpose).with_context(|| format!("cannot sign {}", path.display()))?;
+            if let Some(lock) = Self::now(path)? {
                 return Ok(lock);
             }
             if Instant::now() >= deadline {
-                let holder = fs::read_to_string(path).unwrap_or_default();
-                return Err(Error::host(format!(
-                    "cannot lock {}: {} holds it for {} s",
-                    path.display(),
-                    if holder.trim().is_empty() { "another kelp" } else { holder.trim() },
-                    patience.as_secs()
-                ))
-                .into());
+                let held = format!("cannot lock {}: another kelp holds it", path.display());
+                return Err(Error::host(held).hint("see who has it open, such as by fuser(1)").into());
             }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 
-    fn sign(&mut self, purpose: &str) -> io::Result<()> {
+    /// Replaces what the lock file says of its holder: one `write(2)`, so that a reader sees it whole unless
+    /// the machine itself goes down.
+    pub fn sign(&mut self, words: &str) -> io::Result<()> {
         let file = &mut *self.0;
-        file.set_len(0)?;
         file.rewind()?;
-        writeln!(file, "pid {} ({purpose})", std::process::id())
+        file.write_all(words.as_bytes())?;
+        file.set_len(words.len() as u64)
     }
 
     /// What `fstat(2)` says of the lock's file, to compare with what its path names now.

@@ -1,4 +1,5 @@
 //! Quantities as users write them: sizes (`64m`), durations (`1m30s`). Parsed once, at the door.
+//! It knows no flag.
 
 use std::fmt;
 use std::str::FromStr;

@@ -18,7 +18,8 @@ use crate::image::reference::Reference;
 use crate::image::save::{self, Format};
 use crate::image::store::Store;
 use crate::image::unpack::{Limits, Owners};
-use crate::paths::{self, Paths};
+use crate::paths::Paths;
+use crate::record;
 use crate::units::Bytes;
 
 /// Write images into an archive
@@ -144,7 +145,7 @@ fn to_output(output: Option<&Path>, write: impl FnOnce(&mut dyn Write) -> Result
         let mut file = File::create(path).with_context(|| format!("cannot open {}", path.display()))?;
         return write(&mut file);
     }
-    let beside = paths::beside(path);
+    let beside = record::beside(path);
     let mut file = File::create(&beside).with_context(|| format!("cannot make {}", beside.display()))?;
     let written = write(&mut file).and_then(|()| Ok(std::fs::rename(&beside, path)?));
     if written.is_err() {

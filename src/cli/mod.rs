@@ -23,7 +23,7 @@ pub mod words;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::error;
 
@@ -61,15 +61,22 @@ const FAILED: u8 = 125;
 
 /// Reads the command line, carries the verb out, and gives the exit status.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let parsed = Cli::command().try_get_matches().and_then(|matches| {
+        let cli = Cli::from_arg_matches(&matches)?;
+        Ok((cli, matches))
+    });
+    let (cli, matches) = match parsed {
+        Ok(parsed) => parsed,
         Err(error) => {
             let _ = error.print();
             return if error.use_stderr() { ExitCode::from(FAILED) } else { ExitCode::SUCCESS };
         }
     };
     let outcome = match cli.verb {
-        Verb::Run(arguments) => run::run(*arguments),
+        Verb::Run(arguments) => {
+            let places = matches.subcommand_matches("run").map(run::Places::new);
+            run::run(*arguments, &places.unwrap_or_default())
+        }
         Verb::Unshare(arguments) => unshare::run(arguments),
         Verb::Doctor(arguments) => doctor::run(&arguments),
         Verb::Pull(arguments) => pull::run(arguments),

@@ -1,10 +1,11 @@
-//! `kelp run`: docker's flags to a request.
+//! `kelp run`: docker's flags to a request. It takes words apart and looks at nothing of the machine but the
+//! files that the words name.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use clap::Args;
+use clap::{ArgMatches, Args};
 
 use crate::cli::{warn, words};
 use crate::error::Error;
@@ -161,9 +162,24 @@ pub struct RunArgs {
     sysctl: Vec<String>,
 }
 
-pub fn run(arguments: RunArgs) -> Result<i32> {
+/// Where on the command line the words of the mount flags stand, so that mounts are made in the user's order.
+#[derive(Debug, Default)]
+pub struct Places {
+    tmpfs: Vec<usize>,
+    volume: Vec<usize>,
+    mount: Vec<usize>,
+}
+
+impl Places {
+    pub fn new(matches: &ArgMatches) -> Self {
+        let places = |id: &str| matches.indices_of(id).map(Iterator::collect).unwrap_or_default();
+        Self { tmpfs: places("tmpfs"), volume: places("volume"), mount: places("mount") }
+    }
+}
+
+pub fn run(arguments: RunArgs, places: &Places) -> Result<i32> {
     let explain = arguments.explain;
-    let request = request(arguments)?;
+    let request = request(arguments, places)?;
     if explain {
         use std::io::Write;
         std::io::stdout().write_all(verbs::run::explain(&request)?.as_bytes())?;
@@ -176,7 +192,7 @@ fn each<T>(list: &[String], parse: impl Fn(&str) -> Result<T>) -> Result<Vec<T>>
     list.iter().map(|word| parse(word)).collect()
 }
 
-fn request(arguments: RunArgs) -> Result<Request> {
+fn request(arguments: RunArgs, places: &Places) -> Result<Request> {
     let (root, command) = root(&arguments)?;
     Ok(Request {
         root,
@@ -203,7 +219,7 @@ fn request(arguments: RunArgs) -> Result<Request> {
             .map(|word| words::hostname("--domainname", word))
             .transpose()?,
         add_hosts: each(&arguments.add_host, words::host)?,
-        mounts: mounts(&arguments)?,
+        mounts: mounts(&arguments, places)?,
         devices: each(&arguments.device, words::device)?,
         shm_size: arguments.shm_size.as_deref().map(str::parse).transpose()?,
         userns: userns(&arguments)?,
@@ -276,11 +292,17 @@ fn cwd(path: Option<PathBuf>) -> Result<Option<PathBuf>> {
     }
 }
 
-/// In the order of the three flags; the user's order holds within each, as in docker.
-fn mounts(arguments: &RunArgs) -> Result<Vec<mount::Mount>> {
-    let mut mounts = each(&arguments.tmpfs, mount::parse_tmpfs)?;
-    mounts.extend(each(&arguments.volume, mount::parse_volume)?);
-    mounts.extend(each(&arguments.mount, mount::parse_mount)?);
+/// In the order in which the user gave them, whatever the flag.
+fn mounts(arguments: &RunArgs, places: &Places) -> Result<Vec<mount::Mount>> {
+    let mut placed: Vec<(usize, mount::Mount)> = Vec::new();
+    let mut place = |places: &[usize], mounts: Vec<mount::Mount>| {
+        placed.extend(places.iter().copied().zip(mounts));
+    };
+    place(&places.tmpfs, each(&arguments.tmpfs, mount::parse_tmpfs)?);
+    place(&places.volume, each(&arguments.volume, mount::parse_volume)?);
+    place(&places.mount, each(&arguments.mount, mount::parse_mount)?);
+    placed.sort_by_key(|(place, _)| *place);
+    let mounts: Vec<mount::Mount> = placed.into_iter().map(|(_, mount)| mount).collect();
     for (at, one) in mounts.iter().enumerate() {
         if mounts.iter().skip(at + 1).any(|other| other.target == one.target) {
             return Err(Error::usage(format!("duplicate mount point: {}", one.target.display())).into());

@@ -1,4 +1,5 @@
-//! `kelp unshare`.
+//! `kelp unshare`: the flags of `unshare(1)`, as far as they make sense where a user namespace always comes
+//! first.
 
 use std::ffi::OsString;
 

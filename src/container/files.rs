@@ -1,30 +1,24 @@
-//! The files that every container gets from kelp: hosts, hostname, resolv.conf.
+//! The files that every container gets from kelp: hosts, hostname, resolv.conf. Text only; the launch puts it
+//! into a small file system in memory that ends with the container.
 
 use std::fs;
-use std::path::Path;
-
-use anyhow::{Context, Result};
 
 use crate::spec::{Sharing, Spec};
 
 const LOCAL: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
 
-/// Writes them into the container's folder.
-pub fn write(folder: &Path, spec: &Spec) -> Result<()> {
+/// Where each file belongs, and its text.
+pub fn texts(spec: &Spec) -> Vec<(&'static str, String)> {
     let hostname = spec.hostname.clone().unwrap_or_default();
     let resolv = match spec.namespaces.network {
         Sharing::Host => fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
         Sharing::Private => String::new(),
     };
-    let files =
-        [("hosts", hosts(spec, &hostname)), ("hostname", format!("{hostname}\n")), ("resolv.conf", resolv)];
-    for (name, text) in files {
-        let path = folder.join(name);
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-        use std::os::unix::fs::PermissionsExt;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o644))?;
+    let mut texts = vec![("/etc/hosts", hosts(spec, &hostname)), ("/etc/resolv.conf", resolv)];
+    if spec.namespaces.uts == Sharing::Private {
+        texts.push(("/etc/hostname", format!("{hostname}\n")));
     }
-    Ok(())
+    texts
 }
 
 /// The host's own file where the network is the host's, else localhost and the container's name.

@@ -1,10 +1,12 @@
-//! The folder of one container in the store: `lock` (held by the monitor), `record.json`, `upper`, `work`,
-//! `root`, and the files that are bound into it.
+//! The folder of one container in the store: `lock` (held by the monitor, and saying which process it watches),
+//! `record.json` (unless the container is removed with its monitor), `upper`, `work` and `root`. Few files on
+//! purpose: ext4 searches long for an inode number that was not freed in the last seconds.
 
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -17,15 +19,23 @@ use crate::rootfs::tree;
 use crate::userns::maps::IdMaps;
 use crate::userns::within;
 
-/// What later commands need to know of a container.
+/// What later commands need to know of a container that stays.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
     pub id: ContainerName,
     pub name: Option<Name>,
-    pub process: Option<Process>,
-    /// Removed with its monitor.
-    pub remove: bool,
     pub exit: Option<i32>,
+}
+
+/// What the lock file says while its holder lives, and what a later kelp finds when it does not.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Watched {
+    pub process: Option<Process>,
+    pub name: Option<Name>,
+    /// The container is removed with its monitor.
+    pub remove: bool,
+    /// What ends it gently.
+    pub stop_signal: i32,
 }
 
 /// A process that can be told from a stranger with the same number.
@@ -54,77 +64,109 @@ fn start_time(pid: i32) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
+/// What the name of a folder that is being removed begins with: nobody takes it for a container any more.
+pub const GONE: &str = ".gone-";
+
+/// How long the lock of the names is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// A container whose lock is ours.
 #[derive(Debug)]
 pub struct Container {
     pub folder: PathBuf,
-    pub record: Record,
-    /// Held, not read: the kernel lets it go with the process.
-    #[allow(dead_code)]
+    pub id: ContainerName,
+    pub watched: Watched,
     lock: Lock,
 }
 
 impl Container {
-    /// Makes the folder of a new container and takes its lock.
-    pub fn create(paths: &Paths, id: ContainerName, name: Option<Name>, remove: bool) -> Result<Self> {
+    /// Makes the folder of a new container and takes its lock. A sweep that sees the folder before its lock is
+    /// held takes it for the remains of a killed kelp; then another id is used.
+    pub fn create(paths: &Paths, name: Option<Name>, remove: bool) -> Result<Self> {
         let parent = paths.containers();
-        let folder = parent.join(id.as_str());
-        make_folder(&parent, &folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        let lock = Lock::now(&folder.join("lock"))?
-            .ok_or_else(|| Error::host(format!("cannot lock {}", folder.display())))?;
-        let record = Record { id, name, process: None, remove, exit: None };
-        let container = Self { folder, record, lock };
-        container.take_name(paths)?;
-        container.save()?;
-        Ok(container)
+        for _ in 0..100 {
+            let id = ContainerName::fresh()?;
+            let folder = parent.join(id.as_str());
+            make_folder(&parent, &folder).with_context(|| format!("cannot make {}", folder.display()))?;
+            let lock = match Lock::now(&folder.join("lock")) {
+                Ok(Some(lock)) => lock,
+                Ok(None) => continue,
+                Err(_) if !folder.exists() => continue,
+                Err(error) => {
+                    let _ = tree::remove(&folder);
+                    return Err(error);
+                }
+            };
+            let watched = Watched { process: None, name, remove, stop_signal: libc::SIGTERM };
+            let mut container = Self { folder, id, watched, lock };
+            if let Err(error) = container.sign().and_then(|()| container.take_name(paths)) {
+                let _ = tree::remove(&container.folder);
+                return Err(error);
+            }
+            return Ok(container);
+        }
+        Err(Error::host(format!("cannot make a folder in {}: each is taken away at once", parent.display()))
+            .into())
     }
 
-    /// A name belongs to the container whose id the link of that name holds.
+    /// A name belongs to the container whose id the link of that name holds; a link to a container that is no
+    /// more is what a killed kelp left.
     fn take_name(&self, paths: &Paths) -> Result<()> {
-        let Some(name) = &self.record.name else { return Ok(()) };
+        let Some(name) = &self.watched.name else { return Ok(()) };
         let names = paths.store.join("names");
         paths::private_folder(&names)?;
-        match std::os::unix::fs::symlink(self.record.id.as_str(), names.join(name.as_str())) {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                let holder = fs::read_link(names.join(name.as_str())).unwrap_or_default();
-                let _ = tree::remove(&self.folder);
-                Err(Error::usage(format!(
+        let _lock = Lock::within(&names.join(".lock"), PATIENCE)?;
+        let link = names.join(name.as_str());
+        if let Ok(holder) = fs::read_link(&link) {
+            if paths.containers().join(&holder).exists() {
+                return Err(Error::usage(format!(
                     "the container name {name} is already in use by container {}",
                     holder.display()
                 ))
                 .hint("remove that container, or use another name")
-                .into())
+                .into());
             }
-            Err(error) => Err(error).with_context(|| format!("cannot take the name {name}")),
+            fs::remove_file(&link).with_context(|| format!("cannot free the name {name}"))?;
         }
+        std::os::unix::fs::symlink(self.id.as_str(), &link)
+            .with_context(|| format!("cannot take the name {name}"))
     }
 
-    /// Writes the record.
-    pub fn save(&self) -> Result<()> {
-        record::write(&self.folder.join("record.json"), &self.record, Durability::Boot)
+    /// Says which process is watched, so that whoever finds the lock free can end it.
+    pub fn watch(&mut self, pid: i32) -> Result<()> {
+        self.watched.process = Process::of(pid);
+        self.sign()
     }
 
-    /// Takes up a folder whose monitor is gone; `None` while it lives.
+    fn sign(&mut self) -> Result<()> {
+        let words = serde_json::to_string(&self.watched)?;
+        self.lock.sign(&words).with_context(|| format!("cannot write {}/lock", self.folder.display()))
+    }
+
+    /// Keeps how a container that stays has ended.
+    pub fn keep_exit(&self, exit: Option<i32>) -> Result<()> {
+        let record = Record { id: self.id.clone(), name: self.watched.name.clone(), exit };
+        record::write(&self.folder.join("record.json"), &record, Durability::Boot)
+    }
+
+    /// Takes up a folder whose monitor is gone; `None` while it lives, and for a container that has ended and
+    /// stays.
     pub fn adopt(folder: &Path) -> Result<Option<Self>> {
-        let Some(lock) = Lock::now(&folder.join("lock"))? else { return Ok(None) };
-        let record = record::read(&folder.join("record.json")).ok().flatten();
+        if folder.join("record.json").exists() {
+            return Ok(None);
+        }
+        let Some(mut lock) = Lock::now(&folder.join("lock"))? else { return Ok(None) };
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let record = record.unwrap_or(Record {
-            id: ContainerName::from_folder(name),
-            name: None,
-            process: None,
-            remove: true,
-            exit: None,
-        });
-        Ok(Some(Self { folder: folder.to_owned(), record, lock }))
+        let unfinished = Watched { process: None, name: None, remove: true, stop_signal: libc::SIGTERM };
+        let watched = serde_json::from_str(&lock.signature()?).unwrap_or(unfinished);
+        Ok(Some(Self { folder: folder.to_owned(), id: ContainerName::from_folder(name), watched, lock }))
     }
 
     /// Removes the folder with all layers; with `maps`, as the root that made them where the user alone can't.
     pub fn remove(self, paths: &Paths, maps: Option<&IdMaps>) -> Result<()> {
-        if let Some(name) = &self.record.name {
+        if let Some(name) = &self.watched.name {
             let link = paths.store.join("names").join(name.as_str());
-            if fs::read_link(&link).is_ok_and(|id| id == Path::new(self.record.id.as_str())) {
+            if fs::read_link(&link).is_ok_and(|id| id == Path::new(self.id.as_str())) {
                 let _ = fs::remove_file(link);
             }
         }
@@ -151,7 +193,7 @@ fn make_folder(parent: &Path, folder: &Path) -> io::Result<()> {
 }
 
 /// Files of subordinate ids, in folders that they closed, go only as root of a namespace that maps them.
-fn remove_layers(folder: &Path, maps: Option<&IdMaps>) -> Result<()> {
+pub fn remove_layers(folder: &Path, maps: Option<&IdMaps>) -> Result<()> {
     let refused = match tree::remove(folder) {
         Ok(()) => return Ok(()),
         Err(error) => error,

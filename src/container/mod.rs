@@ -4,3 +4,4 @@
 pub mod files;
 pub mod folder;
 pub mod sweep;
+pub mod volume;

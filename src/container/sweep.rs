@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use anyhow::Result;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::container::folder::{Container, Process};
+use crate::container::folder::{self, Container, GONE, Process};
 use crate::paths::Paths;
 use crate::spec::request::UserNamespace;
 use crate::sys::process;
@@ -17,11 +17,18 @@ use crate::userns::maps;
 pub fn sweep(paths: &Paths) -> Result<()> {
     let Ok(entries) = fs::read_dir(paths.containers()) else { return Ok(()) };
     for entry in entries.filter_map(Result::ok) {
+        if entry.file_name().as_encoded_bytes().starts_with(GONE.as_bytes()) {
+            let maps = maps::choose(&UserNamespace::Auto).ok();
+            let _ = folder::remove_layers(&entry.path(), maps.as_ref());
+            continue;
+        }
         let Ok(Some(container)) = Container::adopt(&entry.path()) else { continue };
-        if let Some(process) = &container.record.process {
+        if let Some(process) = &container.watched.process {
             end(process);
         }
-        if container.record.remove {
+        if !container.watched.remove {
+            let _ = container.keep_exit(None);
+        } else {
             let maps = maps::choose(&UserNamespace::Auto).ok();
             let _ = container.remove(paths, maps.as_ref());
         }

@@ -190,7 +190,7 @@ fn read_map(path: &Path) -> Result<Map<String, Value>> {
 }
 
 fn write_map(path: &Path, map: &Map<String, Value>) -> Result<()> {
-    let beside = crate::paths::beside(path);
+    let beside = crate::record::beside(path);
     let write = || -> Result<()> {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;

@@ -7,6 +7,7 @@ pub mod check;
 pub mod collect;
 pub mod compose;
 pub mod config;
+pub mod holding;
 pub mod install;
 pub mod load;
 pub mod manifest;

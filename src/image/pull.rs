@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::error::Error;
 use crate::image::config::{self, ImageConfig, now, unix_time};
+use crate::image::holding;
 use crate::image::install::Installer;
 use crate::image::manifest::{self, Descriptor, Document, Manifest, Platform, check_layer};
 use crate::image::policy;
@@ -334,7 +335,7 @@ fn layer_lock(
     let length = || fs::metadata(partial).map_or(0, |found| found.len());
     let (mut known, mut since) = (length(), Instant::now());
     loop {
-        match Lock::wait(&path, &purpose, Duration::from_secs(1)) {
+        match holding::wait(&path, &purpose, Duration::from_secs(1)) {
             Ok(lock) => return Ok(lock),
             Err(error) if since.elapsed() > PATIENCE => return Err(error),
             Err(_) => progress(Event::Waiting(&layer.digest)),

@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::image::config::ImageConfig;
+use crate::image::holding;
 use crate::image::manifest::{Compression, Platform};
 use crate::image::reference::{Digest, Reference};
 use crate::image::unpack::{Owners, Unpacked};
@@ -140,7 +141,7 @@ impl Store {
 
     /// The lock under which names, images and layers are removed and image records changed: held briefly.
     pub fn lock(&self, purpose: &str) -> Result<Lock> {
-        Lock::wait(&self.root.join("locks/records"), purpose, PATIENCE)
+        holding::wait(&self.root.join("locks/records"), purpose, PATIENCE)
     }
 
     pub fn workspace(&self, purpose: &str) -> Result<Workspace> {
@@ -248,7 +249,7 @@ impl Store {
         if fs::metadata(&path).is_ok_and(|found| found.len() == bytes.len() as u64) {
             return Ok(digest);
         }
-        let beside = paths::beside(&path);
+        let beside = record::beside(&path);
         let written = || -> io::Result<()> {
             let mut file = fs::File::create(&beside)?;
             file.write_all(bytes)?;

@@ -11,12 +11,13 @@ use nix::sys::stat::{Mode, umask};
 
 use crate::error::{self, Error};
 use crate::launch::message::{self, Failure, ToChild, ToParent};
-use crate::launch::plan::Plan;
+use crate::launch::plan::{Plan, Step};
 use crate::launch::root::Refused;
 use crate::launch::step::{self, Site};
-use crate::launch::{credentials, hide, init, program};
+use crate::launch::{credentials, hide, init, program, stage};
+use crate::spec::Process;
 use crate::sys::seccomp::Instruction;
-use crate::sys::{clone, process, seccomp, terminal};
+use crate::sys::{clone, landlock, process, seccomp, terminal};
 
 /// The standard streams of the program, as the parent prepared them; `None` keeps the caller's.
 #[derive(Debug, Default)]
@@ -36,7 +37,7 @@ pub struct Task<'a> {
 }
 
 /// Where the socket lies while the child prepares.
-const SOCKET: i32 = 3;
+pub const SOCKET: i32 = 3;
 
 /// Runs to the end of the process: exec, or a failure sent to the parent.
 pub fn run(task: Task<'_>, socket: OwnedFd) -> ! {
@@ -44,7 +45,12 @@ pub fn run(task: Task<'_>, socket: OwnedFd) -> ! {
         Ok(socket) => socket,
         Err(_) => clone::exit(125),
     };
-    let failure = match carry_out(task.plan, task.filter, socket) {
+    go_on(task.plan, task.filter, 0, socket)
+}
+
+/// Carries the plan out from step `first` on; the sealed copy of kelp comes in here.
+pub fn go_on(plan: &Plan, filter: &[Instruction], first: usize, socket: OwnedFd) -> ! {
+    let failure = match carry_out(plan, filter, first, socket) {
         Ok(never) => match never {},
         Err((socket, error)) => (socket, failure(&error)),
     };
@@ -88,8 +94,8 @@ enum Never {}
 
 type Ended = (OwnedFd, anyhow::Error);
 
-fn carry_out(plan: &Plan, filter: &[Instruction], socket: OwnedFd) -> Result<Never, Ended> {
-    let console = match follow(plan, socket.as_fd()) {
+fn carry_out(plan: &Plan, filter: &[Instruction], first: usize, socket: OwnedFd) -> Result<Never, Ended> {
+    let console = match follow(plan, filter, first, socket.as_fd()) {
         Ok(console) => console,
         Err(error) => return Err((socket, error)),
     };
@@ -107,11 +113,23 @@ fn carry_out(plan: &Plan, filter: &[Instruction], socket: OwnedFd) -> Result<Nev
 }
 
 /// The steps, up to the parent's `Start`; gives the terminal if there is one.
-fn follow(plan: &Plan, socket: BorrowedFd<'_>) -> Result<Option<OwnedFd>> {
-    expect(socket)?;
-    let mut site = Site { plan, socket, root: None, console: None, masks: hide::Masks::default() };
-    for (number, step) in plan.steps.iter().enumerate() {
-        step::run(&mut site, step).map_err(|error| {
+fn follow(
+    plan: &Plan,
+    filter: &[Instruction],
+    first: usize,
+    socket: BorrowedFd<'_>,
+) -> Result<Option<OwnedFd>> {
+    if first == 0 {
+        expect(socket)?;
+    }
+    let mut site =
+        Site { plan, socket, root: None, console: None, masks: hide::Masks::default(), files: None };
+    for (number, step) in plan.steps.iter().enumerate().skip(first) {
+        let done = match step {
+            Step::Seal => stage::seal(plan, filter, number + 1, socket),
+            _ => step::run(&mut site, step),
+        };
+        done.map_err(|error| {
             let refused = error.downcast_ref::<Refused>().is_some();
             let error = error.context(format!("step {}, {step}", number + 1));
             if refused { error.context(Refused) } else { error }
@@ -166,6 +184,7 @@ fn change(
     umask(Mode::from_bits_truncate(process.umask));
     default_signals(mask)?;
     if !process.no_new_privileges {
+        scope(process, socket);
         install(filter)?;
     }
     enter_cwd(plan).or_else(|_| {
@@ -179,6 +198,7 @@ fn change(
     }
     if process.no_new_privileges {
         process::no_new_privileges()?;
+        scope(process, socket);
         install(filter)?;
     }
     let mut environment = process.environment.clone();
@@ -231,6 +251,15 @@ fn is_gone(socket: BorrowedFd<'_>) -> bool {
         polled[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
     };
     poll(&mut polled, PollTimeout::ZERO).is_ok() && hung_up(&polled)
+}
+
+/// With the host's network its abstract sockets are in reach unless Landlock keeps them away (CVE-2020-15257).
+fn scope(process: &Process, socket: BorrowedFd<'_>) {
+    if process.scope_abstract_sockets && landlock::scope_abstract_sockets().is_err() {
+        let sentence =
+            "the host's abstract Unix sockets can be reached: this kernel has no Landlock scopes (6.12)";
+        let _ = message::send(socket, &ToParent::Warn(sentence.to_owned()), None);
+    }
 }
 
 fn install(filter: &[Instruction]) -> Result<()> {

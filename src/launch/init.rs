@@ -15,7 +15,7 @@ use crate::sys::process;
 pub fn stay(socket: OwnedFd, mask: &SigSet) -> std::io::Result<OwnedFd> {
     let all = SigSet::all();
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), None)?;
-    match clone::clone3(0, None)? {
+    match clone::clone(0, None)? {
         Cloned::Child => {
             sigprocmask(SigmaskHow::SIG_SETMASK, Some(mask), None)?;
             Ok(socket)

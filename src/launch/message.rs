@@ -2,9 +2,7 @@
 //!
 //! | parent | | child |
 //! |---|---|---|
-//! | clone3 | -> | blocks |
-//! | id maps | | |
-//! | `Proceed` | -> | becomes root inside, runs the steps |
+//! | clone, id maps, `Proceed` | -> | blocks, then becomes root inside and runs the steps |
 //! | | <- | `Warn` (any number), `Console` with the terminal's master |
 //! | keeps the record | <- | `Ready`, or `Failed` and the end |
 //! | `Start` | -> | credentials, seccomp, exec |

@@ -1,6 +1,7 @@
 //! From a spec to a running program: the plan as data, the child that carries it out, the parent that watches
 //! it, and the messages between them. One clone, one socket; drawn in `message`.
 
+pub mod check;
 pub mod child;
 pub mod credentials;
 pub mod device;
@@ -13,4 +14,5 @@ pub mod parent;
 pub mod plan;
 pub mod program;
 pub mod root;
+pub mod stage;
 pub mod step;

@@ -2,7 +2,7 @@
 //! name that changes meanwhile can't lead it elsewhere.
 
 use std::ffi::CString;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, mkdirat};
 
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::ids::ContainerId;
 use crate::launch::device;
 use crate::launch::step::Site;
@@ -32,15 +32,13 @@ pub fn make(site: &Site<'_>, mount: &Mount) -> Result<()> {
         MountKind::Bind { source, recursive, propagation } => {
             bind(site, mount, source, *recursive, *propagation)
         }
+        MountKind::Volume(name) => Err(Error::new(Kind::Bug, format!("volume {name} has no folder")).into()),
         MountKind::Tmpfs { size, mode } => {
             let mut options = Vec::new();
             options.extend(size.map(|size| text("size", &size.to_string())));
             options.extend(mode.map(|mode| text("mode", &format!("{mode:o}"))));
             let made = fsmount(c"tmpfs", &options, attributes(mount.flags))?;
-            Ok(move_mount(
-                made.as_fd(),
-                target::ensure(site.root()?, &mount.target, Want::Directory)?.as_fd(),
-            )?)
+            Ok(move_mount(made.as_fd(), place(site, &mount.target, Want::Directory)?.as_fd())?)
         }
         MountKind::Proc => proc(site, mount),
         MountKind::Sysfs => sysfs(site, mount),
@@ -170,8 +168,7 @@ fn bind(
     };
     let attr = MountAttr { set: attributes(mount.flags), propagation, ..MountAttr::default() };
     mount_setattr(tree.as_fd(), depth, attr).context("set the mount's flags")?;
-    let place = target::ensure(site.root()?, &mount.target, want)
-        .with_context(|| format!("open {} in the root", mount.target.display()))?;
+    let place = place(site, &mount.target, want)?;
     if target::is_directory(place.as_fd())? != (want == Want::Directory) {
         return Err(Error::usage(format!(
             "{} and {} are not of one kind: a folder can't be mounted on a file, nor a file on a folder",
@@ -183,6 +180,36 @@ fn bind(
     Ok(move_mount(tree.as_fd(), place.as_fd())?)
 }
 
+/// Where a mount of the user's goes: anywhere in the root but in procfs, whose masks it could cover or whose
+/// files it could forge, whatever link leads there (CVE-2019-16884).
+fn place(site: &Site<'_>, path: &Path, want: Want) -> Result<OwnedFd> {
+    let place = target::ensure(site.root()?, path, want)
+        .with_context(|| format!("open {} in the root", path.display()))?;
+    let kind = nix::sys::statfs::fstatfs(&place)?.filesystem_type();
+    let through_link = kind == nix::sys::statfs::SYSFS_MAGIC && !path.starts_with("/sys");
+    if kind == nix::sys::statfs::PROC_SUPER_MAGIC && !FORGEABLE.iter().any(|file| path == Path::new(file)) {
+        return Err(
+            Error::usage(format!("{} cannot be mounted because it is inside /proc", path.display())).into()
+        );
+    }
+    if through_link {
+        return Err(Error::usage(format!("{} leads into /sys by a link", path.display())).into());
+    }
+    Ok(place)
+}
+
+/// Files of /proc that say how large the machine is, which users of lxcfs cover (runc's list).
+const FORGEABLE: [&str; 8] = [
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/meminfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/uptime",
+    "/proc/loadavg",
+    "/proc/slabinfo",
+];
+
 fn locked(error: io::Error, source: &Path, depth: Depth) -> anyhow::Error {
     if error.raw_os_error() == Some(libc::EINVAL) && depth == Depth::This {
         return Error::usage(format!("{} has mounts below it, which can't be left out", source.display()))
@@ -193,7 +220,7 @@ fn locked(error: io::Error, source: &Path, depth: Depth) -> anyhow::Error {
 }
 
 /// One of kelp's own files over the container's. A root that can't hold the file goes without, and says so.
-pub fn file(site: &Site<'_>, source: &Path, at: &Path) -> Result<()> {
+pub fn file(site: &mut Site<'_>, at: &Path, content: &str) -> Result<()> {
     let place = match target::ensure(site.root()?, at, Want::File) {
         Ok(place) => place,
         Err(error) => {
@@ -205,10 +232,24 @@ pub fn file(site: &Site<'_>, source: &Path, at: &Path) -> Result<()> {
         site.warn(format!("{} in the root is a folder and stays as it is", at.display()));
         return Ok(());
     }
-    bind_on(source, place.as_fd())
+    let name = at.file_name().unwrap_or_default();
+    let files = files(site)?;
+    let mode = Mode::from_bits_truncate(0o644);
+    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+    let file = nix::fcntl::openat(files, name, flags, mode)?;
+    std::fs::File::from(file).write_all(content.as_bytes())?;
+    let made = nix::fcntl::openat(files, name, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+    let tree = open_tree(made.as_fd(), Depth::This)?;
+    Ok(move_mount(tree.as_fd(), place.as_fd())?)
 }
 
-fn bind_on(source: &Path, place: BorrowedFd<'_>) -> Result<()> {
-    let tree = open_tree(open_path(source)?.as_fd(), Depth::This)?;
-    Ok(move_mount(tree.as_fd(), place)?)
+/// The file system of kelp's own files: attached on the container's folder, where
+/// the child stands, on the side of the old root that the pivot detaches.
+fn files<'a>(site: &'a mut Site<'_>) -> Result<BorrowedFd<'a>> {
+    if site.files.is_none() {
+        let made = fsmount(c"tmpfs", &[text("size", "1m"), text("mode", "755")], 0)?;
+        move_mount(made.as_fd(), open_path(Path::new("."))?.as_fd())?;
+        site.files = Some(made);
+    }
+    site.files.as_ref().map(AsFd::as_fd).ok_or_else(|| io::Error::other("no file system").into())
 }

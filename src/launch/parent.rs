@@ -20,7 +20,6 @@ use crate::userns::{refusal, within};
 /// A program that runs.
 #[derive(Debug)]
 pub struct Running {
-    pub pid: i32,
     pub pidfd: OwnedFd,
     /// The master of the container's terminal, with `-t`.
     pub master: Option<OwnedFd>,
@@ -43,6 +42,8 @@ pub trait Watcher {
     /// The child exists and waits; its maps are written.
     fn cloned(&mut self, pid: i32) -> Result<()>;
     fn warn(&mut self, sentence: &str);
+    /// The container's terminal was made; the program does not run yet.
+    fn terminal(&mut self, master: &OwnedFd);
 }
 
 /// Starts the container of `plan`. `signals` is read only to see that the user wants out.
@@ -57,7 +58,7 @@ pub fn launch(
         Profile::Filter(profile) => filter::compile(profile),
     };
     let (ours, theirs) = socket::pair()?;
-    let cloned = clone::clone3(plan.namespaces, None).map_err(|error| refusal::of_clone(&error))?;
+    let cloned = clone::clone(plan.namespaces, None).map_err(|error| refusal::of_clone(&error))?;
     let (pid, pidfd) = match cloned {
         Cloned::Child => child::run(Task { plan, filter: &filter, streams }, theirs),
         Cloned::Parent { pid, pidfd } => (pid, pidfd),
@@ -65,7 +66,7 @@ pub fn launch(
     drop((theirs, streams));
     let child = Child { pid, pidfd, socket: ours };
     match child.bring_up(plan, signals, watcher) {
-        Ok(Progress::Running(master)) => Ok(Launched::Running(Running { pid, pidfd: child.pidfd, master })),
+        Ok(Progress::Running(master)) => Ok(Launched::Running(Running { pidfd: child.pidfd, master })),
         Ok(Progress::Ended(launched)) => {
             child.end();
             Ok(launched)
@@ -103,7 +104,10 @@ impl Child {
             }
             match message::receive::<ToParent>(self.socket.as_fd())? {
                 Some((ToParent::Warn(sentence), _)) => watcher.warn(&sentence),
-                Some((ToParent::Console, fd)) => master = fd,
+                Some((ToParent::Console, fd)) => {
+                    fd.iter().for_each(|fd| watcher.terminal(fd));
+                    master = fd;
+                }
                 Some((ToParent::Ready, _)) => {
                     message::send(self.socket.as_fd(), &ToChild::Start, None)?;
                     started = true;

@@ -1,6 +1,7 @@
 //! The plan: an ordered list of kernel steps with nothing left to decide, made by one pure function from the
 //! spec. It can be printed (`--explain`), compared with a golden text, and carried out by the child.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -13,7 +14,7 @@ use crate::spec::{Device, Process, Root, Sharing, Spec, TimeOffsets};
 use crate::userns::maps::IdMaps;
 
 /// Everything that the child does, in order, and what it becomes at the end.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Plan {
     /// `CLONE_NEW*` of the one clone.
     pub namespaces: u64,
@@ -24,13 +25,14 @@ pub struct Plan {
 }
 
 /// One step of the child. `Display` is its name in an error and in `--explain`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Step {
     TimeOffsets(TimeOffsets),
     OomScore(i32),
     BecomeRoot {
         keep_groups: bool,
     },
+    Seal,
     Hide,
     Root(RootStep),
     Mount {
@@ -39,14 +41,15 @@ pub enum Step {
     },
     Console,
     Device(Device),
-    /// A file of kelp's own (hosts, hostname, resolv.conf) bound over the container's.
+    /// A file of kelp's own (hosts, hostname, resolv.conf) over the container's.
     File {
-        source: PathBuf,
         target: PathBuf,
+        text: String,
     },
     Mask(PathBuf),
     ReadOnly(PathBuf),
-    ReadOnlyRoot,
+    /// The root, and the overlays that a root of pieces is covered with.
+    ReadOnlyRoot(Vec<PathBuf>),
     Pivot,
     CgroupNamespace,
     Loopback,
@@ -59,17 +62,16 @@ pub enum Step {
 }
 
 /// How the root is made.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RootStep {
     pub rung: Rung,
     /// The container's folder, where the child stands meanwhile.
     pub folder: PathBuf,
     pub source: RootSource,
     pub persistence: Persistence,
-    pub read_only: bool,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum RootSource {
     Directory(PathBuf),
     /// The pieces of `@host`.
@@ -89,6 +91,7 @@ impl fmt::Display for Step {
             Self::BecomeRoot { keep_groups: true } => {
                 f.write_str("become root of the user namespace, keeping the caller's groups")
             }
+            Self::Seal => f.write_str("run on from a read-only copy of kelp"),
             Self::Hide => f.write_str("make the process not dumpable"),
             Self::Root(root) => write!(f, "{root}"),
             Self::Mount { shown, .. } => f.write_str(shown),
@@ -96,12 +99,10 @@ impl fmt::Display for Step {
             Self::Device(device) => {
                 write!(f, "bind device {} on {}", device.host.display(), device.container.display())
             }
-            Self::File { source, target } => {
-                write!(f, "bind {} on {}", source.display(), target.display())
-            }
+            Self::File { target, .. } => write!(f, "put kelp's {} over the container's", target.display()),
             Self::Mask(path) => write!(f, "mask {}", path.display()),
             Self::ReadOnly(path) => write!(f, "make {} read-only", path.display()),
-            Self::ReadOnlyRoot => f.write_str("make the root read-only"),
+            Self::ReadOnlyRoot(_) => f.write_str("make the root read-only"),
             Self::Pivot => f.write_str("pivot into the root and detach the old one"),
             Self::CgroupNamespace => f.write_str("unshare the cgroup namespace"),
             Self::Loopback => f.write_str("bring up lo"),
@@ -117,13 +118,8 @@ impl fmt::Display for RootStep {
         match &self.source {
             RootSource::Directory(path) => write!(f, "make the root from {} ({})", path.display(), self.rung),
             RootSource::Host(pieces) => {
-                let overlays: Vec<String> = pieces
-                    .iter()
-                    .filter_map(|piece| match piece {
-                        Piece::Overlay(path) => Some(path.display().to_string()),
-                        _ => None,
-                    })
-                    .collect();
+                let overlays: Vec<String> =
+                    overlays(pieces).iter().map(|path| path.display().to_string()).collect();
                 write!(f, "make the root from the host's {} ({})", overlays.join(" "), self.rung)
             }
         }
@@ -140,11 +136,12 @@ pub struct Surroundings {
     pub maps: IdMaps,
     /// The pieces of `@host`; empty for other roots.
     pub pieces: Vec<Piece>,
+    /// Whether the child goes on from a sealed copy: kelp's own file belongs to an id of the container, which
+    /// could then write to it (CVE-2019-5736), or kelp stays as pid 1 and would show its command line.
+    pub seal: bool,
+    /// Files of kelp's own: where each belongs, and its text.
+    pub files: Vec<(&'static str, String)>,
 }
-
-/// The files that kelp writes into the container's folder and binds over the container's own.
-pub const FILES: [(&str, &str); 3] =
-    [("hosts", "/etc/hosts"), ("hostname", "/etc/hostname"), ("resolv.conf", "/etc/resolv.conf")];
 
 /// The plan for `spec`.
 pub fn from_spec(spec: &Spec, around: &Surroundings) -> Plan {
@@ -152,6 +149,9 @@ pub fn from_spec(spec: &Spec, around: &Surroundings) -> Plan {
     steps.extend(spec.namespaces.time.map(Step::TimeOffsets));
     steps.extend(spec.process.oom_score_adj.map(Step::OomScore));
     steps.push(Step::BecomeRoot { keep_groups: spec.process.keep_groups });
+    if around.seal {
+        steps.push(Step::Seal);
+    }
     steps.push(Step::Hide);
     steps.push(Step::Root(root(spec, around)));
     mounts(spec, around, &mut steps);
@@ -159,7 +159,7 @@ pub fn from_spec(spec: &Spec, around: &Surroundings) -> Plan {
     steps.extend(spec.masked_paths.iter().cloned().map(Step::Mask));
     steps.extend(spec.read_only_paths.iter().cloned().map(Step::ReadOnly));
     if spec.read_only_root {
-        steps.push(Step::ReadOnlyRoot);
+        steps.push(Step::ReadOnlyRoot(overlays(&around.pieces)));
     }
     if spec.namespaces.cgroup == Sharing::Private {
         steps.push(Step::CgroupNamespace);
@@ -184,6 +184,14 @@ pub fn from_spec(spec: &Spec, around: &Surroundings) -> Plan {
     }
 }
 
+fn overlays(pieces: &[Piece]) -> Vec<PathBuf> {
+    let covered = pieces.iter().filter_map(|piece| match piece {
+        Piece::Overlay(path) => Some(path.clone()),
+        _ => None,
+    });
+    covered.collect()
+}
+
 fn namespaces(spec: &Spec) -> u64 {
     let wanted = [
         (spec.namespaces.pid, libc::CLONE_NEWPID),
@@ -201,13 +209,7 @@ fn root(spec: &Spec, around: &Surroundings) -> RootStep {
         Root::Directory { path, .. } => RootSource::Directory(path.clone()),
         Root::Host => RootSource::Host(around.pieces.clone()),
     };
-    RootStep {
-        rung: around.rung,
-        folder: around.folder.clone(),
-        source,
-        persistence: around.persistence,
-        read_only: spec.read_only_root,
-    }
+    RootStep { rung: around.rung, folder: around.folder.clone(), source, persistence: around.persistence }
 }
 
 /// The default mounts, kelp's files, then the user's mounts, so that a user can cover any of them.
@@ -222,10 +224,9 @@ fn mounts(spec: &Spec, around: &Surroundings, steps: &mut Vec<Step>) {
             steps.push(Step::Console);
         }
     }
-    for (name, target) in FILES {
-        let shared_uts = name == "hostname" && spec.namespaces.uts == Sharing::Host;
-        if !shared_uts && !asked.iter().any(|mount| mount.target == Path::new(target)) {
-            steps.push(Step::File { source: around.folder.join(name), target: PathBuf::from(target) });
+    for (target, text) in &around.files {
+        if !asked.iter().any(|mount| mount.target == Path::new(target)) {
+            steps.push(Step::File { target: PathBuf::from(target), text: text.clone() });
         }
     }
     steps.extend(asked.iter().map(mount_step));
@@ -236,6 +237,7 @@ fn mount_step(mount: &Mount) -> Step {
     let mode = if mount.flags.read_only { " read-only" } else { "" };
     let shown = match &mount.kind {
         MountKind::Bind { source, .. } => format!("bind {} on {target}{mode}", source.display()),
+        MountKind::Volume(name) => format!("bind volume {name} on {target}{mode}"),
         MountKind::Tmpfs { .. } => format!("mount tmpfs on {target}{mode}"),
         MountKind::Proc => format!("mount proc on {target}{mode}"),
         MountKind::Sysfs => format!("mount sysfs on {target}{mode}"),
@@ -253,7 +255,7 @@ pub fn explain(plan: &Plan) -> String {
         lines.iter().map(|line| format!("{line}")).collect::<Vec<_>>().join(", ")
     };
     let writer = match plan.maps.writer {
-        crate::userns::maps::Writer::Helpers(_) => "newuidmap and newgidmap",
+        crate::userns::maps::Writer::SetuidPrograms(_) => "newuidmap and newgidmap",
         crate::userns::maps::Writer::Direct => "itself",
     };
     lines.push(format!("parent: write by {writer} uid_map {}", show(&plan.maps.uid)));

@@ -159,6 +159,7 @@ pub mod tests {
             rlimits: vec![],
             seccomp: Profile::Unconfined,
             umask: 0o022,
+            scope_abstract_sockets: false,
             oom_score_adj: None,
         }
     }

@@ -33,18 +33,16 @@ impl std::error::Error for Refused {}
 
 /// Makes and attaches the root; gives its descriptor.
 pub fn make(step: &RootStep) -> Result<OwnedFd> {
+    stand_in(step)?;
     match (&step.source, step.rung) {
         (RootSource::Directory(path), Rung::Through) => {
             attach(open_tree(folder(path)?.as_fd(), Depth::Recursive)?)
         }
         (RootSource::Directory(path), Rung::KernelOverlay) => {
-            stand_in(step)?;
-            let attributes = if step.read_only { MOUNT_ATTR_RDONLY } else { 0 };
             folder(path)?;
-            attach(layered(path, "upper", "work", step, attributes)?)
+            attach(layered(path, "upper", "work", step)?)
         }
         (RootSource::Directory(path), Rung::Copy) => {
-            stand_in(step)?;
             fs::create_dir("copy").context("make the folder of the copy")?;
             tree::copy(path, Path::new("copy")).with_context(|| format!("copy {}", path.display()))?;
             attach(open_tree(folder(Path::new("copy"))?.as_fd(), Depth::This)?)
@@ -70,14 +68,14 @@ fn folder(path: &Path) -> Result<OwnedFd> {
     })
 }
 
-fn layered(lower: &Path, upper: &str, work: &str, step: &RootStep, attributes: u64) -> Result<OwnedFd> {
+fn layered(lower: &Path, upper: &str, work: &str, step: &RootStep) -> Result<OwnedFd> {
     for name in [upper, work] {
         fs::create_dir(name).with_context(|| format!("make {name} in the container's folder"))?;
     }
     if let Ok(found) = lower.metadata() {
         let _ = fs::set_permissions(upper, fs::Permissions::from_mode(found.permissions().mode() & 0o7777));
     }
-    overlay::mount(&[lower], upper, work, step.persistence, attributes)
+    overlay::mount(&[lower], upper, work, step.persistence)
         .with_context(|| format!("mount kernel overlay over {}", lower.display()))
         .context(Refused)
 }
@@ -90,16 +88,13 @@ fn attach(root: OwnedFd) -> Result<OwnedFd> {
 }
 
 fn host(step: &RootStep, pieces: &[Piece]) -> Result<OwnedFd> {
-    stand_in(step)?;
     for name in ["root", "upper", "work"] {
         fs::create_dir(name).with_context(|| format!("make {name} in the container's folder"))?;
     }
     fs::set_permissions("root", fs::Permissions::from_mode(0o755))?;
     let root = attach(open_tree(folder(Path::new("root"))?.as_fd(), Depth::This)?)?;
-    let attributes = if step.read_only { MOUNT_ATTR_RDONLY } else { 0 };
     for (number, piece) in pieces.iter().enumerate() {
-        make_piece(step, root.as_fd(), number, piece, attributes)
-            .with_context(|| format!("make {}", shown(piece)))?;
+        make_piece(step, root.as_fd(), number, piece).with_context(|| format!("make {}", shown(piece)))?;
     }
     Ok(root)
 }
@@ -113,13 +108,7 @@ fn shown(piece: &Piece) -> String {
 }
 
 /// The folder `root` is ours alone until the pivot, so paths in it are safe to walk.
-fn make_piece(
-    step: &RootStep,
-    root: BorrowedFd<'_>,
-    number: usize,
-    piece: &Piece,
-    attributes: u64,
-) -> Result<()> {
+fn make_piece(step: &RootStep, root: BorrowedFd<'_>, number: usize, piece: &Piece) -> Result<()> {
     let inside = |path: &Path| PathBuf::from("root").join(path.strip_prefix("/").unwrap_or(path));
     match piece {
         Piece::Directory { path, mode } => {
@@ -130,14 +119,18 @@ fn make_piece(
         Piece::Overlay(path) => {
             fs::create_dir(inside(path))?;
             let (upper, work) = (format!("upper/{number}"), format!("work/{number}"));
-            let mount = layered(path, &upper, &work, step, attributes)?;
+            let mount = layered(path, &upper, &work, step)?;
             move_mount(mount.as_fd(), target::open_unlinked(root, path)?.as_fd())?;
         }
     }
     Ok(())
 }
 
-/// `--read-only`: the root's own mount, not those that lie on it.
-pub fn read_only(root: BorrowedFd<'_>) -> io::Result<()> {
-    mount_setattr(root, Depth::This, MountAttr { set: MOUNT_ATTR_RDONLY, ..MountAttr::default() })
+/// `--read-only`: the root's own mounts, not those that lie on it, once every mount point is made.
+pub fn read_only(root: BorrowedFd<'_>, overlays: &[PathBuf]) -> io::Result<()> {
+    let attr = MountAttr { set: MOUNT_ATTR_RDONLY, ..MountAttr::default() };
+    for overlay in overlays {
+        mount_setattr(target::open_unlinked(root, overlay)?.as_fd(), Depth::This, attr)?;
+    }
+    mount_setattr(root, Depth::This, attr)
 }

@@ -1,4 +1,5 @@
-//! One arm a step: the loop of the child. State that steps share is the root's descriptor only.
+//! One arm a step: what the child's loop calls. The steps share the root's descriptor, the terminal and the
+//! covers; nothing here decides anything.
 
 use std::fs;
 use std::io;
@@ -26,6 +27,8 @@ pub struct Site<'a> {
     /// The slave of the container's terminal.
     pub console: Option<OwnedFd>,
     pub masks: hide::Masks,
+    /// The file system in memory that holds kelp's own files.
+    pub files: Option<OwnedFd>,
 }
 
 impl Site<'_> {
@@ -47,6 +50,7 @@ pub fn run(site: &mut Site<'_>, step: &Step) -> Result<()> {
         Step::TimeOffsets(offsets) => time(*offsets),
         Step::OomScore(score) => Ok(fs::write("/proc/self/oom_score_adj", score.to_string())?),
         Step::BecomeRoot { keep_groups } => Ok(within::become_root(&site.plan.maps, *keep_groups)?),
+        Step::Seal => Err(io::Error::other("the child itself does this").into()),
         Step::Hide => Ok(process::not_dumpable()?),
         Step::Root(root) => {
             site.root = Some(root::make(root)?);
@@ -55,10 +59,10 @@ pub fn run(site: &mut Site<'_>, step: &Step) -> Result<()> {
         Step::Mount { mount, .. } => mounts::make(site, mount),
         Step::Console => device::console(site),
         Step::Device(asked) => device::bind(site.root()?, asked),
-        Step::File { source, target } => mounts::file(site, source, target),
+        Step::File { target, text } => mounts::file(site, target, text),
         Step::Mask(path) => hide::mask(site, path),
         Step::ReadOnly(path) => hide::read_only(site, path),
-        Step::ReadOnlyRoot => Ok(root::read_only(site.root()?)?),
+        Step::ReadOnlyRoot(overlays) => Ok(root::read_only(site.root()?, overlays)?),
         Step::Pivot => pivot(site),
         Step::CgroupNamespace => Ok(nix::sched::unshare(CloneFlags::CLONE_NEWCGROUP)?),
         Step::Loopback => Ok(process::loopback_up()?),

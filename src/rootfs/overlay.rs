@@ -2,6 +2,7 @@
 //! stands in the folder that holds the upper and work directories, so that their names stay short whatever
 //! the store is called: an option of `fsconfig(2)` has at most 255 bytes.
 
+use serde::{Deserialize, Serialize};
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,7 +13,7 @@ use crate::rootfs::target;
 use crate::sys::mount::{FsOption, fsmount};
 
 /// Whether the upper layer must be on disk when the mount ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Persistence {
     Kept,
     /// `volatile`: no sync at all (Linux 5.10); the layer is thrown away.
@@ -23,13 +24,7 @@ const LONGEST_OPTION: usize = 255;
 
 /// A detached overlay mount over `lowers`, the topmost first, with `upper` and `work` relative to the
 /// caller's folder.
-pub fn mount(
-    lowers: &[&Path],
-    upper: &str,
-    work: &str,
-    persistence: Persistence,
-    attributes: u64,
-) -> io::Result<OwnedFd> {
+pub fn mount(lowers: &[&Path], upper: &str, work: &str, persistence: Persistence) -> io::Result<OwnedFd> {
     let text = |key: &str, value: &[u8]| -> io::Result<FsOption> {
         let invalid = |_| io::Error::from_raw_os_error(libc::EINVAL);
         Ok(FsOption::Text(CString::new(key).map_err(invalid)?, CString::new(value).map_err(invalid)?))
@@ -49,7 +44,7 @@ pub fn mount(
     }
     options.push(text("upperdir", upper.as_bytes())?);
     options.push(text("workdir", work.as_bytes())?);
-    fsmount(c"overlay", &options, attributes)
+    fsmount(c"overlay", &options, 0)
 }
 
 fn lower_name(lower: &Path, held: &mut Vec<OwnedFd>) -> io::Result<Vec<u8>> {

@@ -2,7 +2,7 @@
 //! when it was refused on this boot. The launch tries them for real; `doctor` prints the notes.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -68,9 +68,4 @@ pub fn refused(paths: &Paths) -> Option<Refusal> {
 /// Forgets the refusal, when the rung works again.
 pub fn allow(paths: &Paths) {
     let _ = std::fs::remove_file(note(paths));
-}
-
-/// The name of a container's upper and work directories below its folder.
-pub fn layer_folders(folder: &Path) -> [PathBuf; 2] {
-    [folder.join("upper"), folder.join("work")]
 }

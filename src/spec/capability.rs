@@ -1,4 +1,5 @@
 //! Capabilities by name and as bits (`capabilities(7)`), docker's default set, and `--cap-add`/`--cap-drop`.
+//! It knows no process.
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};

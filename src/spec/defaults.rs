@@ -3,8 +3,7 @@
 
 use std::path::PathBuf;
 
-use crate::spec::Sharing;
-use crate::spec::mount::{Mount, MountFlags, MountKind};
+use crate::spec::mount::{Mount, MountFlags, MountKind, Propagation};
 use crate::units::Bytes;
 
 /// `PATH` where neither the image nor the user sets one.
@@ -42,11 +41,24 @@ pub const MASKED: [&str; 12] = [
 /// Readable, not writable.
 pub const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
+/// Settings of the IPC namespace under kernel. (`ipc_namespaces(7)`).
+pub const IPC_SYSCTLS: [&str; 8] = [
+    "kernel.msgmax",
+    "kernel.msgmnb",
+    "kernel.msgmni",
+    "kernel.sem",
+    "kernel.shm_rmid_forced",
+    "kernel.shmall",
+    "kernel.shmmax",
+    "kernel.shmmni",
+];
+
 /// Docker's `--shm-size` default.
 const SHM: Bytes = Bytes(64 << 20);
 
-/// The mounts that every container has, before the user's.
-pub fn mounts(shm_size: Option<Bytes>, ipc: Sharing) -> Vec<Mount> {
+/// The mounts that every container has, before the user's. With the host's IPC namespace, its /dev/shm and
+/// /dev/mqueue are bound where they exist.
+pub fn mounts(shm_size: Option<Bytes>, host_ipc: Option<&[PathBuf]>) -> Vec<Mount> {
     let flags = |read_only, nodev, noexec| MountFlags { read_only, nosuid: true, nodev, noexec };
     let mount = |kind, target: &str, flags| Mount { kind, target: PathBuf::from(target), flags };
     let shm = MountKind::Tmpfs { size: Some(shm_size.unwrap_or(SHM)), mode: Some(0o1777) };
@@ -58,16 +70,12 @@ pub fn mounts(shm_size: Option<Bytes>, ipc: Sharing) -> Vec<Mount> {
         mount(MountKind::Mqueue, "/dev/mqueue", flags(false, true, true)),
         mount(MountKind::Sysfs, "/sys", flags(true, true, true)),
     ];
-    if ipc == Sharing::Host {
-        for mount in &mut mounts {
-            let shared = ["/dev/shm", "/dev/mqueue"].iter().find(|path| mount.target == PathBuf::from(path));
-            if let Some(path) = shared {
-                mount.kind = MountKind::Bind {
-                    source: PathBuf::from(path),
-                    recursive: true,
-                    propagation: crate::spec::mount::Propagation::Private,
-                };
-            }
+    if let Some(shared) = host_ipc {
+        let of_ipc = |mount: &Mount| ["/dev/shm", "/dev/mqueue"].map(PathBuf::from).contains(&mount.target);
+        mounts.retain(|mount| !of_ipc(mount) || shared.contains(&mount.target));
+        for mount in mounts.iter_mut().filter(|mount| of_ipc(mount)) {
+            let source = mount.target.clone();
+            mount.kind = MountKind::Bind { source, recursive: true, propagation: Propagation::Private };
         }
     }
     mounts

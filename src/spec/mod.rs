@@ -10,6 +10,7 @@ pub mod resolve;
 pub mod seccomp;
 pub mod syscalls;
 
+use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -73,14 +74,14 @@ pub struct Namespaces {
 }
 
 /// Seconds that the container's clocks are ahead of the host's (`time_namespaces(7)`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TimeOffsets {
     pub boottime: i64,
     pub monotonic: i64,
 }
 
 /// A device node of the host that is bound into the container; nodes can't be made in a user namespace.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Device {
     pub host: PathBuf,
     pub container: PathBuf,
@@ -88,7 +89,7 @@ pub struct Device {
 }
 
 /// The program and what it runs with.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Process {
     pub arguments: Vec<OsString>,
     pub environment: Vec<(OsString, OsString)>,
@@ -102,13 +103,17 @@ pub struct Process {
     pub capabilities: CapabilitySet,
     pub no_new_privileges: bool,
     pub rlimits: Vec<Rlimit>,
+    /// Compiled before the launch, so the child never needs it.
+    #[serde(skip)]
     pub seccomp: Profile,
     pub umask: u32,
+    /// Whether abstract sockets made outside are out of reach though the network is the host's.
+    pub scope_abstract_sockets: bool,
     pub oom_score_adj: Option<i32>,
 }
 
 /// One resource limit; `u64::MAX` is unlimited.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rlimit {
     pub resource: u32,
     pub name: String,

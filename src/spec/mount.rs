@@ -3,10 +3,11 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
+use crate::ids::Name;
 use crate::units::Bytes;
 
 /// One mount, in the order in which it is made.
@@ -26,6 +27,8 @@ pub enum MountKind {
         recursive: bool,
         propagation: Propagation,
     },
+    /// A volume of kelp's store, made on first use; a bind by the time that a plan is made.
+    Volume(Name),
     Tmpfs {
         size: Option<Bytes>,
         mode: Option<u32>,
@@ -68,7 +71,7 @@ fn container_path(option: &str, text: &str, path: &str) -> Result<PathBuf> {
 }
 
 /// `-v SRC:DST[:OPTIONS]`. A relative SRC that begins with `.` is taken from the caller's folder, as docker
-/// does; other words would be volume names.
+/// does; other words are volume names.
 pub fn parse_volume(text: &str) -> Result<Mount> {
     let option = "-v";
     let parts: Vec<&str> = text.splitn(3, ':').collect();
@@ -77,29 +80,21 @@ pub fn parse_volume(text: &str) -> Result<Mount> {
         [source, target, options] => (source, target, options),
         _ => return Err(refused(option, text, "SOURCE:TARGET[:OPTIONS] is expected")),
     };
-    let mut mount = Mount {
-        kind: MountKind::Bind {
-            source: host_path(option, text, source)?,
-            recursive: true,
-            propagation: Propagation::Private,
-        },
-        target: container_path(option, text, target)?,
-        flags: MountFlags::default(),
+    let kind = match source.starts_with(['/', '.']) {
+        true => bind(source)?,
+        false => MountKind::Volume(source.parse().with_context(|| format!("{option} {text}"))?),
     };
+    let mut mount =
+        Mount { kind, target: container_path(option, text, target)?, flags: MountFlags::default() };
     for word in options.split(',').filter(|word| !word.is_empty()) {
         apply(&mut mount, word).ok_or_else(|| refused(option, text, &format!("{word:?} is no option")))?;
     }
     Ok(mount)
 }
 
-fn host_path(option: &str, text: &str, path: &str) -> Result<PathBuf> {
-    if path.starts_with('/') || path.starts_with('.') {
-        return Ok(std::path::absolute(Path::new(path))?);
-    }
-    if path.is_empty() {
-        return Err(refused(option, text, "the source is empty"));
-    }
-    Err(refused(option, text, "named volumes are not supported yet: write a path that begins with / or ."))
+fn bind(source: &str) -> Result<MountKind> {
+    let source = std::path::absolute(Path::new(source))?;
+    Ok(MountKind::Bind { source, recursive: true, propagation: Propagation::Private })
 }
 
 fn apply(mount: &mut Mount, word: &str) -> Option<()> {
@@ -181,16 +176,12 @@ pub fn parse_mount(text: &str) -> Result<Mount> {
         Some("bind") => {
             let source =
                 find(&["source", "src"]).ok_or_else(|| refused(option, text, "source= is missing"))?;
-            let source = host_path(option, text, &source)?;
-            MountKind::Bind { source, recursive: true, propagation: Propagation::Private }
+            bind(&source)?
         }
         Some("tmpfs") => MountKind::Tmpfs { size: None, mode: Some(0o1777) },
         Some("volume") | None => {
-            return Err(refused(
-                option,
-                text,
-                "named volumes are not supported yet: use type=bind or type=tmpfs",
-            ));
+            let name = find(&["source", "src"]).ok_or_else(|| refused(option, text, "source= is missing"))?;
+            MountKind::Volume(name.parse().with_context(|| format!("{option} {text}"))?)
         }
         Some(other) => return Err(refused(option, text, &format!("type {other:?} is not known"))),
     };
@@ -237,7 +228,7 @@ mod tests {
         assert!(mount.flags.read_only && mount.flags.nosuid && !mount.flags.noexec);
         let MountKind::Bind { source, recursive, propagation } = mount.kind else { panic!("not a bind") };
         assert_eq!((source.as_path(), recursive, propagation), (Path::new("/a"), true, Propagation::Slave));
-        for refused in ["", "/a", "/a:b", "/a:/b:bogus", "name:/b", ":/b"] {
+        for refused in ["", "/a", "/a:b", "/a:/b:bogus", "na/me:/b", ":/b"] {
             assert!(parse_volume(refused).is_err(), "{refused}");
         }
     }

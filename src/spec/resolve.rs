@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+use crate::error::Error;
 use crate::ids::ContainerName;
 use crate::spec::capability::CapabilitySet;
 use crate::spec::mount::Mount;
@@ -19,8 +20,10 @@ pub struct Facts {
     pub id: ContainerName,
     /// Set when exactly one id is mapped, so that refused changes of ids may be emulated.
     pub one_id: bool,
-    /// The caller's host name, shown with `--uts host`.
+    /// The kind of terminal that the caller sits at.
     pub term: Option<OsString>,
+    /// Which of the host's /dev/shm and /dev/mqueue exist, for `--ipc host`.
+    pub shared_memory: Vec<PathBuf>,
 }
 
 /// The spec of `request`.
@@ -36,13 +39,13 @@ pub fn resolve(request: &Request, facts: &Facts) -> Result<Spec> {
     Ok(Spec {
         root: request.root.clone(),
         read_only_root: request.read_only,
-        mounts: mounts(request),
+        mounts: mounts(request, facts)?,
         namespaces: namespaces(request),
         hosts: request.add_hosts.clone(),
         masked_paths: hidden(&defaults::MASKED, &request.security.mask, &request.security.unmask),
         read_only_paths: hidden(&defaults::READ_ONLY, &[], &request.security.unmask),
         devices: request.devices.clone(),
-        sysctls: request.sysctls.clone(),
+        sysctls: sysctls(request)?,
         process: Process {
             arguments: arguments(request),
             environment: environment(request, hostname.as_deref(), facts),
@@ -57,6 +60,7 @@ pub fn resolve(request: &Request, facts: &Facts) -> Result<Spec> {
             rlimits: request.rlimits.clone(),
             seccomp: profile(request, capabilities, facts)?,
             umask: request.umask,
+            scope_abstract_sockets: request.network == Network::Host,
             oom_score_adj: request.oom_score_adj,
         },
         hostname,
@@ -67,11 +71,46 @@ pub fn resolve(request: &Request, facts: &Facts) -> Result<Spec> {
     })
 }
 
-fn mounts(request: &Request) -> Vec<Mount> {
-    let mut mounts = defaults::mounts(request.shm_size, request.ipc);
+fn mounts(request: &Request, facts: &Facts) -> Result<Vec<Mount>> {
+    for mount in &request.mounts {
+        let target = mount.target.components().as_path();
+        if target == Path::new("/") || target.starts_with("/proc/self") || target == Path::new("/proc") {
+            let why = if target == Path::new("/") { "the root itself" } else { "inside /proc" };
+            return Err(
+                Error::usage(format!("{} cannot be mounted because it is {why}", target.display())).into()
+            );
+        }
+    }
+    let host_ipc = (request.ipc == Sharing::Host).then_some(facts.shared_memory.as_slice());
+    let mut mounts = defaults::mounts(request.shm_size, host_ipc);
     mounts.retain(|default| !request.mounts.iter().any(|asked| asked.target == default.target));
     mounts.extend(request.mounts.iter().cloned());
-    mounts
+    Ok(mounts)
+}
+
+/// Only what belongs to a namespace of the container: anything else is the machine's, and a root with a full
+/// id map could write it (docker's list).
+fn sysctls(request: &Request) -> Result<Vec<(String, String)>> {
+    for (name, _) in &request.sysctls {
+        let name = name.replace('/', ".");
+        let (namespace, sharing) = if name.starts_with("net.") {
+            ("network", if request.network == Network::Host { Sharing::Host } else { Sharing::Private })
+        } else if name.starts_with("fs.mqueue.") || defaults::IPC_SYSCTLS.contains(&name.as_str()) {
+            ("IPC", request.ipc)
+        } else {
+            return Err(Error::usage(format!(
+                "--sysctl {name}: it is not one of a namespace of the container"
+            ))
+            .hint("net.*, fs.mqueue.* and the kernel.shm*, kernel.msg* and kernel.sem limits can be set")
+            .into());
+        };
+        if sharing == Sharing::Host {
+            return Err(
+                Error::usage(format!("--sysctl {name}: the {namespace} namespace is the host's")).into()
+            );
+        }
+    }
+    Ok(request.sysctls.clone())
 }
 
 fn namespaces(request: &Request) -> Namespaces {

@@ -11,8 +11,9 @@ use crate::spec::capability::CapabilitySet;
 use crate::spec::syscalls;
 
 /// What filter the program runs under.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Profile {
+    #[default]
     Unconfined,
     Filter(Filter),
 }

@@ -1,7 +1,8 @@
 //! A container in the foreground: the kelp that the user started is its monitor. One loop waits for the
 //! streams, the signals, the time limit and the end of the container's first process.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -13,7 +14,7 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 
 use crate::launch::parent::Running;
-use crate::supervise::streams::{Pump, Raw, Wants};
+use crate::supervise::streams::{Pump, Wants};
 use crate::sys::{process, terminal};
 
 /// Blocks every signal that is proxied and gives the descriptor they are read from.
@@ -42,7 +43,6 @@ pub struct Foreground<'a> {
     pub running: &'a Running,
     pub signals: &'a SignalFd,
     pub pumps: Vec<Pump>,
-    pub raw: Option<Raw>,
     pub timeout: Option<Duration>,
 }
 
@@ -54,7 +54,6 @@ impl Foreground<'_> {
     /// Serves the container to its end; gives its exit status, 128+n if signal n ended it.
     pub fn serve(mut self) -> Result<i32> {
         let timer = self.timer()?;
-        self.resize();
         loop {
             let mut polled = vec![
                 PollFd::new(self.running.pidfd.as_fd(), PollFlags::POLLIN),
@@ -120,7 +119,7 @@ impl Foreground<'_> {
             let signal = found.ssi_signo as i32;
             match signal {
                 libc::SIGCHLD => {}
-                libc::SIGWINCH => self.resize(),
+                libc::SIGWINCH => self.running.master.iter().for_each(resize),
                 libc::SIGPIPE => {}
                 _ => {
                     let _ = process::pidfd_send_signal(self.running.pidfd.as_fd(), signal);
@@ -128,12 +127,6 @@ impl Foreground<'_> {
             }
         }
         Ok(())
-    }
-
-    fn resize(&self) {
-        if let (Some(raw), Some(master)) = (&self.raw, &self.running.master) {
-            let _ = terminal::copy_size(raw.terminal(), master.as_fd());
-        }
     }
 
     /// Moves what the container has written to the end.
@@ -156,6 +149,13 @@ impl Foreground<'_> {
             self.turn(&serving, &ready);
         }
     }
+}
+
+/// The container's terminal gets the size of the caller's, whichever stream that is.
+pub fn resize(master: &OwnedFd) {
+    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+    let streams = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+    let _ = streams.into_iter().find(|from| terminal::copy_size(*from, master.as_fd()).is_ok());
 }
 
 /// The status of a process that has ended.

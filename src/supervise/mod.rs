@@ -2,4 +2,5 @@
 //! limit and tells how it ended. It knows nothing of verbs.
 
 pub mod foreground;
+pub mod orphans;
 pub mod streams;

@@ -155,10 +155,6 @@ impl Raw {
         termios::tcsetattr(&terminal, SetArg::TCSADRAIN, &raw)?;
         Ok(Some(Self { terminal, before }))
     }
-
-    pub fn terminal(&self) -> BorrowedFd<'_> {
-        self.terminal.as_fd()
-    }
 }
 
 impl Drop for Raw {

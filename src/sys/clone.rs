@@ -40,7 +40,7 @@ struct CloneArgs {
 /// The errno of the call: `EPERM` and `ENOSPC` mean that user namespaces are refused (`user_namespaces(7)`).
 /// On kernels before 5.3, or under a filter that answers `ENOSYS`, `clone(2)` is used and the cgroup is left
 /// to the caller.
-pub fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
+pub fn clone(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
     let mut pidfd: i32 = -1;
     let mut args = CloneArgs {
         flags: flags | libc::CLONE_PIDFD as u64,

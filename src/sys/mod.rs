@@ -3,6 +3,7 @@
 //! directly by the rooms. It knows nothing of containers.
 
 pub mod clone;
+pub mod landlock;
 pub mod mount;
 pub mod path;
 pub mod process;

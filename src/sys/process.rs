@@ -26,7 +26,7 @@ struct CapHeader {
 
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-struct CapData {
+struct CapHalf {
     effective: u32,
     permitted: u32,
     inheritable: u32,
@@ -37,7 +37,7 @@ const LINUX_CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 /// `capset(2)` of the calling thread.
 pub fn capset(sets: CapabilitySets) -> io::Result<()> {
     let header = CapHeader { version: LINUX_CAPABILITY_VERSION_3, pid: 0 };
-    let half = |shift: u32| CapData {
+    let half = |shift: u32| CapHalf {
         effective: (sets.effective >> shift) as u32,
         permitted: (sets.permitted >> shift) as u32,
         inheritable: (sets.inheritable >> shift) as u32,
@@ -50,7 +50,7 @@ pub fn capset(sets: CapabilitySets) -> io::Result<()> {
 /// `capget(2)` of the calling thread.
 pub fn capget() -> io::Result<CapabilitySets> {
     let header = CapHeader { version: LINUX_CAPABILITY_VERSION_3, pid: 0 };
-    let mut halves = [CapData::default(); 2];
+    let mut halves = [CapHalf::default(); 2];
     // SAFETY: version 3 reads one header and writes two data structs, which are these.
     done(unsafe { libc::syscall(libc::SYS_capget, &raw const header, halves.as_mut_ptr()) })?;
     let whole = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;

@@ -1,4 +1,5 @@
 //! `seccomp(2)` with `SECCOMP_SET_MODE_FILTER`: installs a program that was compiled in the parent.
+//! It knows nothing of profiles.
 #![allow(unsafe_code)]
 
 use std::io;

@@ -1,4 +1,5 @@
 //! Pseudo-terminals and window sizes: the ioctls of `ioctl_tty(2)` that `nix` leaves to its users.
+//! It knows nothing of who watches a terminal.
 #![allow(unsafe_code)]
 
 use std::io;

@@ -1,5 +1,7 @@
 //! The id maps of a user namespace, and the choice among the rungs: pure once the host's ranges are known.
+//! It writes nothing.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs;
 
@@ -9,11 +11,11 @@ use crate::error::Error;
 use crate::ids::{ContainerId, HostId};
 use crate::spec::request::{Extent, UserNamespace};
 use crate::sys::process;
-use crate::userns::helpers::{self, Helpers};
+use crate::userns::setuid::{self, SetuidPrograms};
 use crate::userns::subordinate::{self, Kind, Range};
 
 /// One line of /proc/PID/uid_map (`user_namespaces(7)`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
     pub container: ContainerId,
     pub host: HostId,
@@ -27,16 +29,16 @@ impl fmt::Display for Line {
 }
 
 /// Who writes the maps.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Writer {
     /// The setuid programs, one for each kind, side by side.
-    Helpers(Helpers),
+    SetuidPrograms(SetuidPrograms),
     /// We ourselves: one id of ours, or any with `CAP_SETUID` and `CAP_SETGID`.
     Direct,
 }
 
 /// Both maps, and what goes with them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdMaps {
     pub uid: Vec<Line>,
     pub gid: Vec<Line>,
@@ -141,15 +143,15 @@ fn supply(own: Ids) -> Result<std::result::Result<Supply, Option<String>>> {
     if uid.is_empty() || gid.is_empty() {
         return Ok(Err(None));
     }
-    let helpers = match helpers::find() {
-        Ok(helpers) => helpers,
+    let programs = match setuid::find() {
+        Ok(programs) => programs,
         Err(because) => return Ok(Err(Some(because))),
     };
     let with_own = |own: HostId, more: Vec<Range>| [vec![Range { first: own.0, count: 1 }], more].concat();
     Ok(Ok(Supply {
         uid: with_own(own.uid, uid),
         gid: with_own(own.gid, gid),
-        writer: Writer::Helpers(helpers),
+        writer: Writer::SetuidPrograms(programs),
     }))
 }
 
@@ -182,7 +184,12 @@ fn whole(supply: &Supply) -> IdMaps {
 
 fn maps(uid: Vec<Line>, gid: Vec<Line>, supply: &Supply) -> IdMaps {
     let writer = supply.writer.clone();
-    IdMaps { uid, gid, writer, deny_setgroups: false, weaker_because: None }
+    IdMaps { uid, gid, writer, deny_setgroups: denied_outside(), weaker_because: None }
+}
+
+/// A namespace inherits the denial of the one around it (`user_namespaces(7)`).
+fn denied_outside() -> bool {
+    fs::read_to_string("/proc/self/setgroups").is_ok_and(|word| word.trim() == "deny")
 }
 
 fn lay(ranges: &[Range], first: u32) -> Vec<Line> {

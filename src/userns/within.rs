@@ -11,12 +11,12 @@ use crate::error::Error;
 use crate::sys::clone::{self, Cloned};
 use crate::sys::{process, socket};
 use crate::userns::maps::{IdMaps, Line, Writer};
-use crate::userns::{helpers, refusal};
+use crate::userns::{refusal, setuid};
 
 /// Writes both maps of the process `pid`, which is in a fresh user namespace of ours.
 pub fn write_maps(maps: &IdMaps, pid: i32) -> Result<()> {
-    if let Writer::Helpers(helpers) = &maps.writer {
-        return helpers::write(helpers, pid, &maps.uid, &maps.gid);
+    if let Writer::SetuidPrograms(programs) = &maps.writer {
+        return setuid::write(programs, pid, &maps.uid, &maps.gid);
     }
     let file = |name: &str, text: &str| {
         fs::write(format!("/proc/{pid}/{name}"), text).map_err(|error| refusal::of_maps(&error))
@@ -54,7 +54,7 @@ pub fn become_root(maps: &IdMaps, keep_groups: bool) -> io::Result<()> {
 pub fn run(maps: &IdMaps, namespaces: u64, work: impl FnOnce() -> i32) -> Result<i32> {
     let (ours, theirs) = socket::pair()?;
     let flags = libc::CLONE_NEWUSER as u64 | namespaces;
-    match clone::clone3(flags, None).map_err(|error| refusal::of_clone(&error))? {
+    match clone::clone(flags, None).map_err(|error| refusal::of_clone(&error))? {
         Cloned::Child => {
             drop(ours);
             clone::exit(child(maps, theirs, work))
@@ -98,4 +98,24 @@ pub fn wait(pid: i32) -> Result<i32> {
             }
         }
     }
+}
+
+/// Runs `work` as `run` does and gives its words: `Ok` for what it found, `Err` for why it could not.
+pub fn ask(
+    maps: &IdMaps,
+    namespaces: u64,
+    work: impl FnOnce() -> Result<String>,
+) -> Result<std::result::Result<String, String>> {
+    let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    let status = run(maps, namespaces, || {
+        let (words, status) = match work() {
+            Ok(words) => (words, 0),
+            Err(error) => (format!("{error:#}"), 1),
+        };
+        let _ = nix::unistd::write(&write, words.as_bytes());
+        status
+    })?;
+    drop(write);
+    let words = io::read_to_string(fs::File::from(read))?;
+    Ok(if status == 0 { Ok(words) } else { Err(words) })
 }

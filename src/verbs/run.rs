@@ -1,24 +1,28 @@
-//! `kelp run`: from a request to the exit status of the program, with nothing left behind.
+//! `kelp run`: from a request to the exit status of the program, with nothing left behind. It puts rooms
+//! together and prints nothing.
 
-use std::path::Path;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::container::folder::{Container, Process};
-use crate::container::{files, sweep};
+use crate::container::folder::Container;
+use crate::container::{files, sweep, volume};
 use crate::error::Error;
-use crate::ids::ContainerName;
+use crate::ids::{ContainerName, Name};
 use crate::launch::parent::{self, Launched, Running, Watcher};
 use crate::launch::plan::{self, Plan, Surroundings};
+use crate::launch::stage;
 use crate::paths::Paths;
 use crate::rootfs::host;
 use crate::rootfs::overlay::Persistence;
 use crate::rootfs::rung::{self, Rung};
+use crate::spec::mount::{MountKind, Propagation};
 use crate::spec::request::{Request, UserNamespace};
 use crate::spec::resolve::{self, Facts};
-use crate::spec::{Root, Spec};
+use crate::spec::{Root, Sharing, Spec};
 use crate::supervise::foreground::{self, Foreground};
-use crate::supervise::streams;
+use crate::supervise::{orphans, streams};
 use crate::userns::maps::{self, IdMaps};
 
 /// Runs `request` in the foreground; `warn` is told what is weaker than it could be.
@@ -28,10 +32,10 @@ use crate::userns::maps::{self, IdMaps};
 pub fn run(request: &Request, warn: &mut dyn FnMut(&str)) -> Result<i32> {
     let signals = foreground::signals()?;
     let paths = Paths::find()?;
+    let request = &with_volumes(request, &paths, volume::ensure)?;
     sweep::sweep(&paths)?;
     let mut maps = maps::choose(&request.userns)?;
-    let mut container =
-        Container::create(&paths, ContainerName::fresh()?, request.name.clone(), request.remove)?;
+    let mut container = Container::create(&paths, request.name.clone(), request.remove)?;
     let outcome = loop {
         match start(request, &paths, &mut container, &maps, &signals, warn) {
             Ok(Started::MapsRefused(error)) if request.userns == UserNamespace::Auto && !maps.one_id() => {
@@ -50,6 +54,7 @@ pub fn run(request: &Request, warn: &mut dyn FnMut(&str)) -> Result<i32> {
 /// The plan of `request` as text, without running it.
 pub fn explain(request: &Request) -> Result<String> {
     let paths = Paths::find()?;
+    let request = &with_volumes(request, &paths, |paths, name| Ok(volume::folder(paths, name)))?;
     let maps = maps::choose(&request.userns)?;
     let id = ContainerName::fresh()?;
     let folder = paths.containers().join(id.as_str());
@@ -58,13 +63,35 @@ pub fn explain(request: &Request) -> Result<String> {
     Ok(plan::explain(&plan_for(&spec, &folder, &maps, first, request.remove)?))
 }
 
+/// The request with each named volume as a bind of its folder.
+fn with_volumes(
+    request: &Request,
+    paths: &Paths,
+    folder: impl Fn(&Paths, &Name) -> Result<PathBuf>,
+) -> Result<Request> {
+    let mut request = request.clone();
+    for mount in &mut request.mounts {
+        if let MountKind::Volume(name) = &mount.kind {
+            let source = folder(paths, name)?;
+            mount.kind = MountKind::Bind { source, recursive: false, propagation: Propagation::Private };
+        }
+    }
+    Ok(request)
+}
+
 enum Started {
     Ended(i32),
     MapsRefused(anyhow::Error),
 }
 
 fn facts(id: ContainerName, maps: &IdMaps) -> Facts {
-    Facts { id, one_id: maps.one_id() && maps.has_root(), term: std::env::var_os("TERM") }
+    let shared = ["/dev/shm", "/dev/mqueue"].map(PathBuf::from);
+    Facts {
+        id,
+        one_id: maps.one_id() && maps.has_root(),
+        term: std::env::var_os("TERM"),
+        shared_memory: shared.into_iter().filter(|path| path.exists()).collect(),
+    }
 }
 
 fn start(
@@ -78,8 +105,11 @@ fn start(
     if let Some(because) = &maps.weaker_because {
         warn(&format!("only one id is mapped: {because}"));
     }
-    let spec = resolve::resolve(request, &facts(container.record.id.clone(), maps))?;
-    files::write(&container.folder, &spec)?;
+    let spec = resolve::resolve(request, &facts(container.id.clone(), maps))?;
+    container.watched.stop_signal = spec.stop_signal;
+    if spec.namespaces.pid == Sharing::Host {
+        orphans::adopt()?;
+    }
     let ladder = rung::ladder(&spec.root);
     let from = first_rung(paths, ladder);
     let mut reasons = Vec::new();
@@ -117,7 +147,21 @@ fn plan_for(spec: &Spec, folder: &Path, maps: &IdMaps, rung: Rung, remove: bool)
     let pieces = if spec.root == Root::Host { host::pieces()? } else { Vec::new() };
     let persistence = if remove { Persistence::Volatile } else { Persistence::Kept };
     let folder = folder.to_owned();
-    Ok(plan::from_spec(spec, &Surroundings { folder, rung, persistence, maps: maps.clone(), pieces }))
+    Ok({
+        let files = files::texts(spec);
+        plan::from_spec(
+            spec,
+            &Surroundings {
+                folder,
+                rung,
+                persistence,
+                maps: maps.clone(),
+                pieces,
+                files,
+                seal: spec.init || stage::needs_seal(maps)?,
+            },
+        )
+    })
 }
 
 fn serve(
@@ -131,25 +175,28 @@ fn serve(
         pumps = streams::with_terminal(master, spec.process.stdin)?;
         raw = if spec.process.stdin { streams::Raw::enter()? } else { None };
     }
-    Foreground { running, signals, pumps, raw, timeout: spec.timeout }.serve()
+    let status = Foreground { running, signals, pumps, timeout: spec.timeout }.serve();
+    drop(raw);
+    if spec.namespaces.pid == Sharing::Host {
+        orphans::end();
+    }
+    status
 }
 
 fn close(
-    mut container: Container,
+    container: Container,
     paths: &Paths,
     maps: &IdMaps,
     status: Option<i32>,
     warn: &mut dyn FnMut(&str),
 ) -> Result<()> {
-    if container.record.remove || status.is_none() {
+    if container.watched.remove || status.is_none() {
         if let Err(error) = container.remove(paths, Some(maps)) {
             warn(&format!("{error:#}"));
         }
         return Ok(());
     }
-    container.record.exit = status;
-    container.record.process = None;
-    container.save().context("cannot keep the exit status")
+    container.keep_exit(status).context("cannot keep the exit status")
 }
 
 struct Watch<'a, 'b> {
@@ -159,11 +206,14 @@ struct Watch<'a, 'b> {
 
 impl Watcher for Watch<'_, '_> {
     fn cloned(&mut self, pid: i32) -> Result<()> {
-        self.container.record.process = Process::of(pid);
-        self.container.save()
+        self.container.watch(pid)
     }
 
     fn warn(&mut self, sentence: &str) {
         (self.warn)(sentence);
+    }
+
+    fn terminal(&mut self, master: &OwnedFd) {
+        foreground::resize(master);
     }
 }

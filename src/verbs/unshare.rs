@@ -81,7 +81,7 @@ fn private_netns_names() -> Result<()> {
     let before = open_tree(run.as_fd(), Depth::Recursive)?;
     let entries: Vec<_> = std::fs::read_dir("/run")?.filter_map(Result::ok).collect();
     move_mount(tmpfs.as_fd(), run.as_fd())?;
-    for entry in entries {
+    for entry in entries.into_iter().filter(|entry| entry.file_name() != "netns") {
         let path = entry.path();
         let kind = entry.file_type()?;
         let old = nix::fcntl::openat(

@@ -1,6 +1,7 @@
 //! newuidmap and newgidmap: the setuid programs that write maps of more than one id for users who own ranges
 //! (`newuidmap(1)`). Both run side by side: each costs milliseconds, most of them its own start.
 
+use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -13,8 +14,8 @@ use crate::error::Error;
 use crate::userns::maps::Line;
 
 /// The programs found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Helpers {
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetuidPrograms {
     pub newuidmap: PathBuf,
     pub newgidmap: PathBuf,
 }
@@ -23,13 +24,13 @@ pub struct Helpers {
 ///
 /// # Errors
 /// A sentence that says which is missing or lacks the setuid bit.
-pub fn find() -> Result<Helpers, String> {
+pub fn find() -> Result<SetuidPrograms, String> {
     let one = |name: &str| {
         let path = search(name).ok_or_else(|| format!("{name} is not installed"))?;
         let privileged = is_privileged(&path);
         if privileged { Ok(path) } else { Err(format!("{} has no setuid bit", path.display())) }
     };
-    Ok(Helpers { newuidmap: one("newuidmap")?, newgidmap: one("newgidmap")? })
+    Ok(SetuidPrograms { newuidmap: one("newuidmap")?, newgidmap: one("newgidmap")? })
 }
 
 /// The first file of that name in `$PATH`.
@@ -55,11 +56,11 @@ fn has_file_capabilities(path: &Path) -> bool {
 ///
 /// # Errors
 /// A program that can't be started, or that refuses the map, with its own words.
-pub fn write(helpers: &Helpers, pid: i32, uid: &[Line], gid: &[Line]) -> Result<()> {
-    let uids = start(&helpers.newuidmap, pid, uid)?;
-    let gids = start(&helpers.newgidmap, pid, gid);
-    let uids = finish(&helpers.newuidmap, uids);
-    gids.and_then(|gids| finish(&helpers.newgidmap, gids))?;
+pub fn write(programs: &SetuidPrograms, pid: i32, uid: &[Line], gid: &[Line]) -> Result<()> {
+    let uids = start(&programs.newuidmap, pid, uid)?;
+    let gids = start(&programs.newgidmap, pid, gid);
+    let uids = finish(&programs.newuidmap, uids);
+    gids.and_then(|gids| finish(&programs.newgidmap, gids))?;
     uids
 }
 

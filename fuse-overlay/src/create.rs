@@ -1,0 +1,277 @@
+//! New names: files, directories, links. A name where the upper holds a whiteout is made in the work directory and
+//! moved over it, so that the lower's file never shines through.
+
+use crate::attr::{Attr, Caller, WANTED, decode_device, encode_device, kind_of};
+use crate::find::{Entry, Found};
+use crate::listing::Source;
+use crate::node::{Name, Node, Upper};
+use crate::overlay::{At, Overlay, whiteout_at};
+use crate::upper::UpperLayer;
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Statx, linkat, mkdirat, mknodat, openat, renameat,
+    renameat_with, statx, symlinkat, unlinkat,
+};
+use rustix::io::{Errno, Result};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+/// What a new name shall be.
+pub enum New<'a> {
+    /// A regular file, a device, a fifo or a socket; `mode` carries the type.
+    Node {
+        mode: u32,
+        rdev: u32,
+    },
+    Directory {
+        mode: u32,
+    },
+    Symlink {
+        target: &'a [u8],
+    },
+}
+
+impl New<'_> {
+    fn kind(&self) -> FileType {
+        match self {
+            Self::Node { mode, .. } => match FileType::from_raw_mode(*mode) {
+                FileType::Unknown => FileType::RegularFile,
+                kind => kind,
+            },
+            Self::Directory { .. } => FileType::Directory,
+            Self::Symlink { .. } => FileType::Symlink,
+        }
+    }
+
+    fn mode(&self) -> u32 {
+        match self {
+            Self::Node { mode, .. } | Self::Directory { mode } => mode & 0o7777,
+            Self::Symlink { .. } => 0o777,
+        }
+    }
+}
+
+/// A name in a directory of the upper that is being made.
+struct Making<'a> {
+    upper: &'a UpperLayer,
+    directory: &'a OwnedFd,
+    name: &'a [u8],
+    new: &'a New<'a>,
+    caller: Caller,
+}
+
+impl Overlay {
+    /// Makes a new name; the kernel then holds a reference to it.
+    pub fn create(&self, parent: u64, name: &[u8], new: &New<'_>, caller: Caller) -> Result<Attr> {
+        check_name(name)?;
+        let upper = self.upper_layer()?;
+        let whiteout = matches!(new, New::Node { mode, rdev }
+            if FileType::from_raw_mode(*mode) == FileType::CharacterDevice && *rdev == encode_device(0, 0));
+        if whiteout {
+            return Err(Errno::PERM);
+        }
+        let parent = self.node(parent)?;
+        self.quota.admit_inode()?;
+        self.copy_up(&parent)?;
+        let directory = self.upper_dir(&parent)?.ok_or(Errno::NOENT)?;
+        let making = Making { upper, directory: &directory, name, new, caller };
+        let (stat, file) = match self.make_at(&making, &directory, name) {
+            Err(Errno::EXIST) if whiteout_at(&directory, name)? => {
+                self.make_over_whiteout(&making, &parent)?
+            }
+            other => other?,
+        };
+        self.quota.gained(&stat);
+        self.added(&parent, name, &stat);
+        let found = Found { upper: Some(stat), ..Found::default() };
+        let Entry { node, attr } = self.adopt(&parent, name, found)?;
+        if let Some(file) = file {
+            node.state.lock().data = Some(Arc::new(file));
+            self.descriptors.cached(node);
+        }
+        Ok(attr)
+    }
+
+    /// Makes the file in `directory`, with its owner and mode; returns a regular file's descriptor, because a write
+    /// follows most creations.
+    fn make_at(
+        &self,
+        making: &Making<'_>,
+        directory: &OwnedFd,
+        name: &[u8],
+    ) -> Result<(Statx, Option<OwnedFd>)> {
+        let mode = Mode::from_raw_mode(making.new.mode());
+        let mut file = None;
+        match making.new {
+            New::Directory { .. } => mkdirat(directory, name, mode)?,
+            New::Symlink { target } => symlinkat(*target, directory, name)?,
+            New::Node { rdev, .. } => match making.new.kind() {
+                FileType::RegularFile => {
+                    let flags =
+                        OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                    file = Some(openat(directory, name, flags, mode)?);
+                }
+                kind => mknodat(directory, name, kind, mode, decode_device(*rdev))?,
+            },
+        }
+        let made = match &file {
+            Some(file) => statx(file, c"", AtFlags::EMPTY_PATH, WANTED)?,
+            None => statx(directory, name, AtFlags::SYMLINK_NOFOLLOW, WANTED)?,
+        };
+        match self.dress_new(making, directory, name, made) {
+            Ok(stat) => Ok((stat, file)),
+            Err(error) => {
+                let flags =
+                    if kind_of(&made) == FileType::Directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+                let _nothing_else_to_do = unlinkat(directory, name, flags);
+                Err(error)
+            }
+        }
+    }
+
+    /// Owner and mode of a new file. A set-group-id directory has given it its own group already.
+    fn dress_new(&self, making: &Making<'_>, directory: &OwnedFd, name: &[u8], made: Statx) -> Result<Statx> {
+        let mut attr = Attr::new(0, &made);
+        let inherited = made.stx_gid != self.own.1;
+        (attr.uid, attr.gid) = (making.caller.uid, making.caller.gid);
+        let wanted = making.new.mode();
+        let plain = self.options.owners == crate::config::Owners::Real;
+        let same_owner = (making.caller.uid, making.caller.gid) == self.own
+            || (self.own.0 == making.caller.uid && inherited);
+        let same_mode = making.new.kind() == FileType::Symlink
+            || u32::from(made.stx_mode) & 0o7777 & !0o2000 == wanted & !0o2000;
+        if plain && same_owner && same_mode && self.ids.is_plain() {
+            return Ok(made);
+        }
+        let at = At::Name(Arc::new(rustix::io::fcntl_dupfd_cloexec(directory, 0)?), name.into());
+        if inherited {
+            attr.gid = self.ids.shown(crate::config::Owner { uid: 0, gid: made.stx_gid }, false).gid;
+        }
+        self.give_owner(&at, &attr, Some(made.stx_gid))?;
+        if !same_mode || (wanted & 0o6000 != 0 && !same_owner) {
+            at.set_mode(wanted | (u32::from(made.stx_mode) & 0o2000))?;
+        }
+        at.stat()
+    }
+
+    fn make_over_whiteout(
+        &self,
+        making: &Making<'_>,
+        parent: &Arc<Node>,
+    ) -> Result<(Statx, Option<OwnedFd>)> {
+        let Making { upper, directory, name, .. } = *making;
+        let temporary = upper.temporary_name();
+        let (stat, file) = self.make_at(making, &upper.temporary, &temporary)?;
+        let is_dir = kind_of(&stat) == FileType::Directory;
+        let moved = inherit_group(upper, &temporary, directory, making.new).and_then(|()| {
+            if is_dir {
+                return self.move_dir_over_whiteout(making, parent, &temporary);
+            }
+            renameat(&upper.temporary, &temporary, directory, name)
+        });
+        upper.discard_on_error(
+            moved,
+            &temporary,
+            if is_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() },
+        )?;
+        Ok((statx(directory, name, AtFlags::SYMLINK_NOFOLLOW, WANTED)?, file))
+    }
+
+    fn move_dir_over_whiteout(
+        &self,
+        making: &Making<'_>,
+        parent: &Arc<Node>,
+        temporary: &[u8],
+    ) -> Result<()> {
+        let Making { upper, directory, name, .. } = *making;
+        if parent.is_merged() {
+            crate::xattr::set_opaque(&upper.temporary, temporary)?;
+        }
+        match renameat_with(&upper.temporary, temporary, directory, name, RenameFlags::EXCHANGE) {
+            Ok(()) => unlinkat(&upper.temporary, temporary, AtFlags::empty()),
+            Err(Errno::INVAL) => {
+                unlinkat(directory, name, AtFlags::empty())?;
+                renameat(&upper.temporary, temporary, directory, name)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// One more name for a file.
+    pub fn link(&self, ino: u64, parent: u64, name: &[u8]) -> Result<Attr> {
+        check_name(name)?;
+        let upper = self.upper_layer()?;
+        let (node, parent) = (self.node(ino)?, self.node(parent)?);
+        self.copy_up(&node)?;
+        self.copy_up(&parent)?;
+        let directory = self.upper_dir(&parent)?.ok_or(Errno::NOENT)?;
+        let whiteout = whiteout_at(&directory, name)?;
+        let linked = self.at_upper(&node, |at, state| {
+            if whiteout {
+                let temporary = upper.temporary_name();
+                at.link(&upper.temporary, &temporary)?;
+                let moved = renameat(&upper.temporary, &temporary, &directory, name);
+                upper.discard_on_error(moved, &temporary, AtFlags::empty())?;
+            } else {
+                at.link(&directory, name)?;
+            }
+            state.forget_name(&parent, name);
+            state.names.push(Name { parent: parent.clone(), name: name.into(), up: true });
+            state.upper = Upper::Named;
+            state.links = state.links.map(|links| links + 1);
+            Ok(state.links)
+        })?;
+        if let Some(Some(links)) = linked {
+            self.remember_links(node.ino, links);
+        }
+        let entry = self.entry(&parent, name)?.ok_or(Errno::NOENT)?;
+        if let Some(dir) = parent.state.lock().dir.as_mut()
+            && let Some(listing) = dir.listing.as_mut()
+        {
+            listing.insert(name, node.ino, node.kind, Source::Upper);
+        }
+        Ok(entry.attr)
+    }
+
+    pub(crate) fn remember_links(&self, number: u64, links: u32) {
+        let key = crate::records::Key::number(number);
+        self.records.write(crate::records::Kind::Links, key, u64::from(links));
+    }
+
+    /// A reader in the middle of the directory may still meet the new name.
+    pub(crate) fn added(&self, parent: &Arc<Node>, name: &[u8], stat: &Statx) {
+        let mut state = parent.state.lock();
+        if let Some(listing) = state.dir.as_mut().and_then(|dir| dir.listing.as_mut()) {
+            listing.insert(name, self.upper_number(stat), kind_of(stat), Source::Upper);
+        }
+    }
+}
+
+impl At {
+    pub(crate) fn link(&self, directory: &OwnedFd, name: &[u8]) -> Result<()> {
+        match self {
+            Self::Name(fd, old) => linkat(fd, &**old, directory, name, AtFlags::empty()),
+            Self::Held(fd) => {
+                linkat(CWD, crate::sys::proc_path(fd, b""), directory, name, AtFlags::SYMLINK_FOLLOW)
+            }
+        }
+    }
+}
+
+/// The work directory gave a new file no group; the directory that it moves to might have.
+fn inherit_group(upper: &UpperLayer, temporary: &[u8], directory: &OwnedFd, new: &New<'_>) -> Result<()> {
+    let above = statx(directory, c"", AtFlags::EMPTY_PATH, WANTED)?;
+    if u32::from(above.stx_mode) & 0o2000 == 0 {
+        return Ok(());
+    }
+    let at = At::Name(Arc::new(rustix::io::fcntl_dupfd_cloexec(&upper.temporary, 0)?), temporary.into());
+    at.chown(None, Some(above.stx_gid))?;
+    match new.kind() {
+        FileType::Symlink => Ok(()),
+        FileType::Directory => at.set_mode(new.mode() | 0o2000),
+        _ => at.set_mode(new.mode()),
+    }
+}
+
+pub(crate) fn check_name(name: &[u8]) -> Result<()> {
+    if name.len() > 255 { Err(Errno::NAMETOOLONG) } else { Ok(()) }
+}

@@ -1,0 +1,653 @@
+//! The wire: requests of the kernel become calls of an `Overlay`, and its plain answers become replies. Nothing is
+//! decided here but what the kernel may remember. OPEN, OPENDIR, CREATE, FLUSH and ACCESS are answered ENOSYS once, so
+//! that they are never sent again (an open file then costs nothing, and CREATE becomes MKNOD without a RELEASE). A
+//! panic in a handler answers EIO and the server lives on.
+
+use crate::attr::{Attr, Caller, Changes, Stamp, Time};
+use crate::contents::{Privilege, Seek, Span};
+use crate::create::New;
+use crate::directory::{Detail, Room};
+use crate::overlay::Overlay;
+use crate::rename::{Replace, Spot};
+use crate::transport::counters::{Counters, Request as Kind};
+use crate::transport::pause::Pause;
+use fuser::{
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo,
+    InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, Session, SessionACL, TimeOrNow, WriteFlags,
+};
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// As good as for ever; the kernel adds it to its clock.
+const FOREVER: Duration = Duration::from_secs(1 << 30);
+const GENERATION: Generation = Generation(0);
+const MAX_WRITE: u32 = 1 << 20;
+const NANOSECONDS: u32 = 1_000_000_000;
+
+thread_local! {
+    static DATA: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// How many threads serve a mount on this machine: more only rotate and cool the caches.
+pub fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get().min(4))
+}
+
+/// Serves a device that is already mounted, until it is unmounted.
+pub fn serve(overlay: Arc<Overlay>, device: OwnedFd, threads: usize) -> io::Result<()> {
+    serve_counted(overlay, device, threads, Arc::default(), || {})
+}
+
+/// The same with counters that somebody prints, and a call when the kernel was answered first.
+pub fn serve_counted(
+    overlay: Arc<Overlay>,
+    device: OwnedFd,
+    threads: usize,
+    counters: Arc<Counters>,
+    ready: impl FnOnce(),
+) -> io::Result<()> {
+    let (wire, config) = prepare(overlay, threads, counters)?;
+    let pause = wire.pause.clone();
+    let session = Session::from_fd(wire, device, SessionACL::All, config)?;
+    ready();
+    let outcome = session.run();
+    pause.close();
+    outcome
+}
+
+/// Mounts by the setuid helper `fusermount3` and serves, where nothing else may mount.
+pub fn serve_by_helper(
+    overlay: Arc<Overlay>,
+    target: &Path,
+    threads: usize,
+    counters: Arc<Counters>,
+    ready: impl FnOnce(),
+) -> io::Result<()> {
+    let (wire, mut config) = prepare(overlay, threads, counters)?;
+    let pause = wire.pause.clone();
+    config.acl = SessionACL::Owner;
+    config.mount_options = vec![MountOption::DefaultPermissions, MountOption::FSName("fuse-overlay".into())];
+    let session = Session::new(wire, target, &config)?;
+    ready();
+    let outcome = session.run();
+    pause.close();
+    outcome
+}
+
+fn prepare(
+    overlay: Arc<Overlay>,
+    threads: usize,
+    counters: Arc<Counters>,
+) -> io::Result<(Wire, fuser::Config)> {
+    // Modes arrive finished from the kernel.
+    rustix::process::umask(rustix::fs::Mode::empty());
+    let ttl = if overlay.is_coherent() { Duration::from_secs(1) } else { FOREVER };
+    let wire = Wire { overlay, ttl, counters, pause: Pause::start()? };
+    let mut config = fuser::Config::default();
+    config.acl = SessionACL::All;
+    config.n_threads = Some(threads.max(1));
+    config.clone_fd = threads > 1;
+    Ok((wire, config))
+}
+
+struct Wire {
+    overlay: Arc<Overlay>,
+    ttl: Duration,
+    counters: Arc<Counters>,
+    pause: Pause,
+}
+
+impl Wire {
+    /// Runs a handler; if it panics its reply is dropped, which answers EIO, and nothing else happens.
+    fn guard(&self, kind: Kind, act: impl FnOnce()) {
+        self.counters.count(kind);
+        if catch_unwind(AssertUnwindSafe(act)).is_err() {
+            eprintln!(
+                "fuse-overlay: a {kind:?} request failed by a fault of this program and was answered EIO"
+            );
+        }
+    }
+
+    fn entry(&self, outcome: rustix::io::Result<Attr>, reply: ReplyEntry) {
+        match outcome {
+            Ok(attr) => reply.entry(&self.ttl, &file_attr(&attr), GENERATION),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn attr(&self, outcome: rustix::io::Result<Attr>, reply: ReplyAttr) {
+        match outcome {
+            Ok(attr) => reply.attr(&self.ttl, &file_attr(&attr)),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn create_new(&self, request: &Request, parent: INodeNo, name: &OsStr, new: &New<'_>, reply: ReplyEntry) {
+        let caller = Caller { uid: request.uid(), gid: request.gid() };
+        self.guard(Kind::Create, || {
+            self.entry(self.overlay.create(parent.0, name.as_bytes(), new, caller), reply);
+        });
+    }
+}
+
+fn errno(error: rustix::io::Errno) -> Errno {
+    Errno::from_i32(error.raw_os_error())
+}
+
+fn done(outcome: rustix::io::Result<()>, reply: ReplyEmpty) {
+    match outcome {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+fn system_time(time: Time) -> SystemTime {
+    let nanoseconds = Duration::from_nanos(u64::from(time.nsec));
+    let whole = if time.sec >= 0 {
+        UNIX_EPOCH.checked_add(Duration::from_secs(time.sec.unsigned_abs()))
+    } else {
+        UNIX_EPOCH.checked_sub(Duration::from_secs(time.sec.unsigned_abs()))
+    };
+    whole.and_then(|whole| whole.checked_add(nanoseconds)).unwrap_or(UNIX_EPOCH)
+}
+
+/// Undoes what fuser 0.18 does to times before 1970: it takes the nanoseconds off where they must be added.
+fn stamp(time: TimeOrNow) -> Stamp {
+    let TimeOrNow::SpecificTime(time) = time else { return Stamp::Now };
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => Stamp::At(Time { sec: after.as_secs() as i64, nsec: after.subsec_nanos() }),
+        Err(before) => {
+            let before = before.duration();
+            let sec = (before.as_secs() as i64).wrapping_neg();
+            Stamp::At(Time { sec, nsec: before.subsec_nanos() % NANOSECONDS })
+        }
+    }
+}
+
+fn file_type(kind: rustix::fs::FileType) -> FileType {
+    match kind {
+        rustix::fs::FileType::Directory => FileType::Directory,
+        rustix::fs::FileType::Symlink => FileType::Symlink,
+        rustix::fs::FileType::Fifo => FileType::NamedPipe,
+        rustix::fs::FileType::Socket => FileType::Socket,
+        rustix::fs::FileType::CharacterDevice => FileType::CharDevice,
+        rustix::fs::FileType::BlockDevice => FileType::BlockDevice,
+        _ => FileType::RegularFile,
+    }
+}
+
+fn file_attr(attr: &Attr) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(attr.ino),
+        size: attr.size,
+        blocks: attr.blocks,
+        atime: system_time(attr.atime),
+        mtime: system_time(attr.mtime),
+        ctime: system_time(attr.ctime),
+        crtime: UNIX_EPOCH,
+        kind: file_type(attr.kind()),
+        perm: (attr.mode & 0o7777) as u16,
+        nlink: attr.nlink,
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: attr.rdev,
+        blksize: attr.blksize,
+        flags: 0,
+    }
+}
+
+impl Filesystem for Wire {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let mut wanted = vec![
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+            InitFlags::FUSE_NO_OPEN_SUPPORT,
+            InitFlags::FUSE_NO_OPENDIR_SUPPORT,
+            InitFlags::FUSE_NO_EXPORT_SUPPORT,
+            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+        ];
+        if self.overlay.is_coherent() {
+            wanted.push(InitFlags::FUSE_AUTO_INVAL_DATA);
+        } else {
+            wanted.push(InitFlags::FUSE_EXPLICIT_INVAL_DATA);
+        }
+        if self.overlay.uses_writeback() {
+            wanted.push(InitFlags::FUSE_WRITEBACK_CACHE);
+        }
+        for flag in wanted {
+            // An older kernel lacks some; each only makes things faster, and KILLPRIV is cleared by us in any case.
+            let _missing = config.add_capabilities(flag);
+        }
+        let _refused = config.set_max_write(MAX_WRITE);
+        let _refused = config.set_max_background(64);
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.guard(Kind::Lookup, || match self.overlay.lookup(parent.0, name.as_bytes()) {
+            Ok(Some(attr)) => reply.entry(&self.ttl, &file_attr(&attr), GENERATION),
+            Ok(None) => {
+                // Node 0: the kernel remembers that the name does not exist.
+                self.counters.count(Kind::Missed);
+                let nothing = Attr { ino: 0, ..NOTHING };
+                reply.entry(&self.ttl, &file_attr(&nothing), GENERATION);
+            }
+            Err(error) => reply.error(errno(error)),
+        });
+    }
+
+    fn forget(&self, _request: &Request, ino: INodeNo, count: u64) {
+        self.guard(Kind::Forget, || self.overlay.forget(ino.0, count));
+    }
+
+    fn getattr(&self, _request: &Request, ino: INodeNo, _file: Option<FileHandle>, reply: ReplyAttr) {
+        self.guard(Kind::GetAttr, || self.attr(self.overlay.get_attr(ino.0), reply));
+    }
+
+    fn setattr(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _file: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let changes = Changes { mode, uid, gid, size, atime: atime.map(stamp), mtime: mtime.map(stamp) };
+        self.guard(Kind::SetAttr, || self.attr(self.overlay.set_attr(ino.0, &changes), reply));
+    }
+
+    fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
+        self.guard(Kind::ReadLink, || match self.overlay.read_link(ino.0) {
+            Ok(target) => reply.data(&target),
+            Err(error) => reply.error(errno(error)),
+        });
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        self.create_new(request, parent, name, &New::Node { mode, rdev }, reply);
+    }
+
+    fn mkdir(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        self.create_new(request, parent, name, &New::Directory { mode }, reply);
+    }
+
+    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let target = target.as_os_str().as_bytes();
+        self.create_new(request, parent, name, &New::Symlink { target }, reply);
+    }
+
+    fn create(
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn open(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.counters.count(Kind::Open);
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn opendir(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.counters.count(Kind::Open);
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.guard(Kind::Unlink, || done(self.overlay.unlink(parent.0, name.as_bytes()), reply));
+    }
+
+    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.guard(Kind::RmDir, || done(self.overlay.rmdir(parent.0, name.as_bytes()), reply));
+    }
+
+    fn rename(
+        &self,
+        _request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let replace = if flags == RenameFlags::empty() {
+            Replace::Over
+        } else if flags == RenameFlags::RENAME_NOREPLACE {
+            Replace::Refuse
+        } else if flags == RenameFlags::RENAME_EXCHANGE {
+            Replace::Exchange
+        } else {
+            return reply.error(Errno::EINVAL);
+        };
+        let from = Spot { parent: parent.0, name: name.as_bytes() };
+        let to = Spot { parent: new_parent.0, name: new_name.as_bytes() };
+        self.guard(Kind::Rename, || done(self.overlay.rename(&from, &to, replace), reply));
+    }
+
+    fn link(&self, _request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.guard(Kind::Link, || self.entry(self.overlay.link(ino.0, parent.0, name.as_bytes()), reply));
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _file: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.guard(Kind::Read, || {
+            DATA.with_borrow_mut(|buffer| {
+                let size = size as usize;
+                if buffer.len() < size {
+                    buffer.resize(size, 0);
+                }
+                match self.overlay.read(ino.0, offset, buffer.get_mut(..size).unwrap_or_default()) {
+                    Ok(count) => self.send(buffer.get(..count).unwrap_or_default(), reply),
+                    Err(error) => reply.error(errno(error)),
+                }
+            });
+        });
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _file: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let privilege = if write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
+            Privilege::Drop
+        } else {
+            Privilege::Keep
+        };
+        self.guard(Kind::Write, || match self.overlay.write(Span { ino: ino.0, offset }, data, privilege) {
+            Ok(count) => match self.overlay.write_due(count, Instant::now()) {
+                None => reply.written(count as u32),
+                Some(due) => self.pause.until(due, Box::new(move || reply.written(count as u32))),
+            },
+            Err(error) => reply.error(errno(error)),
+        });
+    }
+
+    fn flush(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _file: FileHandle,
+        _owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fsync(&self, _request: &Request, ino: INodeNo, _file: FileHandle, data_only: bool, reply: ReplyEmpty) {
+        if self.overlay.is_volatile() {
+            return reply.error(Errno::ENOSYS);
+        }
+        self.guard(Kind::Sync, || done(self.overlay.sync(ino.0, data_only), reply));
+    }
+
+    fn fsyncdir(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        file: FileHandle,
+        data_only: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.fsync(request, ino, file, data_only, reply);
+    }
+
+    fn readdir(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _file: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        self.guard(Kind::ReadDir, || {
+            let outcome = self.overlay.read_dir(ino.0, offset, Detail::Names, &mut |entry| {
+                let name = OsStr::from_bytes(entry.name);
+                room(reply.add(INodeNo(entry.ino), entry.cookie, file_type(entry.kind), name))
+            });
+            match outcome {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(errno(error)),
+            }
+        });
+    }
+
+    fn readdirplus(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _file: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        self.guard(Kind::ReadDirPlus, || {
+            let outcome = self.overlay.read_dir(ino.0, offset, Detail::Attributes, &mut |entry| {
+                let attr = entry.attr.unwrap_or(Attr { ino: entry.ino, ..NOTHING });
+                let (number, name) = (INodeNo(attr.ino), OsStr::from_bytes(entry.name));
+                room(reply.add(number, entry.cookie, name, &self.ttl, &file_attr(&attr), GENERATION))
+            });
+            match outcome {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(errno(error)),
+            }
+        });
+    }
+
+    fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        self.guard(Kind::StatFs, || match self.overlay.stat_fs() {
+            Ok(stat) => reply.statfs(
+                stat.f_blocks,
+                stat.f_bfree,
+                stat.f_bavail,
+                stat.f_files,
+                stat.f_ffree,
+                stat.f_bsize as u32,
+                stat.f_namemax as u32,
+                stat.f_frsize as u32,
+            ),
+            Err(error) => reply.error(errno(error)),
+        });
+    }
+
+    fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.guard(Kind::GetXattr, || sized(self.overlay.get_xattr(ino.0, name.as_bytes()), size, reply));
+    }
+
+    fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.guard(Kind::ListXattr, || sized(self.overlay.list_xattr(ino.0), size, reply));
+    }
+
+    fn setxattr(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let flags = flags.unsigned_abs();
+        self.guard(Kind::SetXattr, || {
+            done(self.overlay.set_xattr(ino.0, name.as_bytes(), value, flags), reply)
+        });
+    }
+
+    fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.guard(Kind::RemoveXattr, || done(self.overlay.remove_xattr(ino.0, name.as_bytes()), reply));
+    }
+
+    fn fallocate(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _file: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let span = Span { ino: ino.0, offset };
+        self.guard(Kind::Allocate, || done(self.overlay.allocate(span, length, mode.unsigned_abs()), reply));
+    }
+
+    fn lseek(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _file: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let question = if whence == libc::SEEK_DATA { Seek::Data } else { Seek::Hole };
+        // The kernel does not write dirty pages back before it asks, so the real file may have holes where the caller
+        // has just written. ENOSYS makes it answer "all data" by itself, which is always right (decision 0103).
+        if self.overlay.uses_writeback() {
+            return reply.error(Errno::ENOSYS);
+        }
+        let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
+        self.guard(Kind::Seek, || match self.overlay.seek(Span { ino: ino.0, offset }, question) {
+            Ok(offset) => reply.offset(offset as i64),
+            Err(error) => reply.error(errno(error)),
+        });
+    }
+
+    fn copy_file_range(
+        &self,
+        _request: &Request,
+        ino_in: INodeNo,
+        _in: FileHandle,
+        offset_in: u64,
+        ino_out: INodeNo,
+        _out: FileHandle,
+        offset_out: u64,
+        length: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let from = Span { ino: ino_in.0, offset: offset_in };
+        let to = Span { ino: ino_out.0, offset: offset_out };
+        self.guard(Kind::CopyRange, || match self.overlay.copy_range(from, to, length) {
+            Ok(count) => reply.written(count as u32),
+            Err(error) => reply.error(errno(error)),
+        });
+    }
+}
+
+impl Wire {
+    fn send(&self, data: &[u8], reply: ReplyData) {
+        match self.overlay.read_due(data.len(), Instant::now()) {
+            None => reply.data(data),
+            Some(due) => {
+                let data = data.to_vec();
+                self.pause.until(due, Box::new(move || reply.data(&data)));
+            }
+        }
+    }
+}
+
+fn room(full: bool) -> Room {
+    if full { Room::Full } else { Room::Taken }
+}
+
+fn sized(outcome: rustix::io::Result<Vec<u8>>, size: u32, reply: ReplyXattr) {
+    match outcome {
+        Ok(value) if size == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+const NO_TIME: Time = Time { sec: 0, nsec: 0 };
+const NOTHING: Attr = Attr {
+    ino: 0,
+    size: 0,
+    blocks: 0,
+    atime: NO_TIME,
+    mtime: NO_TIME,
+    ctime: NO_TIME,
+    mode: 0o100_000,
+    nlink: 0,
+    uid: 0,
+    gid: 0,
+    rdev: 0,
+    blksize: 4096,
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_before_1970_and_at_the_ends_of_the_clock_survive() {
+        for sec in [i64::MIN, -2, -1, 0, 1, i64::MAX] {
+            let shown = system_time(Time { sec, nsec: 0 });
+            let stamp = stamp(TimeOrNow::SpecificTime(shown));
+            assert_eq!(stamp, Stamp::At(Time { sec, nsec: 0 }));
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Extended attributes: the overlay's own marks on real files, and what users may see of the rest. Everything under
+//! `user.overlay.` belongs to the overlay: it is hidden, and a user who sets such a name gets it stored under
+//! `user.overlay.overlay.`, which is how an overlay inside this one keeps its marks.
+
+use crate::node::Node;
+use crate::overlay::{At, Overlay};
+use crate::sys::proc_path;
+use rustix::fs::{
+    XattrFlags, getxattr, lgetxattr, listxattr, llistxattr, lremovexattr, lsetxattr, removexattr, setxattr,
+};
+use rustix::io::{Errno, Result};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+const OWN: &[u8] = b"user.overlay.";
+const ESCAPED: &[u8] = b"user.overlay.overlay.";
+pub(crate) const OVERRIDE: &[u8] = b"user.containers.override_stat";
+const OVERRIDES: &[&[u8]] = &[b"user.containers.override_", b"user.fuseoverlayfs."];
+const OPAQUE: [&str; 2] = ["user.overlay.opaque", "user.fuseoverlayfs.opaque"];
+
+/// The value of the opaque mark of the directory `name` (or of `fd` itself): `y` hides the lowers, `x` says that files
+/// in it may be marked as whiteouts.
+pub(crate) fn opaque_mark(fd: impl AsFd, name: &[u8]) -> Option<u8> {
+    let path = proc_path(fd, name);
+    let follow = name.is_empty();
+    OPAQUE.iter().find_map(|mark| {
+        let mut value = [0; 8];
+        let read =
+            if follow { getxattr(&path, *mark, &mut value) } else { lgetxattr(&path, *mark, &mut value) };
+        read.ok().filter(|length| *length == 1).and_then(|_| value.first().copied())
+    })
+}
+
+pub(crate) fn set_opaque(fd: impl AsFd, name: &[u8]) -> Result<()> {
+    lsetxattr(proc_path(fd, name), "user.overlay.opaque", b"y", XattrFlags::empty())
+}
+
+pub(crate) fn is_marked_whiteout(fd: impl AsFd, name: &[u8]) -> bool {
+    lgetxattr(proc_path(fd, name), "user.overlay.whiteout", &mut [0; 8]).is_ok()
+}
+
+pub(crate) fn has(fd: impl AsFd, name: &[u8], mark: &str) -> bool {
+    lgetxattr(proc_path(fd, name), mark, &mut [0; 4096]).is_ok()
+}
+
+/// Where a file's attributes are reached, and whether the last link of the path is to be followed.
+struct Target {
+    path: Vec<u8>,
+    follow: bool,
+}
+
+/// Reads a whole value. Sizes may change between the question and the answer, so it asks again on `ERANGE`.
+fn read(size: impl Fn() -> Result<usize>, fill: impl Fn(&mut [u8]) -> Result<usize>) -> Result<Vec<u8>> {
+    loop {
+        let mut value = vec![0; size()?];
+        match fill(&mut value) {
+            Err(Errno::RANGE) => {}
+            Ok(length) => {
+                value.truncate(length);
+                return Ok(value);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+impl Target {
+    fn at(at: &At) -> Self {
+        let (path, follow) = at.path();
+        Self { path, follow }
+    }
+
+    fn read(&self, name: &[u8]) -> Result<Vec<u8>> {
+        // Most values are short: one call instead of two.
+        let mut short = [0; 256];
+        let first = if self.follow {
+            getxattr(&self.path, name, &mut short)
+        } else {
+            lgetxattr(&self.path, name, &mut short)
+        };
+        match first {
+            Ok(length) => return Ok(short.get(..length).unwrap_or_default().to_vec()),
+            Err(Errno::RANGE) => {}
+            Err(error) => return Err(error),
+        }
+        if self.follow {
+            read(|| rustix::fs::getxattr_query(&self.path, name), |value| getxattr(&self.path, name, value))
+        } else {
+            read(|| rustix::fs::lgetxattr_query(&self.path, name), |value| lgetxattr(&self.path, name, value))
+        }
+    }
+
+    fn list(&self) -> Result<Vec<u8>> {
+        if self.follow {
+            read(|| rustix::fs::listxattr_query(&self.path), |value| listxattr(&self.path, value))
+        } else {
+            read(|| rustix::fs::llistxattr_query(&self.path), |value| llistxattr(&self.path, value))
+        }
+    }
+
+    fn set(&self, name: &[u8], value: &[u8], flags: XattrFlags) -> Result<()> {
+        if self.follow {
+            setxattr(&self.path, name, value, flags)
+        } else {
+            lsetxattr(&self.path, name, value, flags)
+        }
+    }
+
+    fn remove(&self, name: &[u8]) -> Result<()> {
+        if self.follow { removexattr(&self.path, name) } else { lremovexattr(&self.path, name) }
+    }
+}
+
+/// The name under which a user's attribute is stored; `None` if users may not have it.
+fn stored(name: &[u8]) -> Option<Vec<u8>> {
+    if OVERRIDES.iter().any(|prefix| name.starts_with(prefix)) {
+        return None;
+    }
+    match name.strip_prefix(OWN) {
+        Some(rest) => Some([ESCAPED, rest].concat()),
+        None => Some(name.to_vec()),
+    }
+}
+
+/// The name that a user sees for a stored attribute; `None` if it is hidden.
+fn shown(name: &[u8]) -> Option<Vec<u8>> {
+    if let Some(rest) = name.strip_prefix(ESCAPED) {
+        return Some([OWN, rest].concat());
+    }
+    let hidden = name.starts_with(OWN) || OVERRIDES.iter().any(|prefix| name.starts_with(prefix));
+    (!hidden).then(|| name.to_vec())
+}
+
+impl Overlay {
+    fn attributes<T>(&self, node: &Arc<Node>, act: impl Fn(&Target) -> Result<T>) -> Result<T> {
+        if node.is_dir() {
+            let fd = match self.upper_dir(node)? {
+                Some(fd) => fd,
+                None => node.places().first().ok_or(Errno::STALE)?.fd(&self.descriptors)?,
+            };
+            return act(&Target { path: proc_path(&fd, b""), follow: true });
+        }
+        if let Some(outcome) = self.at_upper(node, |at, _| act(&Target::at(at)))? {
+            return Ok(outcome);
+        }
+        let lower = node.state.lock().lower.clone();
+        let (place, name) = lower.ok_or(Errno::STALE)?;
+        act(&Target { path: proc_path(place.fd(&self.descriptors)?, &name), follow: false })
+    }
+
+    pub fn get_xattr(&self, ino: u64, name: &[u8]) -> Result<Vec<u8>> {
+        let name = stored(name).ok_or(Errno::NODATA)?;
+        self.attributes(&self.node(ino)?, |target| target.read(&name))
+    }
+
+    /// The names, each with a NUL behind it.
+    pub fn list_xattr(&self, ino: u64) -> Result<Vec<u8>> {
+        let all = self.attributes(&self.node(ino)?, Target::list)?;
+        let names = all.split(|byte| *byte == 0).filter(|name| !name.is_empty()).filter_map(shown);
+        Ok(names.flat_map(|name| [name, vec![0]].concat()).collect())
+    }
+
+    /// `flags` are those of `setxattr(2)`.
+    pub fn set_xattr(&self, ino: u64, name: &[u8], value: &[u8], flags: u32) -> Result<()> {
+        let name = stored(name).ok_or(Errno::PERM)?;
+        let node = self.node(ino)?;
+        self.copy_up(&node)?;
+        self.attributes(&node, |target| target.set(&name, value, XattrFlags::from_bits_retain(flags)))
+    }
+
+    pub fn remove_xattr(&self, ino: u64, name: &[u8]) -> Result<()> {
+        let name = stored(name).ok_or(Errno::NODATA)?;
+        let node = self.node(ino)?;
+        self.attributes(&node, |target| target.read(&name))?;
+        self.copy_up(&node)?;
+        self.attributes(&node, |target| target.remove(&name))
+    }
+
+    /// Copies what users see, and what overlays inside this one left, to a file that is being copied up. What we may
+    /// not set is left behind: such attributes mean nothing to a user without privilege.
+    pub(crate) fn copy_xattrs(&self, node: &Arc<Node>, to: &At) -> Result<()> {
+        let to = Target::at(to);
+        self.attributes(node, |from| {
+            let all = match from.list() {
+                Err(Errno::OPNOTSUPP) => return Ok(()),
+                other => other?,
+            };
+            for name in all.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+                if name.starts_with(OWN) && !name.starts_with(ESCAPED) {
+                    continue;
+                }
+                let privileged =
+                    [&b"security."[..], b"trusted.", b"system."].iter().any(|p| name.starts_with(p));
+                match from.read(name).and_then(|value| to.set(name, &value, XattrFlags::empty())) {
+                    Ok(()) | Err(Errno::NODATA) => {}
+                    Err(Errno::PERM | Errno::OPNOTSUPP | Errno::INVAL) if privileged => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// The value of an attribute that users do not see.
+    pub(crate) fn own_xattr(&self, node: &Arc<Node>, name: &[u8]) -> Option<Vec<u8>> {
+        self.attributes(node, |target| target.read(name)).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_the_overlay_are_hidden_and_those_of_users_come_back() {
+        assert_eq!(shown(b"user.overlay.opaque"), None);
+        assert_eq!(shown(OVERRIDE), None);
+        assert_eq!(stored(OVERRIDE), None);
+        for name in [
+            &b"user.overlay.opaque"[..],
+            b"user.overlay.overlay.opaque",
+            b"user.mine",
+            b"security.capability",
+        ] {
+            assert_eq!(shown(&stored(name).unwrap()).as_deref(), Some(name));
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! The engine: one thread, one epoll, every flow of one container. This file holds the state and the loop, and knows which
+//! room an event belongs to; what a room does with it is in the room's file.
+//!
+//!   frame on the device --> device --> streams (SYNs, mirrored TCP)   --> policy --> host socket
+//!                                 \--> datagrams (UDP, echo)         --> policy --> host socket
+//!                                  \-> names (DNS)
+//!   client on the host  --> published --> socket in the container's namespace
+//!
+//! A panic in a room ends the event, not the engine.
+
+mod control;
+mod counters;
+mod datagrams;
+mod device;
+mod mirror;
+mod names;
+mod pcap;
+mod published;
+mod pump;
+mod rate;
+mod streams;
+mod table;
+mod timers;
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use crate::attach::{Attached, Facts};
+use crate::broker::Broker;
+use crate::config::Config;
+use crate::confine::{Role, confine};
+use crate::policy;
+use crate::ports::Bound;
+use crate::sys::process;
+use crate::sys::stream::{Epoll, Event};
+use crate::wire::frame::Ends;
+use control::Control;
+pub use counters::Counters;
+use datagrams::{Flow, FlowName};
+use mirror::Mirrors;
+use names::Names;
+use pcap::Pcap;
+use published::{Port, Run};
+use pump::Pipes;
+use rate::Bucket;
+use streams::Stream;
+use table::{Key, Table};
+use timers::Timers;
+
+/// What the engine is told by while it runs.
+#[derive(Debug, Default)]
+pub struct Channels {
+    /// The engine ends when this descriptor hangs up or becomes readable.
+    pub stop: Option<OwnedFd>,
+    /// A listening Unix socket that takes slirp4netns's requests: one JSON object a connection.
+    pub api: Option<OwnedFd>,
+    /// A connected Unix stream socket that takes the same requests, one a line, for as long as it is open.
+    pub control: Option<OwnedFd>,
+    /// Gets the byte `1` when the network is up.
+    pub ready: Option<OwnedFd>,
+}
+
+/// The rooms an event's number leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Room {
+    Device,
+    Listener4,
+    Listener6,
+    Stop,
+    StreamHost,
+    StreamContainer,
+    Flow,
+    Port,
+    Query,
+    NameClient,
+    NamesChanged,
+    Api,
+    Request,
+}
+
+const ROOMS: [Room; 13] = [
+    Room::Device,
+    Room::Listener4,
+    Room::Listener6,
+    Room::Stop,
+    Room::StreamHost,
+    Room::StreamContainer,
+    Room::Flow,
+    Room::Port,
+    Room::Query,
+    Room::NameClient,
+    Room::NamesChanged,
+    Room::Api,
+    Room::Request,
+];
+
+impl Room {
+    fn number(self, key: Key) -> u64 {
+        (self as u64) << 56 | key.pack()
+    }
+
+    fn alone(self) -> u64 {
+        (self as u64) << 56
+    }
+}
+
+struct Engine {
+    config: Config,
+    facts: Facts,
+    epoll: Epoll,
+    timers: Timers,
+    now: Instant,
+    device: OwnedFd,
+    pcap: Option<Pcap>,
+    listener4: Option<OwnedFd>,
+    listener6: Option<OwnedFd>,
+    broker: Broker,
+    streams: Table<Stream>,
+    stream_by_ends: HashMap<Ends, Key>,
+    mirrors: Mirrors,
+    /// Streams that had their turn and have more.
+    ready: Vec<(Key, bool)>,
+    pipes: Pipes,
+    flows: Table<Flow>,
+    flow_by_name: HashMap<FlowName, Key>,
+    ports: Table<Port>,
+    port_rules: HashSet<Run>,
+    names: Names,
+    control: Control,
+    up: Bucket,
+    down: Bucket,
+    counters: Counters,
+    /// The frame or datagram of the event; taken out while it is worked on.
+    scratch: Vec<u8>,
+    /// What is copied between the two sockets of a stream; a stream may move while a frame is worked on.
+    messages: Vec<u8>,
+    stop: Option<OwnedFd>,
+}
+
+/// Room for the largest frame: vnet header, Ethernet, 64 KiB.
+const SCRATCH: usize = 10 + 14 + 65536;
+
+const MESSAGES: usize = 64 << 10;
+
+/// Runs the engine until it is told to stop.
+///
+/// The caller must have one thread and be in the host's network namespace, outside the container's pid namespace; which
+/// user namespace it is in does not matter. It gives up every privilege before the first frame is read.
+pub fn run(attached: Attached, bound: Vec<Bound>, mut config: Config, channels: Channels) -> Result<()> {
+    let descriptors = process::raise_descriptor_limit().context("cannot raise the limit of descriptors")?;
+    // Two descriptors a flow, and pipes for those that are in the middle of bulk.
+    let bound_by_descriptors = usize::try_from(descriptors.saturating_sub(512) * 2 / 5).unwrap_or(usize::MAX);
+    config.max_flows = config.max_flows.min(bound_by_descriptors.saturating_sub(bound.len()));
+    if config.policy.host_addresses.is_empty() {
+        config.policy.host_addresses = host_addresses()?;
+    }
+    let names = Names::open(&config.resolver)?;
+    let pcap = config.pcap.as_deref().map(Pcap::create).transpose()?;
+    let mut engine = Engine {
+        epoll: Epoll::new()?,
+        timers: Timers::default(),
+        now: Instant::now(),
+        device: attached.device,
+        pcap,
+        listener4: attached.listener4,
+        listener6: attached.listener6,
+        broker: Broker::new(attached.broker),
+        streams: Table::new(),
+        stream_by_ends: HashMap::new(),
+        mirrors: Mirrors::default(),
+        ready: Vec::new(),
+        pipes: Pipes::default(),
+        flows: Table::new(),
+        flow_by_name: HashMap::new(),
+        ports: Table::new(),
+        port_rules: HashSet::new(),
+        names,
+        control: Control::new(channels.api, channels.control),
+        up: Bucket::new(config.rate.up),
+        down: Bucket::new(config.rate.down),
+        counters: Counters::default(),
+        scratch: vec![0; SCRATCH],
+        messages: vec![0; MESSAGES],
+        stop: channels.stop,
+        facts: attached.facts,
+        config,
+    };
+    engine.facts.notes.extend(confine(Role::Engine)?);
+    engine.register()?;
+    engine.publish(bound)?;
+    if let Some(ready) = channels.ready {
+        crate::sys::stream::write(&ready, b"1").context("cannot say that the network is up")?;
+    }
+    engine.turn_until_stopped()
+}
+
+/// The addresses of the host's own interfaces, which no container may reach unless it is told so.
+fn host_addresses() -> Result<Vec<std::net::IpAddr>> {
+    Ok(crate::netlink::Netlink::route()?.addresses()?)
+}
+
+impl Engine {
+    fn register(&mut self) -> Result<()> {
+        let edge = libc::EPOLLIN;
+        self.epoll.add(&self.device, edge, Room::Device.alone())?;
+        for (listener, room) in [(&self.listener4, Room::Listener4), (&self.listener6, Room::Listener6)] {
+            if let Some(listener) = listener {
+                self.epoll.add(listener, edge, room.alone())?;
+            }
+        }
+        if let Some(stop) = &self.stop {
+            self.epoll.add(stop, libc::EPOLLIN | libc::EPOLLRDHUP, Room::Stop.alone())?;
+        }
+        if let Some(changes) = self.names.changes() {
+            self.epoll.add(changes, libc::EPOLLIN, Room::NamesChanged.alone())?;
+        }
+        self.register_control()
+    }
+
+    fn turn_until_stopped(&mut self) -> Result<()> {
+        let mut events = [Event { events: 0, u64: 0 }; 256];
+        loop {
+            let wait = if self.ready.is_empty() { self.timers.wait(Instant::now()) } else { 0 };
+            let count = self.epoll.wait(&mut events, wait).context("cannot wait for events")?;
+            self.now = Instant::now();
+            for event in events.iter().take(count) {
+                let (number, flags) = (event.u64, event.events as i32);
+                let Some(room) = ROOMS.get((number >> 56) as usize) else { continue };
+                if *room == Room::Stop {
+                    return Ok(());
+                }
+                self.shielded(|engine| engine.event(*room, Key::unpack(number), flags));
+            }
+            for (key, hung_up) in std::mem::take(&mut self.ready) {
+                self.shielded(|engine| engine.pump(key, hung_up));
+            }
+            while let Some(number) = self.timers.due(self.now) {
+                let Some(room) = ROOMS.get((number >> 56) as usize) else { continue };
+                self.shielded(|engine| engine.deadline(*room, Key::unpack(number)));
+            }
+        }
+    }
+
+    /// Runs one event. A panic is a fault of ours; it costs the event and is counted.
+    fn shielded(&mut self, event: impl FnOnce(&mut Self)) {
+        if catch_unwind(AssertUnwindSafe(|| event(self))).is_err() {
+            self.counters.faults += 1;
+            self.scratch.resize(SCRATCH, 0);
+        }
+    }
+
+    fn event(&mut self, room: Room, key: Key, flags: i32) {
+        match room {
+            Room::Device => self.read_device(),
+            Room::Listener4 | Room::Listener6 => self.accept_container(room == Room::Listener4),
+            Room::StreamHost | Room::StreamContainer => {
+                self.stream_event(key, room == Room::StreamHost, flags)
+            }
+            Room::Flow => self.flow_event(key, flags),
+            Room::Port => self.port_event(key),
+            Room::Query => self.query_event(key),
+            Room::NameClient => self.name_client_event(key),
+            Room::NamesChanged => self.names.reload(),
+            Room::Api => self.accept_request(),
+            Room::Request => self.request_event(key),
+            Room::Stop => {}
+        }
+    }
+
+    fn deadline(&mut self, room: Room, key: Key) {
+        match room {
+            Room::StreamHost => self.stream_deadline(key),
+            Room::StreamContainer => self.pump(key, true),
+            Room::Flow => self.flow_deadline(key),
+            Room::Query => self.query_deadline(key),
+            Room::NameClient => self.name_client_deadline(key),
+            Room::Device => self.mirrors.forget_closed(self.now),
+            _ => {}
+        }
+    }
+
+    fn host_target(
+        &mut self,
+        destination: std::net::SocketAddr,
+    ) -> Result<std::net::SocketAddr, policy::Refusal> {
+        let target = self.config.policy.target(&self.config, destination);
+        if target.is_err() {
+            self.counters.refused += 1;
+        }
+        target
+    }
+}

@@ -1,0 +1,182 @@
+//! One direction of one connection: bytes from a socket to a socket. Short messages are copied (one `recv`, one `send`),
+//! bulk is spliced through a pipe that is only held while there is bulk. What the far side does not take stays in the
+//! pipe, and nothing more is read: each kernel's window tells its peer.
+//!
+//!   open --end of file--> ended --pipe empty, shutdown passed on--> shut
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use crate::sys::{socket, stream};
+
+/// Bytes that a pipe is asked to hold, and that one splice moves at most.
+const BULK: usize = 1 << 20;
+/// Bytes moved for one connection before others have their turn.
+const TURN: usize = 4 << 20;
+/// A splice below this is a message rather than bulk.
+const SHORT: usize = 16 << 10;
+
+type Pipe = (OwnedFd, OwnedFd);
+
+/// Pipes that are empty and in no use.
+#[derive(Default)]
+pub(crate) struct Pipes(Vec<Pipe>);
+
+impl Pipes {
+    fn take(&mut self) -> io::Result<Pipe> {
+        self.0.pop().map_or_else(|| stream::pipe(BULK as i32), Ok)
+    }
+
+    fn put_back(&mut self, pipe: Pipe) {
+        if self.0.len() < 32 {
+            self.0.push(pipe);
+        }
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Lane {
+    pipe: Option<Pipe>,
+    held: usize,
+    short: u8,
+    ended: bool,
+    shut: bool,
+    /// Bytes passed on so far.
+    pub(crate) moved: u64,
+}
+
+/// Why a pump stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pause {
+    /// Until the next event.
+    Idle,
+    /// It had its turn; there is more.
+    More,
+}
+
+impl Lane {
+    pub(crate) fn is_shut(&self) -> bool {
+        self.shut
+    }
+
+    /// Whether bytes are held that the far side has not taken, or only its end is left to be told.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.held > 0 || (self.ended && !self.shut)
+    }
+
+    /// Gives the pipe back, if it is empty; one that still holds bytes is closed.
+    pub(crate) fn release(&mut self, pipes: &mut Pipes) {
+        if let Some(pipe) = self.pipe.take()
+            && self.held == 0
+        {
+            pipes.put_back(pipe);
+        }
+    }
+
+    /// Whether the next bytes come by splice.
+    fn is_bulk(&self) -> bool {
+        self.pipe.is_some()
+    }
+
+    /// Moves what can be moved, at most `allowance` bytes. `hung_up` says that the end of `from` may already be there, so
+    /// that a short read must not be taken for the last.
+    pub(crate) fn pump(
+        &mut self,
+        from: &OwnedFd,
+        to: &OwnedFd,
+        (pipes, scratch): (&mut Pipes, &mut [u8]),
+        hung_up: bool,
+        allowance: usize,
+    ) -> io::Result<Pause> {
+        let stop = self.moved + allowance.min(TURN) as u64;
+        let scratch_size = scratch.len();
+        loop {
+            if !self.flush(to, pipes)? || self.shut {
+                return Ok(Pause::Idle);
+            }
+            if self.ended {
+                socket::shutdown_write(to)?;
+                self.shut = true;
+                return Ok(Pause::Idle);
+            }
+            if self.moved >= stop {
+                return Ok(Pause::More);
+            }
+            let left = (stop - self.moved) as usize;
+            let drained = match self.is_bulk() {
+                true => self.fill(from, left)?,
+                false => self.copy(
+                    (from, to),
+                    pipes,
+                    scratch.get_mut(..left.min(scratch_size)).unwrap_or(&mut []),
+                    hung_up,
+                )?,
+            };
+            if drained && self.held == 0 {
+                return Ok(Pause::Idle);
+            }
+        }
+    }
+
+    /// Empties the pipe; false if the far side is full.
+    fn flush(&mut self, to: &OwnedFd, pipes: &mut Pipes) -> io::Result<bool> {
+        while let Some((read_end, _)) = self.pipe.as_ref().filter(|_| self.held > 0) {
+            match stream::splice(read_end, to, self.held)? {
+                Some(count) => {
+                    self.held -= count.min(self.held);
+                    self.moved += count as u64;
+                }
+                None => return Ok(false),
+            }
+        }
+        if (self.ended || self.short >= 8)
+            && let Some(pipe) = self.pipe.take()
+        {
+            self.short = 0;
+            pipes.put_back(pipe);
+        }
+        Ok(true)
+    }
+
+    /// Splices into the pipe; true if there was nothing.
+    fn fill(&mut self, from: &OwnedFd, left: usize) -> io::Result<bool> {
+        let Some((_, write_end)) = &self.pipe else { return Ok(true) };
+        match stream::splice(from, write_end, BULK.min(left))? {
+            None => return Ok(true),
+            Some(0) => self.ended = true,
+            Some(count) => {
+                self.held = count;
+                self.short = if count < SHORT { self.short.saturating_add(1) } else { 0 };
+            }
+        }
+        Ok(false)
+    }
+
+    /// Reads and writes through `buffer`; true if that was all there was. A read that fills it is the start of bulk.
+    fn copy(
+        &mut self,
+        (from, to): (&OwnedFd, &OwnedFd),
+        pipes: &mut Pipes,
+        buffer: &mut [u8],
+        hung_up: bool,
+    ) -> io::Result<bool> {
+        let Some(count) = stream::recv(from, buffer, 0)? else { return Ok(true) };
+        if count == 0 {
+            self.ended = true;
+            return Ok(false);
+        }
+        let sent = stream::send(to, buffer.get(..count).unwrap_or(&[]))?.unwrap_or(0);
+        self.moved += sent as u64;
+        let rest = buffer.get(sent..count).unwrap_or(&[]);
+        if !rest.is_empty() || count == buffer.len() {
+            let pipe = pipes.take()?;
+            let held = if rest.is_empty() { 0 } else { stream::write(&pipe.1, rest)?.unwrap_or(0) };
+            self.pipe = Some(pipe);
+            self.held = held;
+            if held != rest.len() {
+                return Err(io::Error::from(io::ErrorKind::WriteZero));
+            }
+        }
+        Ok(count < buffer.len() && !hung_up)
+    }
+}

@@ -1,0 +1,30 @@
+//! `kelp doctor`: every room's checks in one list, and the rung of each facility that kelp takes.
+//! It knows which rooms have checks, not what they try.
+
+use crate::check::{self, Check};
+use crate::paths::Paths;
+use crate::spec::request::UserNamespace;
+use crate::userns::maps::{self, IdMaps};
+use crate::{launch, rootfs, userns};
+
+/// What the host permits, best rung first within each facility.
+pub fn examine(paths: &anyhow::Result<Paths>) -> Vec<Check> {
+    let mut checks = userns::check::checks();
+    let maps =
+        maps::choose(&UserNamespace::Auto).unwrap_or_else(|error| IdMaps::single(format!("{error:#}")));
+    let maps = match userns::within::run(&maps, 0, || 0) {
+        Ok(0) => maps,
+        _ => IdMaps::single(String::new()),
+    };
+    match paths {
+        Ok(paths) => {
+            checks.push(Check::works("store", "folder", paths.store.display().to_string()));
+            checks.push(Check::works("runtime folder", "folder", paths.runtime.display().to_string()));
+            checks.extend(rootfs::check::checks(paths, &maps));
+        }
+        Err(error) => checks.push(Check::from_error("store", "folder", error)),
+    }
+    checks.extend(launch::check::checks(&maps));
+    check::choose(&mut checks);
+    checks
+}

@@ -1,0 +1,147 @@
+//! `kelp doctor`: what it says of a host that refuses one thing, where the refusal is made for real, and that its
+//! JSON is what scripts can rely on. A row: facility, rung, state (used, works, refused), reason, mend.
+
+use crate::dir::Dir;
+use crate::kelp::Outcome;
+use crate::needs;
+use crate::nested::{Nested, without};
+use serde_json::{Value, json};
+use std::fs;
+use std::process::Command;
+
+/// The row of a facility whose rung has this word in its name.
+#[track_caller]
+fn row(outcome: &Outcome, facility: &str, rung: &str) -> Value {
+    let all: Value = serde_json::from_str(&outcome.out)
+        .unwrap_or_else(|error| panic!("{error}: {}{}", outcome.out, outcome.err));
+    let rows = all.as_array().unwrap().clone();
+    let found = rows
+        .into_iter()
+        .find(|row| row["facility"] == facility && row["rung"].as_str().unwrap().contains(rung));
+    found.unwrap_or_else(|| panic!("no {facility}: {rung} in {all:#}"))
+}
+
+/// Refused, with these words in the reason, and a mend with those.
+#[track_caller]
+fn refused(row: &Value, reason: &[&str], mend: &[&str]) {
+    assert_eq!(row["state"], json!("refused"), "{row:#}");
+    let said = |key: &str| row[key].as_str().unwrap_or_default().to_lowercase();
+    for (key, words) in [("reason", reason), ("mend", mend)] {
+        for word in words {
+            assert!(said(key).contains(&word.to_lowercase()), "no {word:?} in the {key} of {row:#}");
+        }
+    }
+}
+
+fn doctor(dir: &Dir) -> crate::kelp::Kelp {
+    dir.kelp(&["doctor", "--json"])
+}
+
+#[test]
+fn every_row_has_a_state_and_a_reason_and_refusals_have_a_mend() {
+    needs!(userns);
+    let dir = Dir::new();
+    let all = doctor(&dir).ok();
+    for row in serde_json::from_str::<Value>(&all.out).unwrap().as_array().unwrap() {
+        assert!(["used", "works", "refused"].contains(&row["state"].as_str().unwrap()), "{row}");
+        assert!(
+            !row["reason"].as_str().unwrap().is_empty() && !row["rung"].as_str().unwrap().is_empty(),
+            "{row}"
+        );
+        assert!(row["state"] != "refused" || row["mend"].is_string(), "a refusal without a mend: {row}");
+    }
+    let shown = dir.kelp(&["doctor"]).ok().out;
+    for row in serde_json::from_str::<Value>(&all.out).unwrap().as_array().unwrap() {
+        assert!(shown.contains(row["rung"].as_str().unwrap()), "{row} is not in\n{shown}");
+    }
+}
+
+#[test]
+fn what_doctor_calls_used_is_what_run_uses() {
+    needs!(userns, overlay);
+    let dir = Dir::new();
+    let all = doctor(&dir).ok();
+    assert_eq!(row(&all, "root file system", "T0")["state"], json!("used"));
+    let seen = dir.report(&[]);
+    let root =
+        seen["mounts"].as_array().unwrap().iter().find(|mount| mount["target"] == "/").unwrap().clone();
+    assert_eq!(root["type"], json!("overlay"));
+    let many = row(&all, "id maps", "many ids")["state"] == json!("used");
+    assert_eq!(many, seen["maps"]["uid"][0][2] != "1" || seen["maps"]["uid"].as_array().unwrap().len() > 1);
+}
+
+#[test]
+fn user_namespaces_at_their_limit() {
+    needs!(userns);
+    let dir = Dir::new();
+    let line = "echo 0 > /proc/sys/user/max_user_namespaces && exec \"$@\"";
+    let all = Nested::new(&dir).verb(&["doctor", "--json"]).shell(line).run(&dir).end();
+    refused(&row(&all, "user namespaces", ""), &["max_user_namespaces"], &["sysctl", "max_user_namespaces"]);
+}
+
+#[test]
+fn newuidmap_missing() {
+    needs!(subids);
+    let dir = Dir::new();
+    let all = doctor(&dir).env("PATH", &without(&dir, &["newuidmap", "newgidmap"])).end();
+    refused(&row(&all, "id maps", "many ids"), &["newuidmap"], &["uidmap"]);
+    assert_eq!(row(&all, "id maps", "one id")["state"], json!("used"));
+}
+
+#[test]
+fn newuidmap_without_setuid() {
+    needs!(subids);
+    let dir = Dir::new();
+    let path = without(&dir, &["newuidmap", "newgidmap"]);
+    for name in ["newuidmap", "newgidmap"] {
+        fs::copy(format!("/usr/bin/{name}"), format!("{path}/{name}")).unwrap();
+    }
+    let all = doctor(&dir).env("PATH", &path).end();
+    refused(&row(&all, "id maps", "many ids"), &["newuidmap", "setuid"], &["chmod", "u+s"]);
+}
+
+#[test]
+fn no_subordinate_ids() {
+    needs!(userns, single);
+    let all = doctor(&Dir::new()).end();
+    refused(
+        &row(&all, "id maps", "many ids"),
+        &["subordinate", "/etc/subuid"],
+        &["usermod", "--add-subuids"],
+    );
+}
+
+#[test]
+fn the_fuse_device_missing() {
+    needs!(userns, fuse);
+    let dir = Dir::new();
+    // A /dev of the test's own, with everything but the one node.
+    let line = "mount -t tmpfs dev /mnt && for n in null zero full random urandom tty; do : > /mnt/$n; mount --bind /dev/$n /mnt/$n; done && mkdir /mnt/pts /mnt/shm && mount --rbind /mnt /dev && exec \"$@\"";
+    let all = Nested::new(&dir).verb(&["doctor", "--json"]).shell(line).run(&dir).end();
+    refused(&row(&all, "root file system", "FUSE"), &["/dev/fuse"], &["fuse"]);
+}
+
+#[test]
+fn kernel_overlay_refused() {
+    needs!(userns);
+    let dir = Dir::new();
+    // An overlay can't be the upper layer of an overlay.
+    let [lower, upper, work, store] = ["lower", "upper", "work", "store"].map(|name| dir.folder(name));
+    let line = format!(
+        "mount -t overlay overlay -o userxattr,lowerdir={lower},upperdir={upper},workdir={work} {store} && exec \"$@\""
+    );
+    let all = Nested::new(&dir).verb(&["doctor", "--json"]).shell(&line).run(&dir).end();
+    refused(&row(&all, "root file system", "kernel overlay"), &[&store], &[]);
+    let _ = Command::new("chmod").args(["-R", "u+rwx", &work]).status();
+}
+
+#[test]
+fn doctor_changes_nothing() {
+    needs!(userns);
+    let dir = Dir::new();
+    doctor(&dir).ok();
+    let left: Vec<_> =
+        fs::read_dir(dir.path("store")).into_iter().flatten().flatten().map(|e| e.file_name()).collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().contains("trial")), "{left:?}");
+    assert_eq!(crate::host::mounts_below(&dir.text("")), Vec::<String>::new());
+}

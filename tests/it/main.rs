@@ -1,0 +1,28 @@
+//! kelp through its real binary, as the user who runs the suite. What stands where:
+//! `run` the main job and its options; `ids` who is who; `mounts` what is where; `process` exit codes, signals,
+//! terminals; `network` none and host; `security` attacks that must fail; `failure` sentences; `faults` kill -9
+//! and crowds; `doctor` and `explain` what kelp says of itself; `real` a Debian root; `unshare` the founding texts.
+//! The rest is the bench: `dir` folders and roots, `kelp` commands, `needs` facilities, `host` what is outside,
+//! `nested` hosts that refuse something, `pty`, `sys`.
+#![allow(clippy::unwrap_used, reason = "a test that meets the unexpected must fail there")]
+
+mod dir;
+mod host;
+mod kelp;
+mod needs;
+mod nested;
+mod pty;
+mod sys;
+
+mod doctor;
+mod explain;
+mod failure;
+mod faults;
+mod ids;
+mod mounts;
+mod network;
+mod process;
+mod real;
+mod run;
+mod security;
+mod unshare;

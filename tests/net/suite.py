@@ -1,0 +1,547 @@
+"""What kelp-net promises, checked from both ends: inside the container and out in the world. Run by `run`, as a user."""
+
+import functools
+import hashlib
+import os
+import signal
+import socket
+import struct
+import threading
+import time
+import unittest
+
+from harness import ADDRESS, GATEWAY, HOST, LOOPBACK, WORLD, Container, Gone, from_here, world
+
+QUICK = "KELP_QUICK" in os.environ
+FAMILIES = (4, 6)
+COMMANDS, ECHO, WHOAMI, LATE, RESET, BURST, FULL, SINK, SOURCE, CLOSED = range(9000, 9010)
+PATHS = {
+    "divert": (),
+    "mirror": ("--without=divert",),
+    "packet": ("--without=tap",),
+    "packet, mirror": ("--without=tap,divert",),
+}
+
+
+def digest(length):
+    block = bytes(range(251))
+    return hashlib.sha256((block * (length // 251 + 1))[:length]).hexdigest()
+
+
+def each(test):
+    """Runs a test for each path and family."""
+
+    @functools.wraps(test)
+    def matrix(self):
+        for path, options in PATHS.items():
+            with Container(*options) as container:
+                for family in FAMILIES:
+                    with self.subTest(path=path, family=family):
+                        test(self, container, family)
+
+    return matrix
+
+
+class Outbound(unittest.TestCase):
+    """The matrix: each path, each family."""
+
+    @each
+    def test_a_stream_reaches_the_world_from_the_hosts_address(self, container, family):
+        self.assertEqual(container.talk(WORLD[family], ECHO, "hello"), "hello")
+        self.assertEqual(container.talk(WORLD[family], WHOAMI).split()[0], HOST[family])
+
+    def test_the_path_that_was_asked_for_is_the_one_that_carries(self):
+        for path, options in PATHS.items():
+            with self.subTest(path=path), Container(*options) as container:
+                for family in FAMILIES:
+                    container.talk(WORLD[family], ECHO, "hello")
+                counters = container.counters()
+                mirrored, diverted = (2, 0) if "mirror" in path else (0, 2)
+                self.assertEqual((counters["mirrored"], counters["diverted"]), (mirrored, diverted))
+
+    @each
+    def test_refused_is_refused_at_once(self, container, family):
+        outcome, seconds = container.attempt(WORLD[family], CLOSED)
+        self.assertEqual(outcome, "ECONNREFUSED")
+        self.assertLess(seconds, 0.5)
+
+    @each
+    def test_no_route_is_told_at_once(self, container, family):
+        outcome, seconds = container.attempt({4: "198.51.100.1", 6: "2001:db8:99::1"}[family], 80)
+        self.assertIn(outcome, ("ENETUNREACH", "EHOSTUNREACH"))
+        self.assertLess(seconds, 0.5)
+
+    @each
+    def test_silence_is_silence(self, container, family):
+        self.assertEqual(container.attempt(WORLD[family], FULL, 0.7)[0], "timeout")
+
+    @each
+    def test_a_half_closed_connection_still_answers(self, container, family):
+        self.assertEqual(container.talk(WORLD[family], LATE, "all", True), "heard all")
+
+    @each
+    def test_a_reset_arrives_as_a_reset(self, container, family):
+        self.assertEqual(container.until_reset(WORLD[family], RESET), "reset")
+
+    @each
+    def test_a_close_behind_the_data_loses_no_byte(self, container, family):
+        self.assertEqual(container.bursts(WORLD[family], BURST, 20), [digest(1 << 20)])
+
+    @each
+    def test_many_bytes_arrive_exactly(self, container, family):
+        length = (8 << 20) if QUICK else (128 << 20) + 77
+        self.assertEqual(container.upload(WORLD[family], SINK, length), length)
+        self.assertEqual(container.download(WORLD[family], SOURCE, length), digest(length))
+
+    @unittest.skipIf(QUICK, "done as the other user")
+    def test_a_gigabyte_arrives_exactly(self):
+        with Container() as container:
+            self.assertEqual(container.download(WORLD[4], SOURCE, 1 << 30), digest(1 << 30))
+
+    @each
+    def test_datagrams_of_every_size_come_back(self, container, family):
+        for size in (1, 1200, 1472, 9000, 60000):
+            self.assertEqual(container.datagram(WORLD[family], ECHO, size), "same", size)
+
+    @each
+    def test_a_datagram_to_a_closed_port_is_refused(self, container, family):
+        self.assertEqual(container.datagram(WORLD[family], CLOSED, 1), "ECONNREFUSED")
+
+    @each
+    def test_ping_reaches_the_world_and_the_gateway(self, container, family):
+        for target in (WORLD[family], GATEWAY[family]):
+            status, output = container.run("ping", f"-{family}", "-c1", "-W3", target)
+            self.assertEqual(status, 0, output)
+
+    def test_without_ipv6_there_is_none(self):
+        with Container(v6=False) as container:
+            self.assertEqual(container.talk(WORLD[4], ECHO, "hello"), "hello")
+            self.assertEqual(container.attempt(WORLD[6], ECHO)[0], "ENETUNREACH")
+
+
+class Published(unittest.TestCase):
+    """Ports of the host that lead into the container."""
+
+    def test_a_service_sees_the_clients_own_address(self):
+        for path, options in PATHS.items():
+            ports = ("-p", "8080:80", "-p", "8053:53/udp")
+            with Container(*ports, *options) as container:
+                for family in FAMILIES:
+                    container.service("tcp", {4: "0.0.0.0", 6: "::"}[family], 80)
+                    container.service("udp", {4: "0.0.0.0", 6: "::"}[family], 53)
+                for family in FAMILIES:
+                    for protocol, host, inside in (("tcp", 8080, 80), ("udp", 8053, 53)):
+                        with self.subTest(path=path, family=family, protocol=protocol):
+                            answer = world(protocol, HOST[family], host)
+                            self.assertIsNone(answer["error"])
+                            address, port = answer["me"]
+                            self.assertEqual(answer["reply"], f"{inside} {address} {port} hello")
+
+    def test_a_client_on_the_hosts_loopback_comes_from_the_gateway(self):
+        for path, options in PATHS.items():
+            with Container("-p", "8080:80", "-p", "8053:53/udp", *options) as container:
+                for family in FAMILIES:
+                    container.service("tcp", {4: "0.0.0.0", 6: "::"}[family], 80)
+                    container.service("udp", {4: "0.0.0.0", 6: "::"}[family], 53)
+                for family in FAMILIES:
+                    for protocol, host, inside in (("tcp", 8080, 80), ("udp", 8053, 53)):
+                        with self.subTest(path=path, family=family, protocol=protocol):
+                            words = from_here(protocol, LOOPBACK[family], host).split()
+                            self.assertEqual((words[:2], words[3:]), ([str(inside), GATEWAY[family]], ["hello"]))
+
+    def test_a_range_leads_port_by_port(self):
+        with Container("-p", "8100-8109:9100-9109", "-p", "8100-8109:9100-9109/udp") as container:
+            for port in (9100, 9105, 9109):
+                for protocol in ("tcp", "udp"):
+                    container.service(protocol, "0.0.0.0", port)
+                    reply = world(protocol, HOST[4], port - 1000)["reply"]
+                    self.assertTrue(reply.startswith(f"{port} {WORLD[4]} "), reply)
+
+    def test_a_port_bound_to_one_address_is_open_on_that_only(self):
+        with Container("-p", "127.0.0.1:8080:80", "-p", "[::1]:8081:80") as container:
+            container.service("tcp", "0.0.0.0", 80)
+            container.service("tcp", "::", 80)
+            self.assertTrue(from_here("tcp", "127.0.0.1", 8080).startswith("80 "))
+            self.assertTrue(from_here("tcp", "::1", 8081).startswith("80 "))
+            self.assertEqual(from_here("tcp", "::1", 8080), "ConnectionRefusedError")
+            self.assertEqual(world("tcp", HOST[4], 8080)["error"], "ConnectionRefusedError")
+
+    def test_a_service_that_is_not_there_resets_its_client(self):
+        with Container("-p", "8080:80"):
+            self.assertIn(from_here("tcp", "127.0.0.1", 8080), ("ConnectionResetError", "BrokenPipeError"))
+
+    def test_a_service_on_the_containers_loopback_is_not_published(self):
+        with Container("-p", "8080:80") as container:
+            container.service("tcp", "127.0.0.1", 80)
+            self.assertIn(from_here("tcp", "127.0.0.1", 8080), ("ConnectionResetError", "BrokenPipeError"))
+
+    def test_ports_come_and_go_while_it_runs(self):
+        with Container() as container:
+            container.service("tcp", "0.0.0.0", 80)
+            container.service("udp", "0.0.0.0", 53)
+            ids = []
+            for protocol, port, inside in (("tcp", 8080, 80), ("udp", 8053, 53)):
+                answer = container.request(
+                    "add_hostfwd", proto=protocol, host_addr="0.0.0.0", host_port=port, guest_addr="10.0.2.100", guest_port=inside
+                )
+                ids.append(answer["return"]["id"])
+                reply = world(protocol, HOST[4], port)["reply"]
+                self.assertTrue(reply.startswith(f"{inside} {WORLD[4]} "), reply)
+            entries = container.request("list_hostfwd")["return"]["entries"]
+            self.assertEqual([entry["id"] for entry in entries], ids)
+            self.assertEqual(entries[0]["guest_addr"], "10.0.2.100")
+            for one in ids:
+                self.assertEqual(container.request("remove_hostfwd", id=one), {"return": {}})
+            self.assertEqual(container.request("list_hostfwd")["return"]["entries"], [])
+            self.assertEqual(from_here("tcp", "127.0.0.1", 8080), "ConnectionRefusedError")
+
+    def test_a_port_that_is_taken_is_refused_with_a_sentence(self):
+        with socket.create_server(("0.0.0.0", 8080)):
+            with self.assertRaisesRegex(Gone, "cannot publish 0.0.0.0:8080/tcp: the port is taken"):
+                Container("-p", "8080:80")
+            with Container() as container:
+                answer = container.request("add_hostfwd", proto="tcp", host_port=8080, guest_port=80)
+                self.assertIn("the port is taken", answer["error"]["desc"])
+
+    def test_a_port_of_another_network_is_not_shared(self):
+        for kind in ("tcp", "udp"):
+            with Container("-p", f"8080:80/{kind}"):
+                with self.assertRaisesRegex(Gone, "the port is taken"):
+                    Container("-p", f"8080:80/{kind}")
+
+    def test_a_reserved_port_is_refused_with_the_sysctls_name(self):
+        with self.assertRaisesRegex(Gone, "net.ipv4.ip_unprivileged_port_start to 25"):
+            Container("-p", "25:25")
+
+    def test_garbage_on_the_api_socket_is_answered_and_survived(self):
+        with Container() as container:
+            for text in (b"{", b"[]", b"{}", b'{"execute": 1}', b'{"execute":"x"}', b"\xff\xfe", b'{"execute":"add_hostfwd"}',
+                         b'{"execute":"remove_hostfwd","arguments":{"id":99}}', b"[" * 100000):
+                with socket.socket(socket.AF_UNIX) as client:
+                    client.settimeout(5)
+                    client.connect(container.api)
+                    try:
+                        client.sendall(text)
+                        client.shutdown(socket.SHUT_WR)
+                    except BrokenPipeError:
+                        pass
+                    self.assertIn(b'"error"', client.recv(4096), text[:40])
+            self.assertEqual(container.talk(WORLD[4], ECHO, "hello"), "hello")
+
+
+class Policy(unittest.TestCase):
+    """What must not be reached, by each path, with root inside the container at liberty to change its own rules."""
+
+    def targets(self):
+        yield 4, "127.0.0.1", "own loopback"
+        yield 4, GATEWAY[4], "gateway"
+        yield 6, GATEWAY[6], "gateway"
+        yield 4, HOST[4], "host address"
+        yield 6, HOST[6], "host address"
+        yield 4, "169.254.169.254", "metadata"
+        yield 6, "fd00:ec2::254", "metadata"
+        yield 6, "::ffff:127.0.0.1", "mapped"
+        yield 4, "0.0.0.0", "unspecified"
+
+    def test_what_is_the_hosts_own_is_refused_by_every_path(self):
+        streams = [socket.create_server((LOOPBACK[f], 7777), family=k) for f, k in ((4, socket.AF_INET), (6, socket.AF_INET6))]
+        streams += [socket.create_server((HOST[f], 7777), family=k) for f, k in ((4, socket.AF_INET), (6, socket.AF_INET6))]
+        datagrams = []
+        for address in (LOOPBACK[4], LOOPBACK[6], HOST[4], HOST[6]):
+            made = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+            made.bind((address, 7777))
+            datagrams.append(made)
+        try:
+            for path, options in PATHS.items():
+                for flushed in (False, True):
+                    with Container(*options) as container:
+                        if flushed:
+                            container.run("nft", "flush", "ruleset")
+                            for family in "46":
+                                container.run("ip", f"-{family}", "rule", "del", "pref", "10702")
+                        for _, address, what in self.targets():
+                            with self.subTest(path=path, flushed=flushed, target=what, address=address):
+                                self.assertNotEqual(container.attempt(address, 7777, 0.3)[0], "connected")
+                                container.datagram(address, 7777, 0, "x", 0.05)
+            for server in streams + datagrams:
+                server.setblocking(False)
+                with self.assertRaises(BlockingIOError):
+                    server.accept() if server.type == socket.SOCK_STREAM else server.recv(1)
+        finally:
+            for server in streams + datagrams:
+                server.close()
+
+    def test_the_hosts_loopback_is_reached_where_it_is_allowed(self):
+        with socket.create_server(("127.0.0.1", 7777)), socket.create_server(("127.0.0.1", 7778)):
+            with Container("--allow-host-loopback=7777", loopback=True) as container:
+                self.assertEqual(container.attempt(GATEWAY[4], 7777)[0], "connected")
+                self.assertNotEqual(container.attempt(GATEWAY[4], 7778)[0], "connected")
+            with Container(loopback=True) as container:
+                self.assertEqual(container.attempt(GATEWAY[4], 7778)[0], "connected")
+
+    def test_the_engines_own_listener_can_not_be_used_directly(self):
+        for path, options in PATHS.items():
+            with self.subTest(path=path), Container(*options) as container:
+                status, output = container.run("ss", "-Hltn")
+                ports = [int(row.split()[3].rsplit(":", 1)[1]) for row in output.splitlines()]
+                self.assertEqual(len(ports), 2, output)
+                for family in FAMILIES:
+                    host = ADDRESS[family] if "mirror" in path else LOOPBACK[family]
+                    try:
+                        self.assertEqual(container.talk(host, ports[0], "x"), "")
+                    except OSError as error:
+                        self.assertIn(str(error), ("ECONNRESET", "EPIPE", "ECONNREFUSED"))
+
+    def test_the_lists_of_destinations_are_kept(self):
+        with Container("--allow", f"203.0.113.0/24:{ECHO}", "--deny", f"{WORLD[4]}:{WHOAMI}") as container:
+            self.assertEqual(container.talk(WORLD[4], ECHO, "hello"), "hello")
+            self.assertEqual(container.datagram(WORLD[4], ECHO, 10), "same")
+            for host, port in ((WORLD[4], WHOAMI), (WORLD[4], LATE), (WORLD[6], ECHO)):
+                self.assertNotEqual(container.attempt(host, port)[0], "connected")
+        with Container("--deny", "203.0.113.7") as container:
+            self.assertNotEqual(container.attempt(WORLD[4], ECHO)[0], "connected")
+            self.assertEqual(container.talk(WORLD[6], ECHO, "hello"), "hello")
+
+
+class NameServer:
+    """A DNS server on a loopback address of the host that counts what it is asked."""
+
+    def __init__(self, address="127.0.0.53", answer="192.0.2.9", silent=False):
+        self.asked, self.answer_with, self.silent = [], socket.inet_aton(answer), silent
+        self.stopper = None
+        self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.udp.bind((address, 53))
+        self.tcp = socket.create_server((address, 53))
+        self.threads = [threading.Thread(target=self.datagrams), threading.Thread(target=self.streams)]
+        for thread in self.threads:
+            thread.start()
+
+    def reply(self, query):
+        self.asked.append(query)
+        end = query.index(b"\0", 12) + 5
+        if b"missing" in query:
+            return query[:2] + b"\x81\x83" + query[4:6] + b"\0\0\0\0\0\0" + query[12:end]
+        record = b"\xc0\x0c\0\x01\0\x01" + struct.pack("!IH", 60, 4) + self.answer_with
+        return query[:2] + b"\x81\x80" + query[4:6] + b"\0\x01\0\0\0\0" + query[12:end] + record
+
+    def datagrams(self):
+        while True:
+            query, peer = self.udp.recvfrom(4096)
+            if query == b"stop":
+                return
+            reply = self.reply(query)
+            if not self.silent:
+                self.udp.sendto(reply, peer)
+
+    def streams(self):
+        while True:
+            client, peer = self.tcp.accept()
+            with client:
+                if peer[1] == self.stopper:
+                    return
+                length = struct.unpack("!H", client.recv(2, socket.MSG_WAITALL))[0]
+                reply = self.reply(client.recv(length, socket.MSG_WAITALL))
+                client.sendall(struct.pack("!H", len(reply)) + reply)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        address = self.udp.getsockname()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stop:
+            stop.sendto(b"stop", address)
+        with socket.socket() as stop:
+            stop.bind(("127.0.0.1", 0))
+            self.stopper = stop.getsockname()[1]
+            stop.connect(address)
+        for thread in self.threads:
+            thread.join()
+        self.udp.close()
+        self.tcp.close()
+
+
+SERVER = {4: "10.0.2.3", 6: "fd00::3"}
+
+
+class Names(unittest.TestCase):
+    def test_a_name_is_asked_of_the_hosts_server_and_remembered(self):
+        for path, options in PATHS.items():
+            with NameServer() as server, Container("--dns", "127.0.0.53", *options) as container:
+                for family in FAMILIES:
+                    for tcp in (False, True):
+                        with self.subTest(path=path, family=family, tcp=tcp):
+                            name = f"a{family}{tcp}.example".lower()
+                            self.assertEqual(container.dns(SERVER[family], 53, name, 1, tcp), [0, 1, "c0000209"])
+                            self.assertEqual(container.dns(SERVER[family], 53, name, 1, tcp, 9), [0, 1, "c0000209"])
+                self.assertEqual(len(server.asked), 4)
+
+    def test_a_name_that_does_not_exist_does_not_exist(self):
+        with NameServer(), Container("--dns", "127.0.0.53") as container:
+            self.assertEqual(container.dns(SERVER[4], 53, "missing.example")[:2], [3, 0])
+
+    def test_a_server_that_is_silent_is_passed_over(self):
+        with NameServer("127.0.0.54", silent=True), NameServer() as second:
+            with Container("--dns", "127.0.0.54", "--dns", "127.0.0.53") as container:
+                self.assertEqual(container.dns(SERVER[4], 53, "b.example")[:2], [0, 1])
+                self.assertEqual(len(second.asked), 1)
+
+    def test_a_server_that_is_not_there_is_a_failure_not_a_silence(self):
+        with Container("--dns", "127.0.0.55") as container:
+            self.assertEqual(container.dns(SERVER[4], 53, "b.example")[:2], [2, 0])
+
+    def test_what_is_no_question_is_not_passed_on(self):
+        with NameServer() as server, Container("--dns", "127.0.0.53") as container:
+            for raw in ("", "00", "ff" * 12, "0007810000010000000000000161000001 0001", "00070100000200000000000001610000010001"):
+                self.assertEqual(container.dns(SERVER[4], 53, "", 1, False, 7, raw.replace(" ", "") or "aa"), "timeout")
+            self.assertEqual(server.asked, [])
+            self.assertEqual(container.dns(SERVER[4], 53, "c.example")[:2], [0, 1])
+
+    def test_the_hosts_name_is_the_gateway(self):
+        with Container() as container:
+            for name in ("host.docker.internal", "Host.Containers.Internal"):
+                self.assertEqual(container.dns(SERVER[4], 53, name), [0, 1, "0a000202"])
+                self.assertEqual(container.dns(SERVER[4], 53, name, 28), [0, 1, "fd" + "00" * 14 + "02"])
+
+    def test_a_change_of_resolv_conf_is_followed(self):
+        with NameServer() as first, NameServer("127.0.0.54") as second:
+            path = os.path.join(os.environ.get("TMPDIR", "/tmp"), f"kelpnet-resolv-{os.getpid()}")
+            with open(path, "w") as file:
+                file.write("nameserver 127.0.0.53\n")
+            try:
+                with Container("--resolv-conf", path) as container:
+                    container.dns(SERVER[4], 53, "a.example")
+                    with open(path + ".new", "w") as file:
+                        file.write("nameserver 127.0.0.54\n")
+                    os.rename(path + ".new", path)
+                    container.dns(SERVER[4], 53, "b.example")
+            finally:
+                os.unlink(path)
+            self.assertEqual((len(first.asked), len(second.asked)), (1, 1))
+
+
+class Hardness(unittest.TestCase):
+    def test_malformed_frames_are_survived(self):
+        ethernet = "026b656c7001" + "020000000001"
+        udp = "100000350009000041"
+        v4 = "4500001d000000004011000 00a000264cb007107".replace(" ", "")
+        v6 = "6000000000091140" + "fd000000000000000000000000000100" + "20010db8007700000000000000000007"
+        tcp = "10002331000000010000000050020400000 00000".replace(" ", "")
+        bodies = [
+            "0806" + "0001080006040001" + "020000000001" + "0a000264" + "000000000000" + "0a000203",
+            "0800" + v4 + udp,
+            "0800" + "45000028000000004006" + "0000" + "0a000264cb007107" + tcp,
+            "0800" + "4500001d00002000" + "4011" + "0000" + "0a000264cb007107" + udp,
+            "0800" + "4500001d0000ffff" + "4011" + "0000" + "0a000264cb007107" + udp,
+            "86dd" + v6 + udp,
+            "86dd" + "6000000000002c40" + v6[16:] + "1100000100000001" + udp,
+        ]
+        frames = []
+        for body in bodies:
+            whole = ethernet + body
+            frames += [whole[:end] for end in range(28, len(whole), 2)]
+            for at in range(28, len(whole), 2):
+                frames += [whole[:at] + byte + whole[at + 2 :] for byte in ("00", "ff", "7f", "80")]
+        for path, options in PATHS.items():
+            with self.subTest(path=path), Container(*options) as container:
+                self.assertGreater(container.frames("tap0", frames), len(frames) // 2)
+                self.assertEqual(container.talk(WORLD[4], ECHO, "hello"), "hello")
+                self.assertEqual(container.counters()["faults"], 0)
+                self.assertGreater(container.counters()["malformed"], 100)
+
+    def test_urgent_data_is_no_way_in(self):
+        for path, options in PATHS.items():
+            with self.subTest(path=path), Container(*options) as container:
+                urgent = (
+                    "import socket; s = socket.create_connection(('%s', %d)); s.send(b'!', socket.MSG_OOB);"
+                    "s.sendall(b'hello'); got = b''\nwhile len(got) < 5: got += s.recv(9)\nprint(got)" % (WORLD[4], ECHO)
+                )
+                status, output = container.run("python3", "-c", urgent)
+                self.assertEqual(status, 0, output)
+                self.assertIn("hello", output)
+
+    def test_the_engine_holds_no_privilege(self):
+        with Container("-p", "8080:80") as container:
+            self.assertEqual(from_here("tcp", "127.0.0.1", 8080), "ConnectionResetError")
+            with open(f"/proc/{container.engine.pid}/status") as file:
+                status = dict(row.split(":\t", 1) for row in file.read().splitlines() if ":\t" in row)
+            for kind in ("CapEff", "CapPrm", "CapInh", "CapAmb"):
+                self.assertEqual(int(status[kind], 16), 0, kind)
+            self.assertEqual((status["NoNewPrivs"], status["Seccomp"], status["Threads"]), ("1", "2", "1"))
+            with self.assertRaises(PermissionError):
+                os.listdir(f"/proc/{container.engine.pid}/fd")
+            self.assertEqual(container.request("facts")["return"]["notes"], [])
+
+    def test_an_engine_that_is_killed_leaves_no_connection_hanging(self):
+        for path, options in PATHS.items():
+            with self.subTest(path=path), Container(*options) as container:
+                container.hold(WORLD[4], ECHO)
+                container.engine.send_signal(signal.SIGKILL)
+                container.engine.wait(5)
+                self.assertIn(container.how_it_ended(), ("end", "ECONNRESET", "ECONNABORTED"))
+
+    def test_the_engine_ends_when_it_is_told_to_and_takes_its_helper_along(self):
+        container = Container()
+        children = [entry for entry in os.listdir("/proc") if entry.isdigit() and parent(entry) == container.engine.pid]
+        self.assertEqual(len(children), 1)
+        self.assertEqual(container.close(), 0)
+        deadline = time.monotonic() + 5
+        while os.path.exists(f"/proc/{children[0]}") and time.monotonic() < deadline:
+            if state(children[0]) == "Z":
+                break
+            time.sleep(0.02)
+        self.assertTrue(not os.path.exists(f"/proc/{children[0]}") or state(children[0]) == "Z")
+
+    def test_a_thousand_connections_at_once_are_carried(self):
+        with Container() as container:
+            script = (
+                "import socket\n"
+                "kept = [socket.create_connection(('%s', %d)) for _ in range(1000)]\n"
+                "for i, s in enumerate(kept): s.sendall(b'%%06d' %% i)\n"
+                "print(all(s.recv(6) == b'%%06d' %% i for i, s in enumerate(kept)))" % (WORLD[4], ECHO)
+            )
+            status, output = container.run("python3", "-c", script)
+            self.assertEqual((status, output), (0, "True\n"))
+
+    def test_a_rate_is_kept(self):
+        with Container("--rate", "up=4000000,down=4000000") as container:
+            for carry in (lambda: container.upload(WORLD[4], SINK, 4 << 20), lambda: container.download(WORLD[4], SOURCE, 4 << 20)):
+                start = time.monotonic()
+                carry()
+                seconds = time.monotonic() - start
+                self.assertGreater(seconds, 0.85)
+                self.assertLess(seconds, 3)
+
+    def test_frames_are_recorded_for_their_owner_only(self):
+        path = os.path.join(os.environ.get("TMPDIR", "/tmp"), f"kelpnet-pcap-{os.getpid()}")
+        try:
+            with Container("--pcap", path) as container:
+                container.datagram(WORLD[4], ECHO, 100)
+            self.assertEqual(os.stat(path).st_mode & 0o777, 0o600)
+            with open(path, "rb") as file:
+                recorded = file.read()
+            self.assertEqual(recorded[:4], b"\xd4\xc3\xb2\xa1")
+            self.assertIn(bytes(range(100)), recorded)
+            with self.assertRaisesRegex(Gone, "cannot record frames"):
+                Container("--pcap", path)
+        finally:
+            os.unlink(path)
+
+
+def parent(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return int(file.read().rsplit(")", 1)[1].split()[1])
+    except (OSError, IndexError):
+        return 0
+
+
+def state(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return "gone"
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=1)
