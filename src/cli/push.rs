@@ -47,7 +47,6 @@ pub fn run(arguments: PushArgs) -> Result<i32> {
             Event::Existed(layer) => eprintln!("{}: already there", layer.short()),
             Event::Mounted(layer) => eprintln!("{}: mounted from another repository", layer.short()),
             Event::Done(layer) => eprintln!("{}: pushed", layer.short()),
-            Event::Sent { .. } => {}
         };
         let digest = push::push(&store, &image, &target, &options, &say)?;
         if let Some(path) = &arguments.digestfile {

@@ -31,10 +31,6 @@ pub enum Event<'a> {
     /// The registry has the layer.
     Existed(&'a Digest),
     Mounted(&'a Digest),
-    Sent {
-        layer: &'a Digest,
-        bytes: u64,
-    },
     Done(&'a Digest),
 }
 
@@ -135,7 +131,7 @@ fn layer_of(
     }
     if let Ok(mut file) = File::open(store.blob_path(&layer.digest)) {
         if let Some(mut upload) = client.start_upload(None, None)? {
-            upload.send(&mut file, &mut |bytes| progress(Event::Sent { layer: &layer.digest, bytes }))?;
+            upload.send(&mut file)?;
             upload.finish(&layer.digest)?;
         }
         progress(Event::Done(&layer.digest));
@@ -151,7 +147,7 @@ fn layer_of(
             Some(_unused) => {}
         }
     }
-    let sent = pack(store, client, layer, options, progress)?;
+    let sent = pack(store, client, layer, options)?;
     progress(Event::Done(&layer.digest));
     Ok(sent)
 }
@@ -165,13 +161,7 @@ fn neighbours<'a>(image: &'a Image, target: &'a Reference) -> impl Iterator<Item
 }
 
 /// Makes the tar stream again, packs it in one thread and sends it from another.
-fn pack(
-    store: &Store,
-    client: &Client,
-    layer: &LayerReference,
-    options: &Options,
-    progress: &Progress<'_>,
-) -> Result<Descriptor> {
+fn pack(store: &Store, client: &Client, layer: &LayerReference, options: &Options) -> Result<Descriptor> {
     let mut content = Layer::open(store, &layer.diff_id)?;
     let Some(mut upload) = client.start_upload(None, None)? else { bail!("the registry opens no upload") };
     let (mut writer, mut reader) = stream::pipe();
@@ -182,8 +172,7 @@ fn pack(
             writer.finish()?;
             Ok(packed)
         });
-        let sent =
-            upload.send(&mut reader, &mut |bytes| progress(Event::Sent { layer: &layer.digest, bytes }));
+        let sent = upload.send(&mut reader);
         drop(reader);
         (packing.join(), sent)
     });

@@ -39,7 +39,6 @@ pub struct Entry {
     /// How long the file is when it has been written, holes included.
     pub size: u64,
     pub link: Vec<u8>,
-    pub device: (u32, u32),
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     /// Which parts of the file follow in the stream.
     pub chunks: Vec<Chunk>,
@@ -248,7 +247,6 @@ impl<R: BufRead, J: Journal> Reader<R, J> {
             mtime: extended.mtime.unwrap_or_else(|| (signed_number(&header[136..148]), 0)),
             size: if has_content { extended.size.unwrap_or(size) } else { 0 },
             link: extended.link.unwrap_or_else(|| terminated(&header[157..257]).to_vec()),
-            device: (device_part(&header[329..337]), device_part(&header[337..345])),
             xattrs: extended.xattrs,
             chunks: Vec::new(),
             path,
@@ -361,10 +359,6 @@ fn signed_number(field: &[u8]) -> i64 {
         }
         _ => number(field).and_then(|value| i64::try_from(value).ok()).unwrap_or(0),
     }
-}
-
-fn device_part(field: &[u8]) -> u32 {
-    number(field).and_then(|value| u32::try_from(value).ok()).unwrap_or(0)
 }
 
 impl Extended {

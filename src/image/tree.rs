@@ -68,10 +68,6 @@ impl Tree {
         Ok(Self { root: root.into(), walked: Vec::new() })
     }
 
-    pub fn root(&self) -> BorrowedFd<'_> {
-        self.root.as_fd()
-    }
-
     /// The folder that `parts` name.
     pub fn folder(&mut self, parts: &[&[u8]], missing: Missing) -> Result<BorrowedFd<'_>> {
         let known = self.walked.iter().zip(parts).take_while(|((name, _), part)| name == *part).count();
@@ -149,13 +145,11 @@ pub fn stat_in(folder: BorrowedFd<'_>, name: &[u8]) -> Result<Option<FileStat>> 
     }
 }
 
+/// Asked to move a regular file away: its folder, its name, and its path in the layer.
+pub type Saved<'a> = dyn FnMut(BorrowedFd<'_>, &[u8], &[u8]) -> Result<()> + 'a;
+
 /// Removes `name` and all below it. `saved` is asked to move each regular file away first.
-pub fn remove(
-    folder: BorrowedFd<'_>,
-    name: &[u8],
-    path: &[u8],
-    saved: &mut dyn FnMut(BorrowedFd<'_>, &[u8], &[u8]) -> Result<()>,
-) -> Result<()> {
+pub fn remove(folder: BorrowedFd<'_>, name: &[u8], path: &[u8], saved: &mut Saved<'_>) -> Result<()> {
     let Some(found) = stat_in(folder, name)? else { return Ok(()) };
     match kind_of(&found) {
         SFlag::S_IFDIR => {}

@@ -33,10 +33,10 @@ struct Partial {
 impl Partial {
     /// Writes what came; a full disk ends the keeping, not the fetching.
     fn keep(&mut self, bytes: &[u8]) {
-        if self.file.as_mut().is_some_and(|file| file.write_all(bytes).is_err()) {
-            if let Some(file) = self.file.take() {
-                let _ = file.set_len(0);
-            }
+        if self.file.as_mut().is_some_and(|file| file.write_all(bytes).is_err())
+            && let Some(file) = self.file.take()
+        {
+            let _ = file.set_len(0);
         }
     }
 }

@@ -104,8 +104,8 @@ impl Client {
 }
 
 impl Upload<'_> {
-    /// Sends all that `source` has, a chunk at a time; `tell` hears how much went so far.
-    pub fn send(&mut self, source: &mut dyn Read, tell: &mut dyn FnMut(u64)) -> Result<()> {
+    /// Sends all that `source` has, a chunk at a time.
+    pub fn send(&mut self, source: &mut dyn Read) -> Result<()> {
         let mut chunk = Vec::with_capacity(CHUNK);
         loop {
             chunk.clear();
@@ -114,7 +114,6 @@ impl Upload<'_> {
                 return Ok(());
             }
             self.chunk(&chunk)?;
-            tell(self.sent);
         }
     }
 
