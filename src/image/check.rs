@@ -15,7 +15,7 @@ use crate::image::skeleton;
 use crate::image::store::{ImageRecord, LayerRecord, NameRecord, Store, digests, entries};
 use crate::image::stream::Hashing;
 use crate::image::workspace;
-use crate::record;
+use crate::record::{self, Durability};
 
 /// How deep to look, and what to do about it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -36,6 +36,19 @@ pub struct Report {
     /// One sentence each.
     pub damage: Vec<String>,
     pub repaired: usize,
+}
+
+/// Reads a layer that another boot wrote; from then on it counts as whole. Says whether it is.
+pub fn settle(store: &Store, diff_id: &Digest) -> Result<bool> {
+    let folder = store.layer_path(diff_id);
+    if sound_layer(&folder, diff_id, true).is_err() {
+        return Ok(false);
+    }
+    let path = folder.join("layer");
+    let Some(mut layer) = record::read::<LayerRecord>(&path)? else { return Ok(false) };
+    layer.settled = true;
+    record::write(&path, &layer, Durability::Synced)?;
+    Ok(true)
 }
 
 struct Checker<'a> {

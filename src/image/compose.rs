@@ -45,7 +45,6 @@ pub fn record(installer: &Installer<'_>, parts: &Parts<'_>, names: &[Reference])
             (store.put_blob(&bytes)?, layers)
         }
     };
-    store.sync_layers(diff_ids)?;
     let layer = |(diff_id, blob): (&Digest, &Descriptor)| LayerReference {
         diff_id: diff_id.clone(),
         digest: blob.digest.clone(),

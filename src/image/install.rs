@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -18,7 +17,6 @@ use crate::image::unpack::{self, Limits, Owners, Unpacked};
 use crate::image::workspace::Workspace;
 use crate::paths;
 use crate::record::{self, Durability};
-use crate::sys::xattr;
 
 /// From this size on, a layer that grew more than a thousandfold is a bomb: deflate itself ends at 1032.
 const BOMB_SIZE: u64 = 1 << 30;
@@ -74,7 +72,7 @@ impl Installer<'_> {
             owners: self.owners,
             unpacked,
             compression: stream.compression,
-            synced: false,
+            settled: false,
             boot: paths::boot_id(),
         })
     }
@@ -144,27 +142,5 @@ impl<R: Read> Read for Counted<'_, R> {
         let length = self.reader.read(buffer)?;
         self.arrived.fetch_add(length as u64, Ordering::Relaxed);
         Ok(length)
-    }
-}
-
-impl Store {
-    /// Makes sure that an image's layers survive a power cut, and says so in their records.
-    pub fn sync_layers(&self, diff_ids: &[Digest]) -> Result<()> {
-        let mut unsynced = Vec::new();
-        for diff_id in diff_ids {
-            let path = self.layer_path(diff_id).join("layer");
-            let layer: Option<LayerRecord> = record::read(&path)?;
-            unsynced.extend(layer.filter(|layer| !layer.synced).map(|layer| (path, layer)));
-        }
-        if unsynced.is_empty() {
-            return Ok(());
-        }
-        let root = fs::File::open(&self.root)?;
-        xattr::syncfs(root.as_fd()).context("cannot sync the store")?;
-        for (path, mut layer) in unsynced {
-            layer.synced = true;
-            record::write(&path, &layer, Durability::Boot)?;
-        }
-        Ok(())
     }
 }

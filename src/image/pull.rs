@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::error::Error;
+use crate::image::check;
 use crate::image::config::{self, ImageConfig, now, unix_time};
 use crate::image::holding;
 use crate::image::install::Installer;
@@ -19,7 +20,7 @@ use crate::image::policy;
 use crate::image::reference::{Digest, Reference};
 use crate::image::registries_conf::RegistriesConf;
 use crate::image::registry::{Client, Fetched, Manner, blob};
-use crate::image::store::{Image, ImageRecord, LayerReference, Store};
+use crate::image::store::{Image, ImageRecord, LayerReference, Store, whole_layer};
 use crate::image::stream::{self, Hashing};
 use crate::image::tree;
 use crate::image::unpack::{Limits, Owners};
@@ -108,7 +109,10 @@ pub fn pull(store: &Store, word: &str, options: &Options, progress: &Progress<'_
 fn local(store: &Store, candidates: &[Reference]) -> Result<Option<Image>> {
     for reference in candidates {
         if let Some(image) = store.resolve(reference)? {
-            return Ok(Some(image));
+            let sound = image.unsettled.iter().map(|diff_id| check::settle(store, diff_id));
+            if sound.collect::<Result<Vec<bool>>>()?.iter().all(|sound| *sound) {
+                return Ok(Some(image));
+            }
         }
     }
     Ok(None)
@@ -137,7 +141,6 @@ fn remote(
     let installer =
         Installer { store, workspace: &workspace, owners: options.owners, limits: options.limits };
     layers(&found, &image, &installer, options, progress)?;
-    store.sync_layers(&diff_ids)?;
     store.put_blob(&found.fetched.bytes)?;
     store.put_blob(&text)?;
     let image = ImageRecord { size: unpacked_size(store, &diff_ids)?, ..image };
@@ -223,7 +226,7 @@ fn describe(found: &Found, text: &[u8]) -> Result<ImageRecord> {
 pub fn unpacked_size(store: &Store, diff_ids: &[Digest]) -> Result<u64> {
     let mut size = 0;
     for diff_id in diff_ids {
-        let layer = crate::image::store::whole_layer(&store.layer_path(diff_id))?;
+        let layer = whole_layer(&store.layer_path(diff_id))?;
         size += layer.map_or(0, |layer| layer.unpacked.size);
     }
     Ok(size)
@@ -239,6 +242,10 @@ fn layers(
 ) -> Result<()> {
     let mut missing: Vec<&LayerReference> = Vec::new();
     for layer in &image.layers {
+        let folder = installer.store.layer_path(&layer.diff_id);
+        if whole_layer(&folder)?.is_some_and(|known| !known.is_settled()) {
+            check::settle(installer.store, &layer.diff_id)?;
+        }
         if installer.store.layer(&layer.diff_id, options.owners)?.is_some() {
             progress(Event::Known(&layer.digest));
         } else if !missing.iter().any(|known| known.diff_id == layer.diff_id) {

@@ -78,8 +78,7 @@ impl Writer {
 
     pub fn finish(mut self) -> Result<()> {
         self.flush_literal()?;
-        let file = self.out.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;
-        file.sync_all().context("cannot sync the layer's skeleton")
+        self.out.finish()?.flush().context("cannot write the layer's skeleton")
     }
 }
 

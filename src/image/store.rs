@@ -89,8 +89,9 @@ pub struct LayerRecord {
     pub owners: Owners,
     pub unpacked: Unpacked,
     pub compression: Compression,
-    /// Known to be on the disk. What is not is worth nothing after a power cut, which may have emptied files.
-    pub synced: bool,
+    /// Read again after the boot that wrote it, and found right. A power cut may have emptied files of a layer
+    /// that was not.
+    pub settled: bool,
     pub boot: String,
 }
 
@@ -102,6 +103,16 @@ pub struct Image {
     pub config: ImageConfig,
     /// Unpacked layers, lowest first, ready as lower directories of kernel overlay with `userxattr`.
     pub layers: Vec<PathBuf>,
+    /// Layers that another boot wrote and nobody has read since: to be settled before they are run
+    /// (`check::settle`), which `pull` does.
+    pub unsettled: Vec<Digest>,
+}
+
+impl LayerRecord {
+    /// Whether the layer can be relied on: what this boot wrote is at least in its page cache.
+    pub fn is_settled(&self) -> bool {
+        self.settled || self.boot == paths::boot_id()
+    }
 }
 
 impl Store {
@@ -266,7 +277,7 @@ impl Store {
     pub fn layer(&self, diff_id: &Digest, owners: Owners) -> Result<Option<LayerRecord>> {
         for root in self.roots() {
             let folder = root.join("layers").join(diff_id.hex());
-            let Some(found) = whole_layer(&folder)? else { continue };
+            let Some(found) = whole_layer(&folder)?.filter(LayerRecord::is_settled) else { continue };
             if found.owners == owners || *root != self.root {
                 return Ok(Some(found));
             }
@@ -304,10 +315,9 @@ impl Store {
     }
 }
 
-/// A layer's record if the layer can be relied on.
+/// A layer's record, if there is the layer.
 pub fn whole_layer(folder: &Path) -> Result<Option<LayerRecord>> {
-    let found: Option<LayerRecord> = record::read(&folder.join("layer"))?;
-    Ok(found.filter(|layer| layer.synced || layer.boot == paths::boot_id()))
+    record::read(&folder.join("layer"))
 }
 
 fn image_in(root: &Path, id: &Digest) -> Result<Option<Image>> {
@@ -319,15 +329,16 @@ fn image_in(root: &Path, id: &Digest) -> Result<Option<Image>> {
         text => text.with_context(|| format!("cannot read the configuration of image {id}"))?,
     };
     let config = ImageConfig::parse(&text)?;
-    let mut layers = Vec::new();
+    let (mut layers, mut unsettled) = (Vec::new(), Vec::new());
     for layer in &image.layers {
         let folder = root.join("layers").join(layer.diff_id.hex());
-        if whole_layer(&folder)?.is_none() {
-            return Ok(None);
+        let Some(found) = whole_layer(&folder)? else { return Ok(None) };
+        if !found.is_settled() {
+            unsettled.push(layer.diff_id.clone());
         }
         layers.push(folder.join("tree"));
     }
-    Ok(Some(Image { id: id.clone(), record: image, config, layers }))
+    Ok(Some(Image { id: id.clone(), record: image, config, layers, unsettled }))
 }
 
 fn by_digest(root: &Path, reference: &Reference, digest: &Digest) -> Result<Option<NameRecord>> {

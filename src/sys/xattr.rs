@@ -21,9 +21,3 @@ pub fn whiteout(folder: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
     // SAFETY: `name` is NUL-terminated and outlives the call; the other arguments are passed by value.
     done(unsafe { libc::mknodat(folder.as_raw_fd(), name.as_ptr(), libc::S_IFCHR, 0) })
 }
-
-/// `syncfs(2)`: what was written to the file system of `file` is on the disk when it returns.
-pub fn syncfs(file: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: the descriptor is borrowed for the call.
-    done(unsafe { libc::syncfs(file.as_raw_fd()) })
-}

@@ -166,19 +166,22 @@ class Store(Case):
         self.assertEqual(self.server.log, [])
         self.kelp("system", "reset", "-f", env=other)
 
-    def test_an_unsynced_layer_of_another_boot_is_fetched_again(self):
+    def test_layers_of_another_boot_are_read_before_they_count(self):
         self.kelp("pull", "-q", self.name)
-        record = os.path.join(os.path.dirname(self.tree(self.image, 0)), "layer")
-        with open(record) as file:
-            value = json.load(file)
-        self.assertTrue(value["synced"])
-        value.update(synced=False, boot="another")
-        with open(record, "w") as file:
-            json.dump(value, file)
+        for layer in (0, 1):
+            record = os.path.join(os.path.dirname(self.tree(self.image, layer)), "layer")
+            with open(record) as file:
+                value = json.load(file)
+            value["boot"] = "another"
+            with open(record, "w") as file:
+                json.dump(value, file)
+        os.truncate(os.path.join(self.tree(self.image, 0), "d1", "f3"), 0)
         self.server.log.clear()
-        self.kelp("pull", "-q", self.name)
+        self.kelp("pull", "-q", "--policy", "missing", self.name)
         self.assertEqual(len(self.server.asked(sha(self.image.layers[0]))), 1)
         self.assertEqual(len(self.server.asked(sha(self.image.layers[1]))), 0)
+        with open(record) as file:
+            self.assertTrue(json.load(file)["settled"])
         self.whole()
 
     def test_tags_ids_and_removal(self):

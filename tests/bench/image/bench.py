@@ -114,6 +114,7 @@ def main():
     results = {}
 
     def note(work, tool, pair):
+        print(f"{work}: {tool}: {pair[0]:.2f} s, {pair[1]:.0f} MB", file=sys.stderr, flush=True)
         results.setdefault(work, {}).setdefault(tool, []).append(pair)
 
     try:
