@@ -1,4 +1,5 @@
-//! `kelp save`, `kelp load`, `kelp import`: images to and from files and pipes.
+//! `kelp save`, `kelp load`, `kelp import`: images to and from files and pipes. What an archive looks like is
+//! the image room's business.
 
 use std::fs::File;
 use std::io::{IsTerminal, Read, Write};

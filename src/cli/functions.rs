@@ -1,4 +1,5 @@
-//! The functions of `--format` templates: Go's and docker's, on JSON values.
+//! The functions of `--format` templates: Go's and docker's, on JSON values. Pure; what went wrong is told in
+//! words.
 
 use serde_json::Value;
 

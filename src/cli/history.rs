@@ -1,4 +1,5 @@
-//! `kelp history` and `kelp image tree`: what an image was made of.
+//! `kelp history` and `kelp image tree`: what an image was made of, as its configuration and its layers tell
+//! it.
 
 use anyhow::Result;
 use clap::Args;

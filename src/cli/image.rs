@@ -1,4 +1,5 @@
-//! `kelp image ...`: the verbs on images under their long names, and those that have no short one.
+//! `kelp image ...`: the verbs on images under their long names, and those that have no short one: inspect,
+//! prune, tree, exists.
 
 use anyhow::Result;
 use clap::{Args, Subcommand};

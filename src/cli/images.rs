@@ -1,4 +1,5 @@
-//! `kelp images`, `kelp image ls`.
+//! `kelp images`, `kelp image ls`: a row a name, docker's columns and filters. Reads records only, never a
+//! layer.
 
 use anyhow::Result;
 use clap::Args;

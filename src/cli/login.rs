@@ -1,4 +1,5 @@
-//! `kelp login` and `kelp logout`.
+//! `kelp login` and `kelp logout`. Credentials are kept only after the registry took them; a password is never
+//! shown, and asked for only on a terminal.
 
 use std::io::{BufRead, IsTerminal, Read, Write};
 use std::path::PathBuf;

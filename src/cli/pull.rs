@@ -1,4 +1,5 @@
-//! `kelp pull`.
+//! `kelp pull`, and the flags about registries and unpacking that other verbs share with it. The story itself
+//! is `image/pull`.
 
 use std::path::PathBuf;
 

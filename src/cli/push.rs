@@ -1,4 +1,5 @@
-//! `kelp push`.
+//! `kelp push`: arguments, one call, and the digest that the registry has afterwards. The story itself is
+//! `image/push`.
 
 use std::path::PathBuf;
 

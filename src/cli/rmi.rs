@@ -1,4 +1,5 @@
-//! `kelp rmi`, `kelp image rm`.
+//! `kelp rmi`, `kelp image rm`: one image after the other; one that can't be removed does not keep the others
+//! from it.
 
 use anyhow::Result;
 use clap::Args;

@@ -1,4 +1,5 @@
-//! `kelp system ...`: how much space is used, is it sound, what can go.
+//! `kelp system ...`: how much space is used, is it sound, what can go. What removes things asks first, or is
+//! told `--force`.
 
 use std::io::{IsTerminal, Write};
 

@@ -1,4 +1,5 @@
-//! `kelp tag` and `kelp untag`.
+//! `kelp tag` and `kelp untag`: names are records of their own, so giving or taking one touches nothing of the
+//! image.
 
 use anyhow::Result;
 use clap::Args;

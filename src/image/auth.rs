@@ -121,7 +121,7 @@ fn in_file(file: &AuthFile, registry: &str, repository: &str) -> Result<Option<C
     let helper = keys.iter().find_map(|key| file.cred_helpers.get(key)).or(file.creds_store.as_ref());
     if let Some(helper) = helper {
         let server = if registry == DEFAULT_REGISTRY { DOCKER_KEY } else { registry };
-        if let Some(found) = ask_helper(helper, server)? {
+        if let Some(found) = ask_program(helper, server)? {
             return Ok(Some(found));
         }
     }
@@ -139,7 +139,7 @@ fn in_file(file: &AuthFile, registry: &str, repository: &str) -> Result<Option<C
 }
 
 /// docker-credential-helpers' protocol: the server's name in, JSON out.
-fn helper(name: &str, verb: &str, input: &str) -> Result<std::process::Output> {
+fn run_program(name: &str, verb: &str, input: &str) -> Result<std::process::Output> {
     if name.contains('/') {
         bail!("{name:?} is not the name of a credential helper");
     }
@@ -157,14 +157,14 @@ fn helper(name: &str, verb: &str, input: &str) -> Result<std::process::Output> {
     child.wait_with_output().with_context(|| format!("cannot hear from {program}"))
 }
 
-fn ask_helper(name: &str, server: &str) -> Result<Option<Credentials>> {
+fn ask_program(name: &str, server: &str) -> Result<Option<Credentials>> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
     struct Answer {
         username: String,
         secret: String,
     }
-    let output = helper(name, "get", server)?;
+    let output = run_program(name, "get", server)?;
     if !output.status.success() {
         let said =
             String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
@@ -217,7 +217,7 @@ pub fn store(path: &Path, registry: &str, user: &str, password: &str) -> Result<
     let mut map = read_map(path)?;
     if let Some(name) = map.get("credsStore").and_then(Value::as_str) {
         let request = Request { server: registry, username: user, secret: password };
-        let output = helper(name, "store", &serde_json::to_string(&request)?)?;
+        let output = run_program(name, "store", &serde_json::to_string(&request)?)?;
         if !output.status.success() {
             bail!("docker-credential-{name} failed: {}", String::from_utf8_lossy(&output.stdout).trim());
         }
@@ -235,7 +235,7 @@ pub fn store(path: &Path, registry: &str, user: &str, password: &str) -> Result<
 pub fn erase(path: &Path, registry: &str) -> Result<bool> {
     let mut map = read_map(path)?;
     if let Some(name) = map.get("credsStore").and_then(Value::as_str) {
-        return Ok(helper(name, "erase", registry)?.status.success());
+        return Ok(run_program(name, "erase", registry)?.status.success());
     }
     let auths = map.get_mut("auths").and_then(Value::as_object_mut);
     let erased = auths.is_some_and(|auths| auths.remove(registry).is_some());

@@ -1,4 +1,5 @@
-//! Recording an image from its parts, however they came: what load, import and commit have in common.
+//! Recording an image from its parts, however they came: what load, import and commit have in common. Its
+//! layers are in the store before it, its names come last.
 
 use anyhow::{Result, bail};
 

@@ -1,17 +1,6 @@
-//! The store of images: files and folders, no database (docs/store.md).
-//!
-//! | place | what | made by |
-//! |---|---|---|
-//! | `format` | the number of this layout | the first kelp |
-//! | `names/NAME` | which image a reference means | last step of a pull |
-//! | `images/ID` | what an image consists of | the step before |
-//! | `blobs/DIGEST` | manifests, configurations, kept layers | before that |
-//! | `layers/DIFFID/` | one unpacked layer | renamed in whole |
-//! | `partial/DIGEST` | the part of a blob that has come so far | a pull |
-//! | `tmp/`, `locks/` | what is being made, and by whom | everybody |
-//!
-//! Each step refers only to what earlier steps made, and removal goes the other way, so that a crash between
-//! any two leaves garbage at worst, never a name of something that is not there.
+//! The store of images: files and folders, no database (docs/store.md). Each step of making an image refers
+//! only to what earlier steps made, and removal goes the other way, so that a crash between any two leaves
+//! garbage at worst, never a name of something that is not there.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -36,6 +25,16 @@ const FORMAT: u32 = 1;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The user's store and the read-only ones of `$KELP_IMAGE_PATH`, which are looked into after it.
+///
+/// | place | what | made by |
+/// |---|---|---|
+/// | `format` | the number of this layout | the first kelp |
+/// | `names/NAME` | which image a reference means | last step of a pull |
+/// | `images/ID` | what an image consists of | the step before |
+/// | `blobs/DIGEST` | manifests, configurations, kept layers | before that |
+/// | `layers/DIFFID/` | one unpacked layer | renamed in whole |
+/// | `partial/DIGEST` | the part of a blob that has come so far | a pull |
+/// | `tmp/`, `locks/` | what is being made, and by whom | everybody |
 #[derive(Clone, Debug)]
 pub struct Store {
     pub root: PathBuf,

@@ -429,7 +429,3 @@ fn reopen(folder: BorrowedFd<'_>) -> Result<File> {
 fn is_unsupported(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EPERM | libc::EACCES))
 }
-
-#[cfg(test)]
-#[path = "unpack_tests.rs"]
-mod tests;
