@@ -314,9 +314,10 @@ impl Store {
     }
 }
 
-/// A layer's record, if there is the layer.
+/// A layer's record, if there is the layer. The record is not synced: one that a power cut has emptied makes
+/// the layer absent, so that the next pull replaces it.
 pub fn whole_layer(folder: &Path) -> Result<Option<LayerRecord>> {
-    record::read(&folder.join("layer"))
+    Ok(record::read(&folder.join("layer")).unwrap_or(None))
 }
 
 fn image_in(root: &Path, id: &Digest) -> Result<Option<Image>> {

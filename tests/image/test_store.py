@@ -184,6 +184,12 @@ class Store(Case):
             self.assertTrue(json.load(file)["settled"])
         self.whole()
 
+    def test_an_emptied_layer_record_is_replaced_by_the_next_pull(self):
+        self.kelp("pull", "-q", self.name)
+        os.truncate(os.path.join(os.path.dirname(self.tree(self.image, 0)), "layer"), 0)
+        self.kelp("pull", "-q", self.name)
+        self.whole()
+
     def test_tags_ids_and_removal(self):
         self.kelp("pull", "-q", self.name)
         self.kelp("tag", self.name, "one", "two:2")
