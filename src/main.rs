@@ -18,6 +18,7 @@ mod launch;
 mod container;
 
 // floor 5
+mod image;
 mod network;
 mod rootfs;
 

@@ -35,7 +35,7 @@ pub fn write<T: Serialize>(path: &Path, value: &T, durability: Durability) -> Re
 }
 
 /// A name beside `path` that no other process uses, for write-beside and rename.
-fn beside(path: &Path) -> PathBuf {
+pub fn beside(path: &Path) -> PathBuf {
     let mut name = OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
     name.push(format!(".{}", std::process::id()));
@@ -110,6 +110,11 @@ impl Lock {
         file.rewind()?;
         file.write_all(words.as_bytes())?;
         file.set_len(words.len() as u64)
+    }
+
+    /// What `fstat(2)` says of the lock's file, to compare with what its path names now.
+    pub fn metadata(&self) -> io::Result<fs::Metadata> {
+        self.0.metadata()
     }
 
     /// What the last holder wrote.

@@ -56,13 +56,8 @@ fn run(mut mount: Mount) -> Result<()> {
     }
     let (reader, writer) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("cannot make a pipe")?;
-<<<<<<< HEAD
-    match fork().context("cannot go to the background")? {
-        Fork::Parent => {
-=======
     match split().context("cannot go to the background")? {
         Side::Parent => {
->>>>>>> fuse
             drop(writer);
             let heard = rustix::io::read(&reader, &mut [0; 1]).unwrap_or(0);
             if heard == 1 { Ok(()) } else { Err(anyhow!("the server ended before the mount was ready")) }

@@ -188,10 +188,7 @@ fn flag(key: &str, mount: &mut Mount) -> Result<()> {
         | "default_permissions"
         | "auto_unmount"
         | "xattr_permissions"
-<<<<<<< HEAD
-=======
         | "redirect_dir"
->>>>>>> fuse
         | "fsync"
         | "timeout"
         | "threaded"

@@ -1,8 +1,23 @@
 //! Docker's words. Each verb has one file: its arguments, one call, its output. Here are the list of verbs and
 //! the one printer of errors.
 
+pub mod archive;
 pub mod doctor;
+pub mod functions;
+pub mod history;
+pub mod image;
+pub mod images;
+pub mod inside;
+pub mod login;
+pub mod progress;
+pub mod pull;
+pub mod push;
+pub mod rmi;
 pub mod run;
+pub mod system;
+pub mod table;
+pub mod tag;
+pub mod template;
 pub mod unshare;
 pub mod words;
 
@@ -25,6 +40,20 @@ enum Verb {
     Run(Box<run::RunArgs>),
     Unshare(unshare::UnshareArgs),
     Doctor(doctor::DoctorArgs),
+    Pull(pull::PullArgs),
+    Push(push::PushArgs),
+    Images(images::ImagesArgs),
+    Image(image::ImageArgs),
+    Rmi(rmi::RmiArgs),
+    Tag(tag::TagArgs),
+    Untag(tag::UntagArgs),
+    History(history::HistoryArgs),
+    Save(archive::SaveArgs),
+    Load(archive::LoadArgs),
+    Import(archive::ImportArgs),
+    Login(login::LoginArgs),
+    Logout(login::LogoutArgs),
+    System(system::SystemArgs),
 }
 
 /// kelp's own failure, in docker's numbers.
@@ -50,6 +79,20 @@ pub fn main() -> ExitCode {
         }
         Verb::Unshare(arguments) => unshare::run(arguments),
         Verb::Doctor(arguments) => doctor::run(&arguments),
+        Verb::Pull(arguments) => pull::run(arguments),
+        Verb::Push(arguments) => push::run(arguments),
+        Verb::Images(arguments) => images::run(&arguments),
+        Verb::Image(arguments) => image::run(arguments),
+        Verb::Rmi(arguments) => rmi::run(arguments),
+        Verb::Tag(arguments) => tag::run(&arguments),
+        Verb::Untag(arguments) => tag::untag(&arguments),
+        Verb::History(arguments) => history::run(&arguments),
+        Verb::Save(arguments) => archive::save(arguments),
+        Verb::Load(arguments) => archive::load(arguments),
+        Verb::Import(arguments) => archive::import(arguments),
+        Verb::Login(arguments) => login::run(arguments),
+        Verb::Logout(arguments) => login::logout(arguments),
+        Verb::System(arguments) => system::run(arguments),
     };
     match outcome {
         Ok(status) => ExitCode::from(u8::try_from(status & 0xff).unwrap_or(FAILED)),

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use fuse_overlay::config::{Config, Directory, Limits, Lower, Owner};
 use fuse_overlay::overlay::Overlay;
-use fuse_overlay::transport::{fuser, mounting};
+use fuse_overlay::transport::{mounting, session};
 use nix::sched::CloneFlags;
 use serde::{Deserialize, Serialize};
 
@@ -67,7 +67,7 @@ pub fn layers(root: &Root, store: &Path, replaced: &[Piece]) -> Vec<Layer> {
 pub fn mount() -> Result<(OwnedFd, OwnedFd)> {
     let device = mounting::open_device().context("open /dev/fuse")?;
     let mut options = Vec::new();
-    for option in mounting::mount_data(&device).split(',') {
+    for option in mounting::mount_options(&device).split(',') {
         options.push(match option.split_once('=') {
             Some((key, value)) => FsOption::Text(CString::new(key)?, CString::new(value)?),
             None => FsOption::Flag(CString::new(option)?),
@@ -90,7 +90,7 @@ pub fn serve() -> Result<()> {
         }
     };
     let ready = || stage::tell(word, &Ok(()));
-    fuser::serve_counted(overlay, device, fuser::default_threads(), Arc::default(), ready)
+    session::serve_counted(overlay, device, session::default_threads(), Arc::default(), ready)
         .context("cannot serve the root file system")
 }
 
@@ -124,7 +124,6 @@ fn config(request: &Request) -> Config {
         squash_unmapped: request.has_root.then_some(Owner { uid: 0, gid: 0 }),
         limits: Limits { bytes: request.bytes, inodes: request.inodes, ..Limits::default() },
         volatile: request.volatile,
-        redirect: request.volatile,
         ..Config::default()
     }
 }

@@ -13,17 +13,10 @@ use crate::transport::counters::{Counters, Request as Kind};
 use crate::transport::pause::Pause;
 use crate::transport::translate::{NOTHING, done, errno, file_attr, file_type, room, sized, stamp};
 use fuser::{
-<<<<<<< HEAD
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, Session, SessionACL, TimeOrNow, WriteFlags,
-=======
     BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags,
     KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
     Request, TimeOrNow, WriteFlags,
->>>>>>> fuse
 };
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -41,81 +34,11 @@ thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-<<<<<<< HEAD
-/// How many threads serve a mount on this machine: more only rotate and cool the caches.
-pub fn default_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, |cores| cores.get().min(4))
-}
-
-/// Serves a device that is already mounted, until it is unmounted.
-pub fn serve(overlay: Arc<Overlay>, device: OwnedFd, threads: usize) -> io::Result<()> {
-    serve_counted(overlay, device, threads, Arc::default(), || {})
-}
-
-/// The same with counters that somebody prints, and a call when the kernel was answered first.
-pub fn serve_counted(
-    overlay: Arc<Overlay>,
-    device: OwnedFd,
-    threads: usize,
-    counters: Arc<Counters>,
-    ready: impl FnOnce(),
-) -> io::Result<()> {
-    let (wire, config) = prepare(overlay, threads, counters)?;
-    let pause = wire.pause.clone();
-    let session = Session::from_fd(wire, device, SessionACL::All, config)?;
-    ready();
-    let outcome = session.run();
-    pause.close();
-    outcome
-}
-
-/// Mounts by the setuid helper `fusermount3` and serves, where nothing else may mount.
-pub fn serve_by_helper(
-    overlay: Arc<Overlay>,
-    target: &Path,
-    threads: usize,
-    counters: Arc<Counters>,
-    ready: impl FnOnce(),
-) -> io::Result<()> {
-    let (wire, mut config) = prepare(overlay, threads, counters)?;
-    let pause = wire.pause.clone();
-    config.acl = SessionACL::Owner;
-    config.mount_options = vec![MountOption::DefaultPermissions, MountOption::FSName("fuse-overlay".into())];
-    let session = Session::new(wire, target, &config)?;
-    ready();
-    let outcome = session.run();
-    pause.close();
-    outcome
-}
-
-fn prepare(
-    overlay: Arc<Overlay>,
-    threads: usize,
-    counters: Arc<Counters>,
-) -> io::Result<(Wire, fuser::Config)> {
-    // Modes arrive finished from the kernel.
-    rustix::process::umask(rustix::fs::Mode::empty());
-    let ttl = if overlay.is_coherent() { Duration::from_secs(1) } else { FOREVER };
-    let wire = Wire { overlay, ttl, counters, pause: Pause::start()? };
-    let mut config = fuser::Config::default();
-    config.acl = SessionACL::All;
-    config.n_threads = Some(threads.max(1));
-    config.clone_fd = threads > 1;
-    Ok((wire, config))
-}
-
-struct Wire {
-    overlay: Arc<Overlay>,
-    ttl: Duration,
-    counters: Arc<Counters>,
-    pause: Pause,
-=======
 pub(super) struct Wire {
     pub(super) overlay: Arc<Overlay>,
     pub(super) ttl: Duration,
     pub(super) counters: Arc<Counters>,
     pub(super) pause: Pause,
->>>>>>> fuse
 }
 
 impl Wire {
@@ -123,13 +46,7 @@ impl Wire {
     fn guard(&self, kind: Kind, act: impl FnOnce()) {
         self.counters.count(kind);
         if catch_unwind(AssertUnwindSafe(act)).is_err() {
-<<<<<<< HEAD
-            eprintln!(
-                "fuse-overlay: a {kind:?} request failed by a fault of this program and was answered EIO"
-            );
-=======
             self.counters.count(Kind::Fault);
->>>>>>> fuse
         }
     }
 
@@ -216,11 +133,7 @@ impl Filesystem for Wire {
         size: Option<u64>,
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
-<<<<<<< HEAD
-        _ctime: Option<SystemTime>,
-=======
         ctime: Option<SystemTime>,
->>>>>>> fuse
         _file: Option<FileHandle>,
         _crtime: Option<SystemTime>,
         _chgtime: Option<SystemTime>,

@@ -1,0 +1,108 @@
+//! `kelp history` and `kelp image tree`: what an image was made of, as its configuration and its layers tell
+//! it.
+
+use anyhow::Result;
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::cli::table::{self, Column};
+use crate::image::config::{now, rfc3339, unix_time};
+use crate::image::store::{Image, Store, whole_layer};
+use crate::paths::Paths;
+
+/// Show the steps that an image was made by
+#[derive(Debug, Args)]
+pub struct HistoryArgs {
+    image: String,
+    /// Print whole ids and commands
+    #[arg(long)]
+    no_trunc: bool,
+    /// Print only ids
+    #[arg(short, long)]
+    quiet: bool,
+    /// A Go template or `json`
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<String>,
+}
+
+/// Show the layers of an image
+#[derive(Debug, Args)]
+pub struct TreeArgs {
+    image: String,
+}
+
+pub fn run(arguments: &HistoryArgs) -> Result<i32> {
+    let store = Store::open(&Paths::find()?)?;
+    let image = store.expect(&arguments.image)?;
+    let rows = rows(&store, &image, arguments.no_trunc)?;
+    if arguments.quiet {
+        for row in &rows {
+            println!("{}", row["ID"].as_str().unwrap_or_default());
+        }
+        return Ok(0);
+    }
+    let columns = [
+        Column::new("IMAGE", "ID"),
+        Column::new("CREATED", "CreatedSince"),
+        Column::new("CREATED BY", "CreatedBy"),
+        Column::new("SIZE", "Size"),
+        Column::new("COMMENT", "Comment"),
+    ];
+    table::print(&rows, &columns, arguments.format.as_deref(), true)?;
+    Ok(0)
+}
+
+/// Newest first, as docker prints it. Without history there is a line a layer.
+fn rows(store: &Store, image: &Image, whole: bool) -> Result<Vec<Value>> {
+    let mut sizes = Vec::new();
+    for diff_id in &image.config.rootfs.diff_ids {
+        sizes.push(whole_layer(&store.layer_path(diff_id))?.map_or(0, |layer| layer.unpacked.size));
+    }
+    let mut steps = image.config.history.clone();
+    let known = steps.iter().filter(|step| !step.empty_layer).count();
+    steps.extend(vec![Default::default(); sizes.len().saturating_sub(known)]);
+    let mut sizes = sizes.into_iter();
+    let mut rows = Vec::new();
+    for step in steps {
+        let size = if step.empty_layer { 0 } else { sizes.next().unwrap_or(0) };
+        let created = step.created.as_deref().and_then(unix_time).unwrap_or(image.record.created);
+        let by = step.created_by.unwrap_or_default();
+        let short: String =
+            if by.chars().count() > 45 && !whole { by.chars().take(44).chain(['…']).collect() } else { by };
+        rows.push(json!({
+            "ID": "<missing>",
+            "CreatedSince": format!("{} ago", table::duration(now() - created)),
+            "CreatedAt": rfc3339(created),
+            "CreatedBy": short,
+            "Size": table::size(size),
+            "Comment": step.comment.unwrap_or_default(),
+        }));
+    }
+    rows.reverse();
+    if let Some(top) = rows.first_mut() {
+        top["ID"] = if whole { image.id.to_string() } else { image.id.short().to_owned() }.into();
+    }
+    Ok(rows)
+}
+
+pub fn tree(arguments: &TreeArgs) -> Result<i32> {
+    let store = Store::open(&Paths::find()?)?;
+    let image = store.expect(&arguments.image)?;
+    println!("Image ID: {}", image.id.short());
+    let names: Vec<String> = store.names_of(&image.id)?.iter().map(ToString::to_string).collect();
+    println!("Tags:     [{}]", names.join(" "));
+    println!("Size:     {}", table::size(image.record.size));
+    let images = store.images()?;
+    let count = image.record.layers.len();
+    for (at, layer) in image.record.layers.iter().enumerate() {
+        let size = whole_layer(&store.layer_path(&layer.diff_id))?.map_or(0, |layer| layer.unpacked.size);
+        let shares = |other: &&crate::image::store::ImageRecord| {
+            other.id != image.id && other.layers.iter().any(|known| known.diff_id == layer.diff_id)
+        };
+        let shared = images.iter().filter(shares).count();
+        let branch = if at + 1 == count { "└──" } else { "├──" };
+        let note = if shared == 0 { String::new() } else { format!(" (shared with {shared} other images)") };
+        println!("{branch} {} {}{note}", layer.diff_id.short(), table::size(size));
+    }
+    Ok(0)
+}

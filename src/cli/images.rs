@@ -1,0 +1,156 @@
+//! `kelp images`, `kelp image ls`: a row a name, docker's columns and filters. Reads records only, never a
+//! layer.
+
+use anyhow::Result;
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::cli::table::{self, Column};
+use crate::error::Error;
+use crate::image::config::{now, rfc3339};
+use crate::image::store::{ImageRecord, NameRecord, Store};
+use crate::paths::Paths;
+
+/// List images
+#[derive(Debug, Args)]
+pub struct ImagesArgs {
+    /// Only images with this name
+    repository: Option<String>,
+    /// Print only ids
+    #[arg(short, long)]
+    quiet: bool,
+    /// Print whole ids
+    #[arg(long)]
+    no_trunc: bool,
+    /// Print digests too
+    #[arg(long)]
+    digests: bool,
+    /// For docker's command line: all images are always shown
+    #[arg(short, long)]
+    all: bool,
+    /// A Go template, `json`, or `table TEMPLATE`
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<String>,
+    /// dangling=BOOL, reference=PATTERN, label=KEY[=VALUE], before=IMAGE, since=IMAGE
+    #[arg(short, long, value_name = "FILTER")]
+    filter: Vec<String>,
+    /// Print no heading
+    #[arg(short = 'n', long)]
+    noheading: bool,
+}
+
+struct Row {
+    image: ImageRecord,
+    name: Option<NameRecord>,
+}
+
+pub fn run(arguments: &ImagesArgs) -> Result<i32> {
+    let store = Store::open(&Paths::find()?)?;
+    let mut rows = rows(&store)?;
+    if let Some(wanted) = &arguments.repository {
+        rows.retain(|row| row.name.as_ref().is_some_and(|name| matches_name(name, wanted)));
+    }
+    for filter in &arguments.filter {
+        apply(&store, filter, &mut rows)?;
+    }
+    rows.sort_by_key(|row| std::cmp::Reverse(row.image.created));
+    if arguments.quiet {
+        let mut ids: Vec<String> = rows.iter().map(|row| id(row, arguments.no_trunc)).collect();
+        ids.dedup();
+        for id in ids {
+            println!("{id}");
+        }
+        return Ok(0);
+    }
+    let values: Vec<Value> = rows.iter().map(|row| value(row, arguments.no_trunc)).collect();
+    let mut columns = vec![
+        Column::new("REPOSITORY", "Repository"),
+        Column::new("TAG", "Tag"),
+        Column::new("IMAGE ID", "ID"),
+        Column::new("CREATED", "CreatedSince"),
+        Column::new("SIZE", "Size"),
+    ];
+    if arguments.digests {
+        columns.insert(2, Column::new("DIGEST", "Digest"));
+    }
+    table::print(&values, &columns, arguments.format.as_deref(), !arguments.noheading)?;
+    Ok(0)
+}
+
+fn rows(store: &Store) -> Result<Vec<Row>> {
+    let names = store.names()?;
+    let mut rows = Vec::new();
+    for image in store.images()? {
+        let mut own = names.iter().filter(|name| name.image == image.id).cloned().peekable();
+        if own.peek().is_none() {
+            rows.push(Row { image, name: None });
+            continue;
+        }
+        rows.extend(own.map(|name| Row { image: image.clone(), name: Some(name) }));
+    }
+    Ok(rows)
+}
+
+fn matches_name(name: &NameRecord, wanted: &str) -> bool {
+    let reference = &name.reference;
+    let with_tag = wanted.rsplit_once('/').map_or(wanted, |(_, last)| last).contains(':');
+    let shown = if with_tag { reference.familiar() } else { reference.familiar_name() };
+    let full = if with_tag { reference.to_string() } else { reference.name() };
+    table::glob(wanted, &shown) || table::glob(wanted, &full)
+}
+
+fn apply(store: &Store, filter: &str, rows: &mut Vec<Row>) -> Result<()> {
+    let Some((key, value)) = filter.split_once('=') else {
+        return Err(Error::usage(format!("{filter:?} is not a filter: KEY=VALUE is expected")).into());
+    };
+    match key {
+        "dangling" => {
+            let wanted = matches!(value, "true" | "1");
+            rows.retain(|row| row.name.is_none() == wanted);
+        }
+        "reference" => rows.retain(|row| row.name.as_ref().is_some_and(|name| matches_name(name, value))),
+        "label" => {
+            let (name, wanted) = value.split_once('=').map_or((value, None), |(name, v)| (name, Some(v)));
+            let fits = |row: &Row| {
+                let found = row.image.labels.get(name);
+                found.is_some_and(|found| wanted.is_none_or(|wanted| wanted == found))
+            };
+            rows.retain(fits);
+        }
+        "before" | "since" => {
+            let created = store.expect(value)?.record.created;
+            rows.retain(|row| {
+                if key == "before" { row.image.created < created } else { row.image.created > created }
+            });
+        }
+        "id" => rows.retain(|row| row.image.id.hex().starts_with(value.trim_start_matches("sha256:"))),
+        _ => {
+            let sentence = format!("{key:?} is not a filter of images");
+            let hint = "dangling, reference, label, before, since and id are";
+            return Err(Error::usage(sentence).hint(hint).into());
+        }
+    }
+    Ok(())
+}
+
+fn id(row: &Row, whole: bool) -> String {
+    if whole { row.image.id.to_string() } else { row.image.id.short().to_owned() }
+}
+
+fn value(row: &Row, whole: bool) -> Value {
+    let none = || "<none>".to_owned();
+    let reference = row.name.as_ref().map(|name| &name.reference);
+    json!({
+        "ID": id(row, whole),
+        "Repository": reference.map_or_else(none, crate::image::reference::Reference::familiar_name),
+        "Tag": reference.and_then(|reference| reference.tag.clone()).unwrap_or_else(none),
+        "Digest": row.image.manifest.to_string(),
+        "CreatedSince": format!("{} ago", table::duration(now() - row.image.created)),
+        "CreatedAt": rfc3339(row.image.created),
+        "Size": table::size(row.image.size),
+        "VirtualSize": table::size(row.image.size),
+        "Containers": "N/A",
+        "SharedSize": "N/A",
+        "UniqueSize": "N/A",
+    })
+}

@@ -1,0 +1,145 @@
+//! `kelp pull`, and the flags about registries and unpacking that other verbs share with it. The story itself
+//! is `image/pull`.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+
+use crate::cli::{inside, progress};
+use crate::image::auth::Credentials;
+use crate::image::manifest::Platform;
+use crate::image::pull::{self, Options, Policy};
+use crate::image::registry::Manner;
+use crate::image::store::Store;
+use crate::image::unpack::{Limits, Owners};
+use crate::paths::Paths;
+use crate::units::Bytes;
+
+/// Get images from a registry
+#[derive(Debug, Args)]
+pub struct PullArgs {
+    /// IMAGE[:TAG|@DIGEST]
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<String>,
+    #[command(flatten)]
+    fetch: FetchArgs,
+    /// When to ask the registry
+    #[arg(long, value_enum, default_value = "always")]
+    policy: PolicyWord,
+    /// Print only the id
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// How images are fetched and unpacked.
+#[derive(Clone, Debug, Args)]
+pub struct FetchArgs {
+    /// The platform, when an image has several: OS/ARCH[/VARIANT]
+    #[arg(long, value_name = "PLATFORM")]
+    pub platform: Option<Platform>,
+    /// Keep the compressed layers too, so that push and save send the very same bytes
+    #[arg(long)]
+    pub keep_blobs: bool,
+    /// Whose files the store has: real (if there are ids for it) or recorded
+    #[arg(long, value_name = "OWNERS", value_enum, default_value = "auto")]
+    pub store_owners: OwnersWord,
+    /// The most that one layer may become
+    #[arg(long, value_name = "BYTES", default_value = "128g")]
+    pub max_layer_size: Bytes,
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+}
+
+/// How registries are talked to.
+#[derive(Clone, Debug, Args)]
+pub struct RegistryArgs {
+    /// File with credentials
+    #[arg(long, value_name = "FILE")]
+    pub authfile: Option<PathBuf>,
+    /// USER:PASSWORD for the registry
+    #[arg(long, value_name = "USER:PASSWORD")]
+    pub creds: Option<String>,
+    /// Verify certificates and refuse plain HTTP
+    #[arg(long, value_name = "BOOL", default_value = "true", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub tls_verify: bool,
+    /// How often a request is tried again
+    #[arg(long, value_name = "N", default_value = "5")]
+    pub retry: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PolicyWord {
+    Always,
+    Missing,
+    Never,
+    Newer,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OwnersWord {
+    Auto,
+    Recorded,
+}
+
+impl From<PolicyWord> for Policy {
+    fn from(word: PolicyWord) -> Self {
+        match word {
+            PolicyWord::Always => Self::Always,
+            PolicyWord::Missing => Self::Missing,
+            PolicyWord::Never => Self::Never,
+            PolicyWord::Newer => Self::Newer,
+        }
+    }
+}
+
+impl RegistryArgs {
+    pub fn manner(&self) -> Manner {
+        let pair = self.creds.as_deref().map(|text| text.split_once(':').unwrap_or((text, "")));
+        let basic = |(user, password): (&str, &str)| Credentials::Basic {
+            user: user.to_owned(),
+            password: password.to_owned(),
+        };
+        Manner {
+            authfile: self.authfile.clone(),
+            credentials: pair.map(basic),
+            insecure: !self.tls_verify,
+            retries: self.retry,
+            ..Manner::default()
+        }
+    }
+}
+
+impl FetchArgs {
+    /// To be asked where the work is done: owners depend on the user namespace.
+    pub fn options(&self, policy: Policy) -> Options {
+        let owners = match self.store_owners {
+            OwnersWord::Auto => Owners::possible(),
+            OwnersWord::Recorded => Owners::Recorded,
+        };
+        Options {
+            platform: self.platform.clone(),
+            policy,
+            keep_blobs: self.keep_blobs,
+            owners,
+            limits: Limits { layer: self.max_layer_size, ..Limits::default() },
+            manner: self.registry.manner(),
+            ..Options::default()
+        }
+    }
+}
+
+pub fn run(arguments: PullArgs) -> Result<i32> {
+    let paths = Paths::find()?;
+    inside::run(move || {
+        let store = Store::open(&paths)?;
+        let options = arguments.fetch.options(arguments.policy.into());
+        for word in &arguments.images {
+            let shown = progress::Shown::new(arguments.quiet);
+            let image = pull::pull(&store, word, &options, &|event| shown.event(&event))?;
+            shown.finish();
+            println!("{}", image.id.hex());
+        }
+        Ok(0)
+    })
+}

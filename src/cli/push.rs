@@ -1,0 +1,62 @@
+//! `kelp push`: arguments, one call, and the digest that the registry has afterwards. The story itself is
+//! `image/push`.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::cli::inside;
+use crate::cli::pull::RegistryArgs;
+use crate::image::push::{self, Event, Options};
+use crate::image::reference::Reference;
+use crate::image::store::Store;
+use crate::paths::Paths;
+
+/// Send an image to a registry
+#[derive(Debug, Args)]
+pub struct PushArgs {
+    /// IMAGE [DESTINATION]
+    image: String,
+    destination: Option<Reference>,
+    /// Write the manifest's digest into this file
+    #[arg(long, value_name = "FILE")]
+    digestfile: Option<PathBuf>,
+    /// How layers are packed that have to be packed anew: gzip, zstd or none
+    #[arg(long, value_name = "FORMAT", default_value = "gzip")]
+    compression_format: String,
+    /// Print nothing but errors
+    #[arg(short, long)]
+    quiet: bool,
+    #[command(flatten)]
+    registry: RegistryArgs,
+}
+
+pub fn run(arguments: PushArgs) -> Result<i32> {
+    let paths = Paths::find()?;
+    inside::run(move || {
+        let store = Store::open(&paths)?;
+        let image = store.expect(&arguments.image)?;
+        let target = arguments.destination.map_or_else(|| arguments.image.parse(), Ok)?;
+        let options = Options {
+            manner: arguments.registry.manner(),
+            compression: push::compression(&arguments.compression_format)?,
+            parallel: 3,
+        };
+        let say = |event: Event<'_>| match event {
+            _ if arguments.quiet => {}
+            Event::Existed(layer) => eprintln!("{}: already there", layer.short()),
+            Event::Mounted(layer) => eprintln!("{}: mounted from another repository", layer.short()),
+            Event::Done(layer) => eprintln!("{}: pushed", layer.short()),
+        };
+        let digest = push::push(&store, &image, &target, &options, &say)?;
+        if let Some(path) = &arguments.digestfile {
+            std::fs::write(path, digest.to_string())
+                .with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        if !arguments.quiet {
+            println!("{target}: digest: {digest}");
+        }
+        Ok(0)
+    })
+}

@@ -1,0 +1,210 @@
+//! `kelp system ...`: how much space is used, is it sound, what can go. What removes things asks first, or is
+//! told `--force`.
+
+use std::io::{IsTerminal, Write};
+
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use crate::cli::table::{self, Column};
+use crate::cli::{inside, rmi};
+use crate::error::Error;
+use crate::image::check::{self, Depth};
+use crate::image::collect;
+use crate::image::store::{Store, digests, whole_layer};
+use crate::image::workspace;
+use crate::paths::Paths;
+
+/// Look after the store
+#[derive(Debug, Args)]
+pub struct SystemArgs {
+    #[command(subcommand)]
+    verb: SystemVerb,
+}
+
+#[derive(Debug, Subcommand)]
+enum SystemVerb {
+    Df(DfArgs),
+    Fsck(FsckArgs),
+    Prune(PruneArgs),
+    Reset(ResetArgs),
+}
+
+/// Show how much space images take
+#[derive(Debug, Args)]
+struct DfArgs {
+    /// Show each image
+    #[arg(short, long)]
+    verbose: bool,
+    /// A Go template or `json`
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<String>,
+}
+
+/// Check that the store is whole
+#[derive(Debug, Args)]
+struct FsckArgs {
+    /// Take out what is damaged, so that the next pull brings it again
+    #[arg(long)]
+    repair: bool,
+    /// Read every file of every layer
+    #[arg(long)]
+    verify_layers: bool,
+}
+
+/// Remove what nothing refers to
+#[derive(Debug, Args)]
+struct PruneArgs {
+    /// Remove all images that no container uses
+    #[arg(short, long)]
+    all: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    force: bool,
+}
+
+/// Remove everything that kelp keeps
+#[derive(Debug, Args)]
+struct ResetArgs {
+    /// Do not ask
+    #[arg(short, long)]
+    force: bool,
+}
+
+pub fn run(arguments: SystemArgs) -> Result<i32> {
+    match arguments.verb {
+        SystemVerb::Df(arguments) => df(&arguments),
+        SystemVerb::Fsck(arguments) => fsck(arguments),
+        SystemVerb::Prune(arguments) => prune(arguments),
+        SystemVerb::Reset(arguments) => reset(arguments),
+    }
+}
+
+fn df(arguments: &DfArgs) -> Result<i32> {
+    let store = Store::open(&Paths::find()?)?;
+    let (images, names) = (store.images()?, store.names()?);
+    if arguments.verbose {
+        let mut rows = Vec::new();
+        for image in &images {
+            let own: Vec<String> = names
+                .iter()
+                .filter(|name| name.image == image.id)
+                .map(|name| name.reference.familiar())
+                .collect();
+            rows.push(json!({
+                "Names": if own.is_empty() { "<none>".to_owned() } else { own.join(" ") },
+                "ID": image.id.short(),
+                "Layers": image.layers.len(),
+                "Size": table::size(image.size),
+            }));
+        }
+        let columns = [
+            Column::new("NAMES", "Names"),
+            Column::new("IMAGE ID", "ID"),
+            Column::new("LAYERS", "Layers"),
+            Column::new("SIZE", "Size"),
+        ];
+        table::print(&rows, &columns, arguments.format.as_deref(), true)?;
+        return Ok(0);
+    }
+    let (mut size, mut unused) = (0, 0);
+    for diff_id in digests(&store.path("layers"))? {
+        let layer = whole_layer(&store.layer_path(&diff_id))?.map_or(0, |layer| layer.unpacked.size);
+        size += layer;
+        let used = images.iter().any(|image| image.layers.iter().any(|known| known.diff_id == diff_id));
+        unused += if used { 0 } else { layer };
+    }
+    let row = json!({
+        "Type": "Images",
+        "TotalCount": images.len(),
+        "Total": images.len(),
+        "Active": images.iter().filter(|image| names.iter().any(|name| name.image == image.id)).count(),
+        "Size": table::size(size),
+        "Reclaimable": table::size(unused),
+    });
+    let columns = [
+        Column::new("TYPE", "Type"),
+        Column::new("TOTAL", "Total"),
+        Column::new("ACTIVE", "Active"),
+        Column::new("SIZE", "Size"),
+        Column::new("RECLAIMABLE", "Reclaimable"),
+    ];
+    table::print(&[row], &columns, arguments.format.as_deref(), true)?;
+    Ok(0)
+}
+
+fn fsck(arguments: FsckArgs) -> Result<i32> {
+    let paths = Paths::find()?;
+    inside::run(move || {
+        let store = Store::open(&paths)?;
+        let depth = Depth { layers: arguments.verify_layers, repair: arguments.repair };
+        let report = check::check(&store, depth)?;
+        for sentence in &report.damage {
+            println!("{sentence}");
+        }
+        println!(
+            "{} images, {} layers, {} blobs: {} damaged, {} repaired, {} leftovers swept",
+            report.images,
+            report.layers,
+            report.blobs,
+            report.damage.len(),
+            report.repaired,
+            report.swept
+        );
+        if !report.damage.is_empty() && !arguments.repair {
+            eprintln!(
+                "hint: kelp system fsck --repair takes out what is damaged; pull the images again then"
+            );
+        }
+        Ok(i32::from(!report.damage.is_empty()))
+    })
+}
+
+fn prune(arguments: PruneArgs) -> Result<i32> {
+    if !arguments.force && !agrees("Remove all images without a name and everything that nothing refers to?")?
+    {
+        return Ok(1);
+    }
+    let paths = Paths::find()?;
+    inside::run(move || {
+        let store = Store::open(&paths)?;
+        let removed = collect::prune(&store, arguments.all, &|_| true, &|_| Vec::new())?;
+        rmi::print(&removed);
+        println!("Total reclaimed space: {}", table::size(removed.freed));
+        Ok(0)
+    })
+}
+
+fn reset(arguments: ResetArgs) -> Result<i32> {
+    let paths = Paths::find()?;
+    let question = format!("Remove everything in {}, containers and images?", paths.store.display());
+    if !arguments.force && !agrees(&question)? {
+        return Ok(1);
+    }
+    inside::run(move || {
+        let store = Store::open(&paths)?;
+        let _lock = store.lock("removing everything")?;
+        let listing = std::fs::read_dir(&paths.store);
+        for entry in listing.with_context(|| format!("cannot read {}", paths.store.display()))? {
+            let path = entry?.path();
+            if path.is_dir() {
+                workspace::remove(&path)?;
+            } else {
+                std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+            }
+        }
+        Ok(0)
+    })
+}
+
+fn agrees(question: &str) -> Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        return Err(Error::usage("there is no terminal to ask on").hint("use --force").into());
+    }
+    eprint!("{question} [y/N] ");
+    std::io::stderr().flush()?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}

@@ -1,0 +1,29 @@
+//! Images: what they are called, where they come from, and how they lie on the disk. The store is files and
+//! folders only, content-addressed and crash-only (docs/store.md). The room knows nothing of containers and
+//! of terminals: progress is a callback.
+
+pub mod auth;
+pub mod check;
+pub mod collect;
+pub mod compose;
+pub mod config;
+pub mod holding;
+pub mod install;
+pub mod load;
+pub mod manifest;
+pub mod names;
+pub mod policy;
+pub mod pull;
+pub mod push;
+pub mod reference;
+pub mod registries_conf;
+pub mod registry;
+pub mod save;
+pub mod skeleton;
+pub mod sparse;
+pub mod store;
+pub mod stream;
+pub mod tar;
+pub mod tree;
+pub mod unpack;
+pub mod workspace;

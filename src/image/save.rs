@@ -1,0 +1,329 @@
+//! Save: images as docker-archive, oci-archive or an OCI folder, to a file or a pipe. Layers are made again
+//! from their skeletons, and their digests compared while they go, so a damaged store can't write a wrong
+//! archive without saying so.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+
+use crate::error::Error;
+use crate::image::compose::plain_layers;
+use crate::image::manifest::{Compression, Descriptor, Index, Manifest, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST};
+use crate::image::reference::{Digest, Reference};
+use crate::image::skeleton;
+use crate::image::store::{Image, Store};
+use crate::image::stream::{Hashing, PIECE};
+use crate::image::workspace::Workspace;
+
+/// What is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    Docker,
+    Oci,
+}
+
+/// An image and the names that it is saved under.
+#[derive(Debug)]
+pub struct Chosen {
+    pub image: Image,
+    pub names: Vec<Reference>,
+}
+
+/// Where the files of an archive go.
+trait Target {
+    fn folder(&mut self, name: &str) -> Result<()>;
+    fn file(&mut self, name: &str, size: u64, content: &mut dyn Read) -> Result<()>;
+}
+
+/// Writes an archive to `out`.
+pub fn archive(
+    store: &Store,
+    workspace: &Workspace,
+    images: &[Chosen],
+    format: Format,
+    compression: Compression,
+    out: impl Write,
+) -> Result<()> {
+    let mut target = Tar { out };
+    match format {
+        Format::Docker => docker(store, images, &mut target)?,
+        Format::Oci => oci(store, workspace, images, compression, &mut target)?,
+    }
+    target.out.write_all(&[0; 1024])?;
+    Ok(target.out.flush()?)
+}
+
+/// Writes an OCI layout into a folder, which is made.
+pub fn folder(
+    store: &Store,
+    workspace: &Workspace,
+    images: &[Chosen],
+    compression: Compression,
+    folder: &Path,
+) -> Result<()> {
+    fs::create_dir_all(folder.join("blobs/sha256"))
+        .with_context(|| format!("cannot make {}", folder.display()))?;
+    oci(store, workspace, images, compression, &mut Folder(folder.to_owned()))
+}
+
+struct Tar<W> {
+    out: W,
+}
+
+impl<W: Write> Target for Tar<W> {
+    fn folder(&mut self, name: &str) -> Result<()> {
+        Ok(self.out.write_all(&header(name, b"0000755\0", b'5', 0)?)?)
+    }
+
+    fn file(&mut self, name: &str, size: u64, content: &mut dyn Read) -> Result<()> {
+        self.out.write_all(&header(name, b"0000644\0", b'0', size)?)?;
+        exactly(content, size, &mut self.out)?;
+        let padding = size.wrapping_neg() % 512;
+        Ok(self.out.write_all(&[0; 512][..padding as usize])?)
+    }
+}
+
+struct Folder(PathBuf);
+
+impl Target for Folder {
+    fn folder(&mut self, name: &str) -> Result<()> {
+        let path = self.0.join(name);
+        fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))
+    }
+
+    fn file(&mut self, name: &str, size: u64, content: &mut dyn Read) -> Result<()> {
+        let path = self.0.join(name);
+        let mut file = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        exactly(content, size, &mut file)
+    }
+}
+
+fn exactly(content: &mut dyn Read, size: u64, out: &mut dyn Write) -> Result<()> {
+    let (mut buffer, mut left) = (vec![0; PIECE], size);
+    loop {
+        let length = content.read(&mut buffer)?;
+        let Some(rest) = left.checked_sub(length as u64) else { bail!("it is longer than it was") };
+        if length == 0 {
+            return if left == 0 { Ok(()) } else { bail!("it is shorter than it was") };
+        }
+        out.write_all(&buffer[..length])?;
+        left = rest;
+    }
+}
+
+/// A ustar header whose only variables are these, so that an archive of the same images is the same.
+fn header(name: &str, mode: &[u8; 8], kind: u8, size: u64) -> Result<[u8; 512]> {
+    let mut block = [0; 512];
+    let mut put = |at: usize, text: &[u8]| block[at..at + text.len()].copy_from_slice(text);
+    if name.len() > 100 {
+        bail!("the name {name} is too long for an archive");
+    }
+    put(0, name.as_bytes());
+    put(100, mode);
+    put(108, b"0000000\0");
+    put(116, b"0000000\0");
+    if size < 0o77_777_777_777 {
+        put(124, format!("{size:011o}\0").as_bytes());
+    } else {
+        let mut large = [0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        large[4..].copy_from_slice(&size.to_be_bytes());
+        put(124, &large);
+    }
+    put(136, b"00000000000\0");
+    put(148, b"        ");
+    put(156, &[kind]);
+    put(257, b"ustar\x0000");
+    let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    Ok(block)
+}
+
+/// A layer's tar stream that ends in an error if it is not the layer's.
+pub struct Layer {
+    stream: Hashing<skeleton::Reader>,
+    diff_id: Digest,
+}
+
+impl Layer {
+    pub fn open(store: &Store, diff_id: &Digest) -> Result<Self> {
+        let stream = skeleton::Reader::open(&store.layer_path(diff_id))
+            .with_context(|| format!("cannot read layer {}", diff_id.short()))?;
+        Ok(Self { stream: Hashing::new(stream), diff_id: diff_id.clone() })
+    }
+}
+
+impl Read for Layer {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.stream.read(buffer)?;
+        if length == 0 && self.stream.so_far() != self.diff_id {
+            let sentence =
+                format!("layer {} in the store is damaged (see kelp system fsck)", self.diff_id.short());
+            return Err(io::Error::other(sentence));
+        }
+        Ok(length)
+    }
+}
+
+fn docker(store: &Store, images: &[Chosen], target: &mut dyn Target) -> Result<()> {
+    let (mut written, mut list) = (HashSet::new(), Vec::new());
+    let mut repositories: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
+    for Chosen { image, names } in images {
+        let layers = plain_layers(store, &image.config.rootfs.diff_ids)?;
+        for layer in &layers {
+            if written.insert(layer.digest.clone()) {
+                let name = format!("{}.tar", layer.digest.hex());
+                target.file(&name, layer.size, &mut Layer::open(store, &layer.digest)?)?;
+            }
+        }
+        let config = format!("{}.json", image.id.hex());
+        let text = store.blob(&image.id)?;
+        if written.insert(image.id.clone()) {
+            target.file(&config, text.len() as u64, &mut &text[..])?;
+        }
+        let tags: Vec<String> = names.iter().map(Reference::familiar).collect();
+        let layers: Vec<String> = layers.iter().map(|layer| format!("{}.tar", layer.digest.hex())).collect();
+        for name in names {
+            if let (Some(tag), Some(top)) = (&name.tag, layers.last()) {
+                let top = top.trim_end_matches(".tar").to_owned();
+                repositories.entry(name.familiar_name()).or_default().insert(tag.clone(), top);
+            }
+        }
+        list.push(json!({ "Config": config, "RepoTags": tags, "Layers": layers }));
+    }
+    for (name, text) in
+        [("repositories", serde_json::to_vec(&repositories)?), ("manifest.json", serde_json::to_vec(&list)?)]
+    {
+        target.file(name, text.len() as u64, &mut &text[..])?;
+    }
+    Ok(())
+}
+
+fn oci(
+    store: &Store,
+    workspace: &Workspace,
+    images: &[Chosen],
+    compression: Compression,
+    target: &mut dyn Target,
+) -> Result<()> {
+    let text = br#"{"imageLayoutVersion":"1.0.0"}"#;
+    target.folder("blobs/")?;
+    target.folder("blobs/sha256/")?;
+    target.file("oci-layout", text.len() as u64, &mut &text[..])?;
+    let (mut written, mut manifests) = (HashSet::new(), Vec::new());
+    for Chosen { image, names } in images {
+        let layers = layers(store, workspace, image, compression, &mut written, target)?;
+        let text = store.blob(&image.id)?;
+        let config = Descriptor::new(OCI_CONFIG, image.id.clone(), text.len() as u64);
+        let manifest = serde_json::to_vec(&Manifest::new(config, layers))?;
+        let mut entry = Descriptor::new(OCI_MANIFEST, Digest::of(&manifest), manifest.len() as u64);
+        entry.platform = Some(image.record.platform.clone());
+        for (digest, text) in [(&image.id, &text), (&entry.digest, &manifest)] {
+            if written.insert(digest.clone()) {
+                target.file(&format!("blobs/sha256/{}", digest.hex()), text.len() as u64, &mut &text[..])?;
+            }
+        }
+        for name in names {
+            let mut named = entry.clone();
+            named.annotations.insert("io.containerd.image.name".to_owned(), name.to_string());
+            named.annotations.insert("org.opencontainers.image.ref.name".to_owned(), name.to_string());
+            manifests.push(named);
+        }
+        if names.is_empty() {
+            manifests.push(entry);
+        }
+    }
+    let index = Index {
+        schema_version: 2,
+        media_type: OCI_INDEX.to_owned(),
+        manifests,
+        annotations: BTreeMap::new(),
+    };
+    let text = serde_json::to_vec(&index)?;
+    target.file("index.json", text.len() as u64, &mut &text[..])
+}
+
+fn layers(
+    store: &Store,
+    workspace: &Workspace,
+    image: &Image,
+    compression: Compression,
+    written: &mut HashSet<Digest>,
+    target: &mut dyn Target,
+) -> Result<Vec<Descriptor>> {
+    let mut layers = Vec::new();
+    for (plain, known) in
+        plain_layers(store, &image.config.rootfs.diff_ids)?.into_iter().zip(&image.record.layers)
+    {
+        let kept = store.blob_path(&known.digest);
+        let (layer, mut content): (Descriptor, Box<dyn Read>) = if let Ok(file) = File::open(&kept) {
+            let kind =
+                known.media_type.replace("docker.image.rootfs.diff.tar.gzip", "oci.image.layer.v1.tar+gzip");
+            (Descriptor::new(kind, known.digest.clone(), known.size), Box::new(file))
+        } else if compression == Compression::None {
+            let content = Layer::open(store, &plain.digest)?;
+            (plain, Box::new(content))
+        } else {
+            let path = workspace.fresh();
+            let layer = compress(&mut Layer::open(store, &plain.digest)?, compression, File::create(&path)?)?;
+            (layer, Box::new(File::open(&path)?))
+        };
+        if written.insert(layer.digest.clone()) {
+            target.file(&format!("blobs/sha256/{}", layer.digest.hex()), layer.size, &mut content)?;
+        }
+        layers.push(layer);
+    }
+    Ok(layers)
+}
+
+/// Packs a tar stream; returns what it became.
+pub fn compress(content: &mut dyn Read, compression: Compression, out: impl Write) -> Result<Descriptor> {
+    let hashing = Hashing::new(out);
+    let (_, digest, size) = match compression {
+        Compression::None => {
+            let mut hashing = hashing;
+            io::copy(content, &mut hashing)?;
+            hashing.finish()
+        }
+        Compression::Gzip => {
+            let mut packer = flate2::write::GzEncoder::new(hashing, flate2::Compression::new(2));
+            pump(content, &mut packer)?;
+            packer.finish()?.finish()
+        }
+        Compression::Zstd => {
+            let mut packer = zstd::Encoder::new(hashing, 3)?;
+            pump(content, &mut packer)?;
+            packer.finish()?.finish()
+        }
+    };
+    Ok(Descriptor::new(compression.media_type(), digest, size))
+}
+
+fn pump(content: &mut dyn Read, out: &mut dyn Write) -> io::Result<()> {
+    let mut buffer = vec![0; PIECE];
+    loop {
+        match content.read(&mut buffer)? {
+            0 => return Ok(()),
+            length => out.write_all(&buffer[..length])?,
+        }
+    }
+}
+
+/// The images that the user's words mean, each once, with the names that were said.
+pub fn choose(store: &Store, words: &[String]) -> Result<Vec<Chosen>> {
+    let mut chosen: Vec<Chosen> = Vec::new();
+    for word in words {
+        let image = store.find(word)?.ok_or_else(|| Error::usage(format!("no such image: {word}")))?;
+        let name = word.parse::<Reference>().ok();
+        let names = store.names_of(&image.id)?;
+        let name: Vec<Reference> = name.filter(|name| names.contains(name)).into_iter().collect();
+        match chosen.iter_mut().find(|known| known.image.id == image.id) {
+            Some(known) => known.names.extend(name),
+            None => chosen.push(Chosen { image, names: name }),
+        }
+    }
+    Ok(chosen)
+}

@@ -1,0 +1,131 @@
+//! A private folder in the store for what one process is making. Its lock is held as long as the process
+//! lives, so whatever a `kill -9` leaves is seen to be nobody's and swept by the next kelp. A lease in it
+//! names the layers that the process counts on, so that nobody collects them meanwhile.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::image::reference::Digest;
+use crate::record::{self, Durability, Lock};
+
+/// `tmp/NAME/`, with `tmp/NAME.lock` beside it.
+#[derive(Debug)]
+pub struct Workspace {
+    pub folder: PathBuf,
+    lock_path: PathBuf,
+    lock: Option<Lock>,
+    numbers: AtomicU64,
+    leased: Mutex<Lease>,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Lease {
+    layers: Vec<Digest>,
+    blobs: Vec<Digest>,
+}
+
+impl Workspace {
+    /// Makes a fresh one below `tmp` of the store.
+    pub fn create(tmp: &Path, purpose: &str) -> Result<Self> {
+        for attempt in 0..1000u32 {
+            let name = format!("{}-{attempt}", std::process::id());
+            let lock_path = tmp.join(format!("{name}.lock"));
+            let Some(lock) = Lock::now(&lock_path)? else { continue };
+            // A sweeper may have removed the lock file between its opening and its locking.
+            if !is_linked(&lock_path, &lock) {
+                continue;
+            }
+            let folder = tmp.join(name);
+            remove(&folder)?;
+            fs::create_dir(&folder)
+                .with_context(|| format!("cannot make {} for {purpose}", folder.display()))?;
+            return Ok(Self {
+                folder,
+                lock_path,
+                lock: Some(lock),
+                numbers: AtomicU64::new(0),
+                leased: Mutex::default(),
+            });
+        }
+        anyhow::bail!("cannot find a free name in {} for {purpose}", tmp.display())
+    }
+
+    /// A name in the folder that nothing has yet.
+    pub fn fresh(&self) -> PathBuf {
+        self.folder.join(self.numbers.fetch_add(1, Ordering::Relaxed).to_string())
+    }
+
+    /// Says which further layers and blobs this process counts on. Under the store's lock, so that nobody is
+    /// just about to collect them.
+    pub fn lease(&self, _: &Lock, layers: &[Digest], blobs: &[Digest]) -> Result<()> {
+        let mut lease = self.leased.lock().unwrap_or_else(PoisonError::into_inner);
+        lease.layers.extend_from_slice(layers);
+        lease.blobs.extend_from_slice(blobs);
+        record::write(&self.folder.join("lease"), &*lease, Durability::Boot)
+    }
+}
+
+impl Drop for Workspace {
+    fn drop(&mut self) {
+        // What can't be removed now is swept later.
+        if remove(&self.folder).is_ok() {
+            let _ = fs::remove_file(&self.lock_path);
+        }
+        drop(self.lock.take());
+    }
+}
+
+fn is_linked(path: &Path, lock: &Lock) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let (Ok(linked), Ok(held)) = (fs::metadata(path), lock.metadata()) else { return false };
+    linked.ino() == held.ino()
+}
+
+/// Removes a folder and all in it; one that is not there is removed already.
+pub fn remove(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", folder.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn locks(tmp: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(tmp).with_context(|| format!("cannot read {}", tmp.display()))?;
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    Ok(paths.filter(|path| path.extension().is_some_and(|end| end == "lock")).collect())
+}
+
+/// Removes the folders of processes that are gone; returns how many there were.
+pub fn sweep(tmp: &Path) -> Result<usize> {
+    let mut swept = 0;
+    for lock_path in locks(tmp)? {
+        let Some(lock) = Lock::now(&lock_path)? else { continue };
+        if is_linked(&lock_path, &lock) {
+            remove(&lock_path.with_extension(""))?;
+            let _ = fs::remove_file(&lock_path);
+            swept += 1;
+        }
+    }
+    Ok(swept)
+}
+
+/// The layers and blobs that living processes count on.
+pub fn leased(tmp: &Path) -> Result<(HashSet<Digest>, HashSet<Digest>)> {
+    let (mut layers, mut blobs) = (HashSet::new(), HashSet::new());
+    for lock_path in locks(tmp)? {
+        let lease: Option<Lease> = record::read(&lock_path.with_extension("").join("lease"))?;
+        if let (Some(lease), None) = (lease, Lock::now(&lock_path)?) {
+            layers.extend(lease.layers);
+            blobs.extend(lease.blobs);
+        }
+    }
+    Ok((layers, blobs))
+}

@@ -1,0 +1,165 @@
+"""The measurements of tests/bench/image/run; see there."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tarfile
+import time
+
+KELP = os.environ["KELP"]
+ROOT, ROUNDS = sys.argv[1], int(sys.argv[2])
+WORK = os.getcwd()
+ENV = {"PATH": os.environ["PATH"], "HOME": WORK, "KELP_ROOT": WORK + "/kelp-store", "KELP_RUNDIR": WORK + "/kelp-run",
+       "OTEL_TRACES_EXPORTER": "none"}
+PODMAN = ["podman", "--root", WORK + "/podman", "--runroot", WORK + "/podman-run", "--storage-driver", "overlay"]
+
+
+def run(*words, quiet=False, **options):
+    """Seconds and megabytes of a command."""
+    started = time.monotonic()
+    process = subprocess.Popen(words, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **options)
+    err = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode and not quiet:
+        raise SystemExit(f"{' '.join(words)}: {process.returncode}\n{err.decode()}")
+    return time.monotonic() - started, usage.ru_maxrss / 1024
+
+
+def registry():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        host = "127.0.0.1:%d" % probe.getsockname()[1]
+    config = {"version": 0.1, "log": {"level": "error", "accesslog": {"disabled": True}}, "http": {"addr": host},
+              "storage": {"filesystem": {"rootdirectory": WORK + "/registry"}}}
+    with open(WORK + "/registry.yml", "w") as file:
+        json.dump(config, file)
+    process = subprocess.Popen(["docker-registry", "serve", WORK + "/registry.yml"], env=ENV, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
+    while True:
+        try:
+            socket.create_connection(tuple(host.split(":")), 1).close()
+            return host, process
+        except OSError:
+            time.sleep(0.05)
+
+
+def image(host):
+    layout = WORK + "/oci"
+    run("umoci", "init", "--layout", layout)
+    run("umoci", "new", "--image", layout + ":x")
+    run("umoci", "raw", "add-layer", "--image", layout + ":x", ROOT)
+    for number in range(4):
+        path = f"{WORK}/layer{number}.tar"
+        with tarfile.open(path, "w") as archive:
+            for at in range(100):
+                member = tarfile.TarInfo(f"opt/{number}/{at}")
+                member.size = 3000
+                archive.addfile(member, io.BytesIO(os.urandom(3000)))
+        run("umoci", "raw", "add-layer", "--image", layout + ":x", path)
+    name = f"{host}/bench:1"
+    run("skopeo", "copy", "--insecure-policy", "--dest-tls-verify=false", f"oci:{layout}:x", "docker://" + name)
+    return name
+
+
+def forget():
+    run(KELP, "system", "prune", "-af")
+    run(*PODMAN, "rmi", "-af", quiet=True)
+    for path in ("copy", "bundle"):
+        shutil.rmtree(f"{WORK}/{path}", ignore_errors=True)
+    subprocess.run(["sync"])
+
+
+def umoci_pull(name):
+    first, memory = run("skopeo", "copy", "--insecure-policy", "--src-tls-verify=false", "docker://" + name, f"oci:{WORK}/copy:x")
+    second, more = run("umoci", "unpack", "--rootless", "--image", f"{WORK}/copy:x", WORK + "/bundle")
+    return first + second, max(memory, more)
+
+
+def many():
+    """500 images of one small layer each."""
+    root = io.BytesIO()
+    with tarfile.open(fileobj=root, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("f"), io.BytesIO())
+    layer = root.getvalue()
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        def add(name, data):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+        add("layer.tar", layer)
+        entries = []
+        for number in range(500):
+            config = json.dumps({"architecture": "amd64", "os": "linux", "config": {"Labels": {"n": str(number)}},
+                                 "rootfs": {"type": "layers",
+                                            "diff_ids": ["sha256:" + hashlib.sha256(layer).hexdigest()]}}).encode()
+            add(f"{number}.json", config)
+            entries.append({"Config": f"{number}.json", "RepoTags": [f"many{number}:1"], "Layers": ["layer.tar"]})
+        add("manifest.json", json.dumps(entries).encode())
+    with open(WORK + "/many.tar", "wb") as file:
+        file.write(out.getvalue())
+    run(KELP, "load", "-i", WORK + "/many.tar")
+
+
+def main():
+    host, server = registry()
+    results = {}
+
+    def note(work, tool, pair):
+        print(f"{work}: {tool}: {pair[0]:.2f} s, {pair[1]:.0f} MB", file=sys.stderr, flush=True)
+        results.setdefault(work, {}).setdefault(tool, []).append(pair)
+
+    try:
+        name = image(host)
+        for round in range(ROUNDS):
+            forget()
+            note("pull", "kelp", run(KELP, "pull", "-q", name))
+            note("pull", "podman", run(*PODMAN, "pull", "-q", "--tls-verify=false", name))
+            note("pull", "skopeo+umoci", umoci_pull(name))
+            for tool, words in (("kelp", [KELP]), ("podman", PODMAN)):
+                archive = f"{WORK}/{tool}.tar"
+                if os.path.exists(archive):
+                    os.remove(archive)
+                note("save", tool, run(*words, "save", "-q", "-o", archive, name))
+                target = f"{host}/pushed-{tool}-{round}:1"
+                tls = ["--tls-verify=false"] if tool == "podman" else []
+                note("push (new registry name)", tool, run(*words, "push", "-q", *tls, name, target))
+            forget()
+            for tool, words in (("kelp", [KELP]), ("podman", PODMAN)):
+                note("load", tool, run(*words, "load", "-q", "-i", f"{WORK}/{tool}.tar"))
+        forget()
+        many()
+        for _ in range(10):
+            note("images, 500 in the store", "kelp", run(KELP, "images"))
+    finally:
+        server.kill()
+        server.wait()
+        run(KELP, "system", "reset", "-f", quiet=True)
+        run("podman", "unshare", "rm", "-rf", WORK + "/podman", quiet=True)
+    report(results)
+
+
+def report(results):
+    table = []
+    for work, tools in results.items():
+        ours = statistics.median(pair[0] for pair in tools["kelp"])
+        for tool, pairs in tools.items():
+            seconds = statistics.median(pair[0] for pair in pairs)
+            table.append({"work": work, "tool": tool, "seconds": round(seconds, 3), "ratio": round(seconds / ours, 2),
+                          "megabytes": round(max(pair[1] for pair in pairs), 1)})
+    print(f"{'work':<26} {'tool':<14} {'seconds':>8} {'x kelp':>7} {'MB':>7}")
+    for row in table:
+        print(f"{row['work']:<26} {row['tool']:<14} {row['seconds']:>8} {row['ratio']:>7} {row['megabytes']:>7}")
+    with open("results.json", "w") as file:
+        json.dump(table, file, indent=1)
+
+
+main()
