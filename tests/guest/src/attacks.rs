@@ -31,6 +31,19 @@ pub(crate) fn chroot_escape(words: &[String]) -> Option<Value> {
         "escaped": fs::metadata(marker).is_ok(), "root": crate::report::names_in("/")}))
 }
 
+/// `unmount-escape MARKER`: takes the root away and enters the mount namespace anew, which leads to whatever
+/// lies below. Answers whether that is the host's root, which holds MARKER.
+pub(crate) fn unmount_escape(words: &[String]) -> Option<Value> {
+    let escape = || -> io::Result<()> {
+        let namespace = fs::File::open("/proc/self/ns/mnt")?;
+        sys::detach("/")?;
+        sys::enter_mounts(namespace.as_raw_fd())
+    };
+    let unmounted = escape();
+    let marker = words.first().map(String::as_str).unwrap_or_default();
+    Some(json!({"unmounted": outcome(unmounted), "escaped": fs::metadata(marker).is_ok()}))
+}
+
 /// `open-exe-write PATH`: CVE-2019-5736: directly, and again through a descriptor of it.
 pub(crate) fn open_exe_write(words: &[String]) -> Option<Value> {
     let path = words.first().map_or("/proc/self/exe", String::as_str);

@@ -37,6 +37,7 @@ const VERBS: &[(&str, Verb)] = &[
     ("clock", process::clock),
     ("umask-file", process::umask_file),
     ("chroot-escape", attacks::chroot_escape),
+    ("unmount-escape", attacks::unmount_escape),
     ("open-exe-write", attacks::open_exe_write),
     ("tiocsti", attacks::tiocsti),
     ("keyctl", attacks::keyctl),

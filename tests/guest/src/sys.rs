@@ -313,6 +313,18 @@ pub(crate) fn fchdir(fd: i32) -> io::Result<()> {
     checked(unsafe { libc::fchdir(fd) }).map(drop)
 }
 
+/// `umount2(2)` with `MNT_DETACH`.
+pub(crate) fn detach(path: &str) -> io::Result<()> {
+    // SAFETY: a C string that outlives the call.
+    checked(unsafe { libc::umount2(c_string(path).as_ptr(), libc::MNT_DETACH) }).map(drop)
+}
+
+/// `setns(2)` into a mount namespace: the caller's root becomes the top of that namespace.
+pub(crate) fn enter_mounts(namespace: i32) -> io::Result<()> {
+    // SAFETY: takes numbers only.
+    checked(unsafe { libc::setns(namespace, libc::CLONE_NEWNS) }).map(drop)
+}
+
 pub(crate) fn mknod_block(path: &str, major: u32, minor: u32) -> io::Result<()> {
     // SAFETY: a C string that outlives the call.
     checked(unsafe {
