@@ -3,6 +3,7 @@
 
 pub mod archive;
 pub mod doctor;
+pub mod from_image;
 pub mod functions;
 pub mod history;
 pub mod image;

@@ -76,6 +76,8 @@ pub struct RootStep {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum RootSource {
     Directory(PathBuf),
+    /// Lowest first.
+    Layers(Vec<PathBuf>),
     /// The pieces of `@host`.
     Host(Vec<Piece>),
 }
@@ -119,6 +121,10 @@ impl fmt::Display for RootStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.source {
             RootSource::Directory(path) => write!(f, "make the root from {} ({})", path.display(), self.rung),
+
+            RootSource::Layers(layers) => {
+                write!(f, "make the root from {} layers ({})", layers.len(), self.rung)
+            }
             RootSource::Host(_) if self.rung == Rung::FuseOverlay => {
                 write!(f, "make the root from the host's / ({})", self.rung)
             }
@@ -222,6 +228,7 @@ fn namespaces(spec: &Spec) -> u64 {
 fn root(spec: &Spec, around: &Surroundings) -> RootStep {
     let source = match &spec.root {
         Root::Directory { path, .. } => RootSource::Directory(path.clone()),
+        Root::Layers(layers) => RootSource::Layers(layers.clone()),
         Root::Host => RootSource::Host(around.pieces.clone()),
     };
     RootStep { rung: around.rung, folder: around.folder.clone(), source, persistence: around.persistence }

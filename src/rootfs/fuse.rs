@@ -55,6 +55,11 @@ pub fn layers(root: &Root, store: &Path, replaced: &[Piece]) -> Vec<Layer> {
         Root::Directory { path, .. } => {
             vec![Layer { path: path.clone(), own_mount_only: false, without: Vec::new() }]
         }
+        Root::Layers(layers) => {
+            let layer =
+                |path: &PathBuf| Layer { path: path.clone(), own_mount_only: false, without: Vec::new() };
+            layers.iter().rev().map(layer).collect()
+        }
         Root::Host => {
             let folders = replaced.iter().map(|piece| piece.path().to_owned());
             let without = folders.chain([store.to_owned()]).collect();

@@ -46,6 +46,8 @@ pub struct Spec {
 pub enum Root {
     /// The machine's own userland below a throw-away layer.
     Host,
+    /// The unpacked layers of an image, lowest first, below a throw-away layer.
+    Layers(Vec<PathBuf>),
     /// A directory below a throw-away layer, or written through.
     Directory { path: PathBuf, writes: Writes },
 }

@@ -37,7 +37,7 @@ pub fn run(request: &Request, warn: &mut dyn FnMut(&str)) -> Result<i32> {
     let request = &with_volumes(request, &paths, volume::ensure)?;
     sweep::sweep(&paths)?;
     let mut maps = maps::choose(&request.userns)?;
-    let mut container = Container::create(&paths, request.name.clone(), request.remove)?;
+    let mut container = Container::create(&paths, request.name.clone(), image(request), request.remove)?;
     let outcome = loop {
         match start(request, &paths, &mut container, &maps, &signals, warn) {
             Ok(Started::MapsRefused(error)) if request.userns == UserNamespace::Auto && !maps.one_id() => {
@@ -63,6 +63,10 @@ pub fn explain(request: &Request) -> Result<String> {
     let spec = resolve::resolve(request, &facts(id, &maps))?;
     let first = first_rung(&paths, &spec.root, &ladder(request)?);
     Ok(plan::explain(&plan_for(&spec, &folder, &maps, first, request.remove)?))
+}
+
+fn image(request: &Request) -> Option<&str> {
+    Some(request.image.id.as_str()).filter(|id| !id.is_empty())
 }
 
 /// The request with each named volume as a bind of its folder.
