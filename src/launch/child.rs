@@ -68,11 +68,22 @@ fn failure(error: &anyhow::Error) -> Failure {
         .collect::<Vec<_>>()
         .join(": ");
     Failure {
-        sentence,
+        sentence: bounded(sentence),
         hint: named.and_then(|error| error.hint.clone()),
         exit: named.map_or(125, |error| error.exit),
         root_refused: refused,
     }
+}
+
+/// A word of the user's may be longer than a message.
+fn bounded(mut sentence: String) -> String {
+    const LONGEST: usize = 4096;
+    if sentence.len() > LONGEST {
+        let end = (0..=LONGEST).rev().find(|at| sentence.is_char_boundary(*at)).unwrap_or(0);
+        sentence.truncate(end);
+        sentence.push('…');
+    }
+    sentence
 }
 
 /// Takes the streams, moves the socket out of the way and closes everything else.

@@ -45,13 +45,14 @@ pub enum Step {
     Device(Device),
     /// A file of kelp's own (hosts, hostname, resolv.conf) over the container's.
     File {
+        #[serde(with = "crate::raw::path")]
         target: PathBuf,
         text: String,
     },
-    Mask(PathBuf),
-    ReadOnly(PathBuf),
+    Mask(#[serde(with = "crate::raw::path")] PathBuf),
+    ReadOnly(#[serde(with = "crate::raw::path")] PathBuf),
     /// The root, and the overlays that a root of pieces is covered with.
-    ReadOnlyRoot(Vec<PathBuf>),
+    ReadOnlyRoot(#[serde(with = "crate::raw::paths")] Vec<PathBuf>),
     Pivot,
     CgroupNamespace,
     Loopback,
@@ -68,6 +69,7 @@ pub enum Step {
 pub struct RootStep {
     pub rung: Rung,
     /// The container's folder, where the child stands meanwhile.
+    #[serde(with = "crate::raw::path")]
     pub folder: PathBuf,
     pub source: RootSource,
     pub persistence: Persistence,
@@ -75,9 +77,9 @@ pub struct RootStep {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum RootSource {
-    Directory(PathBuf),
+    Directory(#[serde(with = "crate::raw::path")] PathBuf),
     /// Lowest first.
-    Layers(Vec<PathBuf>),
+    Layers(#[serde(with = "crate::raw::paths")] Vec<PathBuf>),
     /// The pieces of `@host`.
     Host(Vec<Piece>),
 }

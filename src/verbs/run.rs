@@ -137,7 +137,9 @@ fn start(
         };
         let launched = parent::launch(&plan, inner, signals, &mut watch);
         let serving = (Server(watch.server), watch.engine);
-        match launched? {
+        let called =
+            container.watched.name.as_ref().map_or(container.id.short(), |name| name.as_str()).to_owned();
+        match launched.with_context(|| format!("cannot start {called}"))? {
             Launched::Running(running) => {
                 let status = serve(&spec, &running, signals, pumps).map(Started::Ended);
                 drop(serving);
@@ -217,6 +219,10 @@ fn serve(
         raw = if spec.process.stdin { streams::Raw::enter()? } else { None };
     }
     let status = Foreground { running, signals, pumps, timeout: spec.timeout }.serve();
+    if status.is_err() {
+        let _ = crate::sys::process::pidfd_send_signal(running.pidfd.as_fd(), libc::SIGKILL);
+        let _ = foreground::reap(running.pidfd.as_fd());
+    }
     drop(raw);
     if spec.namespaces.pid == Sharing::Host {
         orphans::end();
