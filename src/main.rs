@@ -34,6 +34,7 @@ mod stage;
 // floor 2
 mod check;
 mod ids;
+mod raw;
 mod units;
 
 // floor 1

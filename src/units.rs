@@ -44,11 +44,14 @@ impl FromStr for Bytes {
     }
 }
 
+/// A century in seconds; the kernel's timers hold it.
+const LONGEST: u64 = 100 * 366 * 24 * 3600;
+
 /// A duration: seconds as a plain number, or Go's `1h2m3.5s`, `250ms`.
 pub fn parse_duration(text: &str) -> Result<Duration> {
     let refused = || Error::usage(format!("{text:?} is not a duration: 10, 1m30s or 250ms is expected"));
     if let Ok(seconds) = text.parse::<u64>() {
-        return Ok(Duration::from_secs(seconds));
+        return if seconds <= LONGEST { Ok(Duration::from_secs(seconds)) } else { Err(refused().into()) };
     }
     let (mut rest, mut total) = (text, 0f64);
     while !rest.is_empty() {
@@ -67,6 +70,9 @@ pub fn parse_duration(text: &str) -> Result<Duration> {
         };
         total += number.parse::<f64>().map_err(|_| refused())? * scale;
         rest = next;
+    }
+    if total > LONGEST as f64 {
+        return Err(refused().into());
     }
     Duration::try_from_secs_f64(total).map_err(|_| refused().into())
 }

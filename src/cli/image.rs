@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::cli::template::Template;
 use crate::cli::{archive, history, images, inside, pull, push, report, rmi, table, tag};
+use crate::container::folder::made_from;
 use crate::image::collect;
 use crate::image::config::rfc3339;
 use crate::image::store::{Image, Store};
@@ -152,7 +153,7 @@ fn prune(arguments: PruneArgs) -> Result<i32> {
         let wanted = |image: &crate::image::store::ImageRecord| {
             arguments.filter.iter().all(|filter| fits(filter, image))
         };
-        let removed = collect::prune(&store, arguments.all, &wanted, &|_| Vec::new())?;
+        let removed = collect::prune(&store, arguments.all, &wanted, &|id| made_from(&paths, id.hex()))?;
         rmi::print(&removed);
         println!("Total reclaimed space: {}", table::size(removed.freed));
         Ok(0)

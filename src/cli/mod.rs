@@ -3,6 +3,7 @@
 
 pub mod archive;
 pub mod doctor;
+pub mod from_image;
 pub mod functions;
 pub mod history;
 pub mod image;
@@ -21,11 +22,13 @@ pub mod template;
 pub mod unshare;
 pub mod words;
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::error;
+use crate::sys::process;
 
 /// containers for people who have no root
 #[derive(Debug, Parser)]
@@ -67,11 +70,20 @@ pub fn main() -> ExitCode {
     });
     let (cli, matches) = match parsed {
         Ok(parsed) => parsed,
-        Err(error) => {
-            let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(FAILED) } else { ExitCode::SUCCESS };
+        Err(error) if error.use_stderr() => {
+            let text = error.render().to_string();
+            say(&format!("kelp: {}", text.strip_prefix("error: ").unwrap_or(&text).trim_end()));
+            return ExitCode::from(FAILED);
+        }
+        Err(help) => {
+            let _ = help.print();
+            return ExitCode::SUCCESS;
         }
     };
+    if !matches!(cli.verb, Verb::Run(_) | Verb::Unshare(_)) {
+        // `kelp images | head` ends quietly, as other programs do.
+        let _ = process::default_action(libc::SIGPIPE);
+    }
     let outcome = match cli.verb {
         Verb::Run(arguments) => {
             let places = matches.subcommand_matches("run").map(run::Places::new);
@@ -113,18 +125,33 @@ pub fn main() -> ExitCode {
 /// Prints an error with its hint; gives its exit status.
 pub fn report(error: &anyhow::Error) -> u8 {
     let named = error::find(error);
-    eprintln!("kelp: {}", sentence(error));
+    say(&format!("kelp: {}", sentence(error)));
     if let Some(hint) = named.and_then(|named| named.hint.as_ref()) {
-        eprintln!("hint: {hint}");
+        say(&format!("hint: {hint}"));
     }
     named.map_or(FAILED, |named| named.exit)
 }
 
 fn sentence(error: &anyhow::Error) -> String {
-    error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": ")
+    plain(&error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": "))
+}
+
+/// Without the numbers that Rust puts behind the words of an errno.
+fn plain(text: &str) -> String {
+    let mut pieces = text.split(" (os error ");
+    let mut words = pieces.next().unwrap_or_default().to_owned();
+    for piece in pieces {
+        words.push_str(piece.split_once(')').map_or(piece, |(_, rest)| rest));
+    }
+    words
 }
 
 /// Prints what is weaker than it could be.
 pub fn warn(text: &str) {
-    eprintln!("kelp: warning: {text}");
+    say(&format!("kelp: warning: {}", plain(text)));
+}
+
+/// A closed or full stderr is no reason to fail.
+fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
 }

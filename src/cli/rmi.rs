@@ -5,7 +5,9 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::cli::{inside, report};
+use crate::container::folder::made_from;
 use crate::image::collect::{self, Removed};
+use crate::image::reference::Digest;
 use crate::image::store::Store;
 use crate::paths::Paths;
 
@@ -29,7 +31,7 @@ pub fn run(arguments: RmiArgs) -> Result<i32> {
     let paths = Paths::find()?;
     inside::run(move || {
         let store = Store::open(&paths)?;
-        let nobody = |_: &_| Vec::new();
+        let holders = |id: &Digest| made_from(&paths, id.hex());
         let mut status = 0;
         let mut words = arguments.images;
         if arguments.all {
@@ -40,7 +42,7 @@ pub fn run(arguments: RmiArgs) -> Result<i32> {
             if arguments.ignore && store.find(&word)?.is_none() {
                 continue;
             }
-            match collect::remove(&store, &word, force, &nobody) {
+            match collect::remove(&store, &word, force, &holders) {
                 Ok(removed) => print(&removed),
                 Err(error) => {
                     report(&error);

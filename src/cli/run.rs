@@ -7,10 +7,11 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::{ArgMatches, Args};
 
-use crate::cli::{warn, words};
+use crate::cli::pull::{FetchArgs, PolicyWord};
+use crate::cli::{from_image, warn, words};
 use crate::error::Error;
 use crate::spec::mount;
-use crate::spec::request::{Network, Request, SeccompChoice, Security, Unmask, UserNamespace};
+use crate::spec::request::{ImageDefaults, Network, Request, SeccompChoice, Security, Unmask, UserNamespace};
 use crate::spec::{Root, Writes};
 use crate::units;
 use crate::verbs;
@@ -55,6 +56,11 @@ pub struct RunArgs {
     /// Size of /dev/shm
     #[arg(long, value_name = "BYTES", help_heading = "Root")]
     shm_size: Option<String>,
+    /// When to ask the registry for the image
+    #[arg(long, value_enum, default_value = "missing", help_heading = "Image")]
+    pull: PolicyWord,
+    #[command(flatten, next_help_heading = "Image")]
+    fetch: FetchArgs,
     /// What makes the root: overlay (the kernel's), fuse (kelp's own), copy [default: the best that works]
     #[arg(long, value_name = "DRIVER", help_heading = "Root")]
     storage_driver: Option<String>,
@@ -202,9 +208,10 @@ fn each<T>(list: &[String], parse: impl Fn(&str) -> Result<T>) -> Result<Vec<T>>
 }
 
 fn request(arguments: RunArgs, places: &Places) -> Result<Request> {
-    let (root, command) = root(&arguments)?;
+    let (root, image, command) = root(&arguments)?;
     Ok(Request {
         root,
+        image,
         read_only: arguments.read_only,
         name: arguments.name.as_deref().map(str::parse).transpose()?,
         remove: arguments.rm,
@@ -253,7 +260,7 @@ fn request(arguments: RunArgs, places: &Places) -> Result<Request> {
 
 /// With `--rootfs` all words are the command; without it the first names the root. A `--` between the two is
 /// no word.
-fn root(arguments: &RunArgs) -> Result<(Root, Vec<OsString>)> {
+fn root(arguments: &RunArgs) -> Result<(Root, ImageDefaults, Vec<OsString>)> {
     let mut words = arguments.words.clone();
     let strip = |words: &mut Vec<OsString>| {
         if words.first().is_some_and(|word| word == "--") {
@@ -264,19 +271,21 @@ fn root(arguments: &RunArgs) -> Result<(Root, Vec<OsString>)> {
     if let Some(directory) = &arguments.rootfs {
         let path = std::path::absolute(directory).context("cannot make --rootfs absolute")?;
         let writes = if arguments.rootfs_rw { Writes::Through } else { Writes::Layer };
-        return Ok((Root::Directory { path, writes }, words));
+        return Ok((Root::Directory { path, writes }, ImageDefaults::default(), words));
     }
     if words.is_empty() {
-        return Err(Error::usage("no root is named").hint("use @host or --rootfs DIR").into());
+        return Err(Error::usage("no root is named").hint("use @host, an image or --rootfs DIR").into());
     }
     let name = words.remove(0);
     strip(&mut words);
     if name == "@host" {
-        return Ok((Root::Host, words));
+        return Ok((Root::Host, ImageDefaults::default(), words));
     }
-    Err(Error::usage(format!("there is no root {name:?}: images from registries are not supported yet"))
-        .hint("use @host or --rootfs DIR")
-        .into())
+    let Some(name) = name.to_str() else {
+        return Err(Error::usage(format!("{name:?} is not an image name")).into());
+    };
+    let (root, image) = from_image::find(name, &arguments.fetch, arguments.pull)?;
+    Ok((root, image, words))
 }
 
 fn environment(arguments: &RunArgs) -> Result<Vec<(OsString, OsString)>> {

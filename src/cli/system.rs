@@ -9,6 +9,7 @@ use serde_json::json;
 
 use crate::cli::table::{self, Column};
 use crate::cli::{inside, rmi};
+use crate::container::folder::made_from;
 use crate::error::Error;
 use crate::image::check::{self, Depth};
 use crate::image::collect;
@@ -169,7 +170,7 @@ fn prune(arguments: PruneArgs) -> Result<i32> {
     let paths = Paths::find()?;
     inside::run(move || {
         let store = Store::open(&paths)?;
-        let removed = collect::prune(&store, arguments.all, &|_| true, &|_| Vec::new())?;
+        let removed = collect::prune(&store, arguments.all, &|_| true, &|id| made_from(&paths, id.hex()))?;
         rmi::print(&removed);
         println!("Total reclaimed space: {}", table::size(removed.freed));
         Ok(0)

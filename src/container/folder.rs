@@ -24,6 +24,8 @@ use crate::userns::within;
 pub struct Record {
     pub id: ContainerName,
     pub name: Option<Name>,
+    #[serde(default)]
+    pub image: Option<String>,
     pub exit: Option<i32>,
 }
 
@@ -32,6 +34,9 @@ pub struct Record {
 pub struct Watched {
     pub process: Option<Process>,
     pub name: Option<Name>,
+    /// The id of its image.
+    #[serde(default)]
+    pub image: Option<String>,
     /// The container is removed with its monitor.
     pub remove: bool,
     /// What ends it gently.
@@ -82,7 +87,7 @@ pub struct Container {
 impl Container {
     /// Makes the folder of a new container and takes its lock. A sweep that sees the folder before its lock is
     /// held takes it for the remains of a killed kelp; then another id is used.
-    pub fn create(paths: &Paths, name: Option<Name>, remove: bool) -> Result<Self> {
+    pub fn create(paths: &Paths, name: Option<Name>, image: Option<&str>, remove: bool) -> Result<Self> {
         let parent = paths.containers();
         for _ in 0..100 {
             let id = ContainerName::fresh()?;
@@ -97,7 +102,8 @@ impl Container {
                     return Err(error);
                 }
             };
-            let watched = Watched { process: None, name, remove, stop_signal: libc::SIGTERM };
+            let image = image.map(str::to_owned);
+            let watched = Watched { process: None, name, image, remove, stop_signal: libc::SIGTERM };
             let mut container = Self { folder, id, watched, lock };
             if let Err(error) = container.sign().and_then(|()| container.take_name(paths)) {
                 let _ = tree::remove(&container.folder);
@@ -145,7 +151,8 @@ impl Container {
 
     /// Keeps how a container that stays has ended.
     pub fn keep_exit(&self, exit: Option<i32>) -> Result<()> {
-        let record = Record { id: self.id.clone(), name: self.watched.name.clone(), exit };
+        let Watched { name, image, .. } = self.watched.clone();
+        let record = Record { id: self.id.clone(), name, image, exit };
         record::write(&self.folder.join("record.json"), &record, Durability::Boot)
     }
 
@@ -157,7 +164,8 @@ impl Container {
         }
         let Some(mut lock) = Lock::now(&folder.join("lock"))? else { return Ok(None) };
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let unfinished = Watched { process: None, name: None, remove: true, stop_signal: libc::SIGTERM };
+        let unfinished =
+            Watched { process: None, name: None, image: None, remove: true, stop_signal: libc::SIGTERM };
         let watched = serde_json::from_str(&lock.signature()?).unwrap_or(unfinished);
         Ok(Some(Self { folder: folder.to_owned(), id: ContainerName::from_folder(name), watched, lock }))
     }
@@ -183,6 +191,24 @@ impl Container {
         }
         Ok(())
     }
+}
+
+/// The containers, by name or short id, that were made from the image `id`.
+pub fn made_from(paths: &Paths, id: &str) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(paths.containers()) else { return Vec::new() };
+    let holder = |folder: &Path| -> Option<String> {
+        let record: Option<Record> = record::read(&folder.join("record.json")).ok().flatten();
+        let (image, name) = match record {
+            Some(record) => (record.image, record.name),
+            None => {
+                let watched: Watched = record::read(&folder.join("lock")).ok().flatten()?;
+                (watched.image, watched.name)
+            }
+        };
+        let short = || folder.file_name()?.to_str()?.get(..12).map(str::to_owned);
+        (image.as_deref() == Some(id)).then(|| name.map(|name| name.to_string()).or_else(short)).flatten()
+    };
+    entries.filter_map(|entry| holder(&entry.ok()?.path())).collect()
 }
 
 fn make_folder(parent: &Path, folder: &Path) -> io::Result<()> {

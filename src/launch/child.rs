@@ -14,8 +14,9 @@ use crate::launch::message::{self, Failure, ToChild, ToParent};
 use crate::launch::plan::{Plan, Step};
 use crate::launch::root::Refused;
 use crate::launch::step::{self, Site};
-use crate::launch::{credentials, hide, init, program, stage};
-use crate::spec::Process;
+use crate::launch::{credentials, filter, hide, init, program, stage};
+use crate::spec::seccomp::Profile;
+use crate::spec::{Process, Rlimit};
 use crate::sys::seccomp::Instruction;
 use crate::sys::{clone, landlock, process, seccomp, terminal};
 
@@ -31,8 +32,6 @@ pub struct Streams {
 #[derive(Debug)]
 pub struct Task<'a> {
     pub plan: &'a Plan,
-    /// The compiled seccomp filter; empty for none.
-    pub filter: &'a [Instruction],
     pub streams: Streams,
 }
 
@@ -45,7 +44,12 @@ pub fn run(task: Task<'_>, socket: OwnedFd) -> ! {
         Ok(socket) => socket,
         Err(_) => clone::exit(125),
     };
-    go_on(task.plan, task.filter, 0, socket)
+    // Here, where the id maps are waited for, it costs nothing.
+    let filter = match &task.plan.process.seccomp {
+        Profile::Unconfined => Vec::new(),
+        Profile::Filter(profile) => filter::compile(profile),
+    };
+    go_on(task.plan, &filter, 0, socket)
 }
 
 /// Carries the plan out from step `first` on; the sealed copy of kelp comes in here.
@@ -68,11 +72,22 @@ fn failure(error: &anyhow::Error) -> Failure {
         .collect::<Vec<_>>()
         .join(": ");
     Failure {
-        sentence,
+        sentence: bounded(sentence),
         hint: named.and_then(|error| error.hint.clone()),
         exit: named.map_or(125, |error| error.exit),
         root_refused: refused,
     }
+}
+
+/// A word of the user's may be longer than a message.
+fn bounded(mut sentence: String) -> String {
+    const LONGEST: usize = 4096;
+    if sentence.len() > LONGEST {
+        let end = (0..=LONGEST).rev().find(|at| sentence.is_char_boundary(*at)).unwrap_or(0);
+        sentence.truncate(end);
+        sentence.push('…');
+    }
+    sentence
 }
 
 /// Takes the streams, moves the socket out of the way and closes everything else.
@@ -179,7 +194,7 @@ fn change(
     }
     for limit in &process.rlimits {
         process::setrlimit(limit.resource, limit.soft, limit.hard)
-            .with_context(|| format!("set ulimit {} to {}:{}", limit.name, limit.soft, limit.hard))?;
+            .map_err(|error| ulimit_error(limit, &error))?;
     }
     umask(Mode::from_bits_truncate(process.umask));
     default_signals(mask)?;
@@ -206,6 +221,16 @@ fn change(
         environment.push(("HOME".into(), identity.home.into_os_string()));
     }
     Ok(environment)
+}
+
+fn ulimit_error(limit: &Rlimit, error: &std::io::Error) -> Error {
+    let sentence = format!("set ulimit {} to {}:{}: {error}", limit.name, limit.soft, limit.hard);
+    match error.raw_os_error() {
+        Some(libc::EPERM) => {
+            Error::usage(sentence).hint("above your own hard limit only root may go; see `ulimit -H -a`")
+        }
+        _ => Error::host(sentence),
+    }
 }
 
 fn take_terminal(console: OwnedFd, uid: u32, gid: u32) -> Result<()> {

@@ -9,10 +9,8 @@ use nix::sys::signalfd::SignalFd;
 
 use crate::error::{Error, Kind};
 use crate::launch::child::{self, Streams, Task};
-use crate::launch::filter;
 use crate::launch::message::{self, Failure, ToChild, ToParent};
 use crate::launch::plan::Plan;
-use crate::spec::seccomp::Profile;
 use crate::sys::clone::{self, Cloned};
 use crate::sys::{process, socket};
 use crate::userns::{refusal, within};
@@ -58,14 +56,10 @@ pub fn launch(
     signals: &SignalFd,
     watcher: &mut dyn Watcher,
 ) -> Result<Launched> {
-    let filter = match &plan.process.seccomp {
-        Profile::Unconfined => Vec::new(),
-        Profile::Filter(profile) => filter::compile(profile),
-    };
     let (ours, theirs) = socket::pair()?;
     let cloned = clone::clone(plan.namespaces, None).map_err(|error| refusal::of_clone(&error))?;
     let (pid, pidfd) = match cloned {
-        Cloned::Child => child::run(Task { plan, filter: &filter, streams }, theirs),
+        Cloned::Child => child::run(Task { plan, streams }, theirs),
         Cloned::Parent { pid, pidfd } => (pid, pidfd),
     };
     drop((theirs, streams));

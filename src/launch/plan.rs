@@ -45,13 +45,14 @@ pub enum Step {
     Device(Device),
     /// A file of kelp's own (hosts, hostname, resolv.conf) over the container's.
     File {
+        #[serde(with = "crate::raw::path")]
         target: PathBuf,
         text: String,
     },
-    Mask(PathBuf),
-    ReadOnly(PathBuf),
+    Mask(#[serde(with = "crate::raw::path")] PathBuf),
+    ReadOnly(#[serde(with = "crate::raw::path")] PathBuf),
     /// The root, and the overlays that a root of pieces is covered with.
-    ReadOnlyRoot(Vec<PathBuf>),
+    ReadOnlyRoot(#[serde(with = "crate::raw::paths")] Vec<PathBuf>),
     Pivot,
     CgroupNamespace,
     Loopback,
@@ -68,6 +69,7 @@ pub enum Step {
 pub struct RootStep {
     pub rung: Rung,
     /// The container's folder, where the child stands meanwhile.
+    #[serde(with = "crate::raw::path")]
     pub folder: PathBuf,
     pub source: RootSource,
     pub persistence: Persistence,
@@ -75,7 +77,9 @@ pub struct RootStep {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum RootSource {
-    Directory(PathBuf),
+    Directory(#[serde(with = "crate::raw::path")] PathBuf),
+    /// Lowest first.
+    Layers(#[serde(with = "crate::raw::paths")] Vec<PathBuf>),
     /// The pieces of `@host`.
     Host(Vec<Piece>),
 }
@@ -119,6 +123,10 @@ impl fmt::Display for RootStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.source {
             RootSource::Directory(path) => write!(f, "make the root from {} ({})", path.display(), self.rung),
+
+            RootSource::Layers(layers) => {
+                write!(f, "make the root from {} layers ({})", layers.len(), self.rung)
+            }
             RootSource::Host(_) if self.rung == Rung::FuseOverlay => {
                 write!(f, "make the root from the host's / ({})", self.rung)
             }
@@ -222,6 +230,7 @@ fn namespaces(spec: &Spec) -> u64 {
 fn root(spec: &Spec, around: &Surroundings) -> RootStep {
     let source = match &spec.root {
         Root::Directory { path, .. } => RootSource::Directory(path.clone()),
+        Root::Layers(layers) => RootSource::Layers(layers.clone()),
         Root::Host => RootSource::Host(around.pieces.clone()),
     };
     RootStep { rung: around.rung, folder: around.folder.clone(), source, persistence: around.persistence }

@@ -14,6 +14,9 @@ pub fn execute(arguments: &[OsString], environment: &[(OsString, OsString)]) -> 
     let Some(program) = arguments.first() else {
         return Error::usage("no command was given, and the root names none").hint("add a command");
     };
+    if program.is_empty() {
+        return not_found(program);
+    }
     let search = environment.iter().find(|(name, _)| name == "PATH").map_or(OsStr::new(""), |(_, path)| path);
     let candidates: Vec<PathBuf> = if program.as_bytes().contains(&b'/') {
         vec![PathBuf::from(program)]

@@ -42,7 +42,11 @@ pub fn make(step: &RootStep, socket: BorrowedFd<'_>) -> Result<OwnedFd> {
         }
         (RootSource::Directory(path), Rung::KernelOverlay) => {
             folder(path)?;
-            attach(layered(path, "upper", "work", step)?)
+            attach(layered(&[path], "upper", "work", step)?)
+        }
+        (RootSource::Layers(layers), _) => {
+            let topmost_first: Vec<&Path> = layers.iter().rev().map(PathBuf::as_path).collect();
+            attach(layered(&topmost_first, "upper", "work", step)?)
         }
         (RootSource::Directory(path), Rung::Copy) => {
             fs::create_dir("copy").context("make the folder of the copy")?;
@@ -62,6 +66,7 @@ fn served(step: &RootStep, socket: BorrowedFd<'_>) -> Result<OwnedFd> {
             folder(path)?;
             path.as_path()
         }
+        RootSource::Layers(layers) => layers.last().map_or(Path::new("/"), PathBuf::as_path),
         RootSource::Host(_) => Path::new("/"),
     };
     let mode = below.metadata().map_or(0o755, |found| found.permissions().mode() & 0o7777);
@@ -115,16 +120,23 @@ fn folder(path: &Path) -> Result<OwnedFd> {
     })
 }
 
-fn layered(lower: &Path, upper: &str, work: &str, step: &RootStep) -> Result<OwnedFd> {
+fn layered(lowers: &[&Path], upper: &str, work: &str, step: &RootStep) -> Result<OwnedFd> {
     for name in [upper, work] {
         fs::create_dir(name).with_context(|| format!("make {name} in the container's folder"))?;
     }
-    if let Ok(found) = lower.metadata() {
+    if let Some(Ok(found)) = lowers.first().map(|lower| lower.metadata()) {
         let _ = fs::set_permissions(upper, fs::Permissions::from_mode(found.permissions().mode() & 0o7777));
     }
-    overlay::mount(&[lower], upper, work, step.persistence)
-        .with_context(|| format!("mount kernel overlay over {}", lower.display()))
+    overlay::mount(lowers, upper, work, step.persistence)
+        .with_context(|| format!("mount kernel overlay over {}", shown(lowers)))
         .context(Refused)
+}
+
+fn shown(lowers: &[&Path]) -> String {
+    match lowers {
+        [only] => only.display().to_string(),
+        several => format!("{} layers", several.len()),
+    }
 }
 
 /// The root is put on top of `/`: a place that always exists and that nobody sees before the pivot.
@@ -159,7 +171,7 @@ fn make_piece(step: &RootStep, root: BorrowedFd<'_>, number: usize, piece: &Piec
         Piece::Overlay(path) => {
             fs::create_dir(inside(path))?;
             let (upper, work) = (format!("upper/{number}"), format!("work/{number}"));
-            let mount = layered(path, &upper, &work, step)?;
+            let mount = layered(&[path], &upper, &work, step)?;
             move_mount(mount.as_fd(), target::open_unlinked(root, path)?.as_fd())?;
         }
     }

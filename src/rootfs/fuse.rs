@@ -26,10 +26,12 @@ pub const NAME: &str = "kelp-fuse";
 /// One layer below, as the helper opens it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layer {
+    #[serde(with = "crate::raw::path")]
     pub path: PathBuf,
     /// What is mounted below the layer shows as an empty folder.
     pub own_mount_only: bool,
     /// Paths below the layer that are not there.
+    #[serde(with = "crate::raw::paths")]
     pub without: Vec<PathBuf>,
 }
 
@@ -38,6 +40,7 @@ pub struct Layer {
 pub struct Request {
     pub layers: Vec<Layer>,
     /// Holds `upper` and `work`.
+    #[serde(with = "crate::raw::path")]
     pub folder: PathBuf,
     pub volatile: bool,
     /// Whether the user namespace has an id 0.
@@ -54,6 +57,11 @@ pub fn layers(root: &Root, store: &Path, replaced: &[Piece]) -> Vec<Layer> {
     match root {
         Root::Directory { path, .. } => {
             vec![Layer { path: path.clone(), own_mount_only: false, without: Vec::new() }]
+        }
+        Root::Layers(layers) => {
+            let layer =
+                |path: &PathBuf| Layer { path: path.clone(), own_mount_only: false, without: Vec::new() };
+            layers.iter().rev().map(layer).collect()
         }
         Root::Host => {
             let folders = replaced.iter().map(|piece| piece.path().to_owned());

@@ -17,13 +17,16 @@ use serde::{Deserialize, Serialize};
 pub enum Piece {
     /// An empty directory.
     Directory {
+        #[serde(with = "crate::raw::path")]
         path: PathBuf,
         mode: u32,
     },
     /// A directory with an overlay of the host's on it.
-    Overlay(PathBuf),
+    Overlay(#[serde(with = "crate::raw::path")] PathBuf),
     Link {
+        #[serde(with = "crate::raw::path")]
         path: PathBuf,
+        #[serde(with = "crate::raw::path")]
         to: PathBuf,
     },
 }

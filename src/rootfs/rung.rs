@@ -41,6 +41,7 @@ pub fn ladder(root: &Root, only: Option<Rung>) -> Vec<Rung> {
     let all = match root {
         Root::Directory { writes: Writes::Through, .. } => vec![Rung::Through],
         Root::Directory { .. } => vec![Rung::KernelOverlay, Rung::FuseOverlay, Rung::Copy],
+        Root::Layers(_) => vec![Rung::KernelOverlay, Rung::FuseOverlay],
         Root::Host => vec![Rung::FuseOverlay, Rung::KernelOverlay],
     };
     match only {

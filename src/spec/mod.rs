@@ -46,8 +46,14 @@ pub struct Spec {
 pub enum Root {
     /// The machine's own userland below a throw-away layer.
     Host,
+    /// The unpacked layers of an image, lowest first, below a throw-away layer.
+    Layers(#[serde(with = "crate::raw::paths")] Vec<PathBuf>),
     /// A directory below a throw-away layer, or written through.
-    Directory { path: PathBuf, writes: Writes },
+    Directory {
+        #[serde(with = "crate::raw::path")]
+        path: PathBuf,
+        writes: Writes,
+    },
 }
 
 /// Where writes to the root go.
@@ -85,7 +91,9 @@ pub struct TimeOffsets {
 /// A device node of the host that is bound into the container; nodes can't be made in a user namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Device {
+    #[serde(with = "crate::raw::path")]
     pub host: PathBuf,
+    #[serde(with = "crate::raw::path")]
     pub container: PathBuf,
     pub read_only: bool,
 }
@@ -95,6 +103,7 @@ pub struct Device {
 pub struct Process {
     pub arguments: Vec<OsString>,
     pub environment: Vec<(OsString, OsString)>,
+    #[serde(with = "crate::raw::path")]
     pub cwd: PathBuf,
     /// `USER[:GROUP]`, looked up in the container's own passwd and group files by the child.
     pub user: String,

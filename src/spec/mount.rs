@@ -15,6 +15,7 @@ use crate::units::Bytes;
 pub struct Mount {
     pub kind: MountKind,
     /// Absolute, as the container sees it.
+    #[serde(with = "crate::raw::path")]
     pub target: PathBuf,
     pub flags: MountFlags,
 }
@@ -23,6 +24,7 @@ pub struct Mount {
 pub enum MountKind {
     /// A file or directory of the host.
     Bind {
+        #[serde(with = "crate::raw::path")]
         source: PathBuf,
         recursive: bool,
         propagation: Propagation,

@@ -10,10 +10,24 @@ use crate::spec::mount::Mount;
 use crate::spec::{Device, Rlimit, Root, Sharing, TimeOffsets};
 use crate::units::Bytes;
 
+/// What an image says of the containers that are made from it.
+#[derive(Clone, Debug, Default)]
+pub struct ImageDefaults {
+    /// The image's id, kept with the container so that the image is not removed under it.
+    pub id: String,
+    pub environment: Vec<(OsString, OsString)>,
+    pub entrypoint: Vec<OsString>,
+    pub command: Vec<OsString>,
+    pub user: Option<String>,
+    pub cwd: Option<PathBuf>,
+    pub stop_signal: Option<i32>,
+}
+
 /// `kelp run`, as asked.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub root: Root,
+    pub image: ImageDefaults,
     pub read_only: bool,
     pub name: Option<Name>,
     pub remove: bool,

@@ -31,6 +31,7 @@ pub struct Facts {
 /// # Errors
 /// A word that has no meaning: an unknown capability, a bad seccomp profile, a missing command.
 pub fn resolve(request: &Request, facts: &Facts) -> Result<Spec> {
+    let image = &request.image;
     let capabilities = CapabilitySet::with(&request.cap_add, &request.cap_drop)?;
     let hostname = match request.uts {
         Sharing::Host => None,
@@ -53,8 +54,8 @@ pub fn resolve(request: &Request, facts: &Facts) -> Result<Spec> {
         process: Process {
             arguments: arguments(request),
             environment: environment(request, hostname.as_deref(), facts),
-            cwd: request.cwd.clone().unwrap_or_else(|| PathBuf::from("/")),
-            user: request.user.clone().unwrap_or_else(|| default_user(&request.userns)),
+            cwd: request.cwd.clone().or_else(|| image.cwd.clone()).unwrap_or_else(|| PathBuf::from("/")),
+            user: user(request),
             additional_groups: request.groups.iter().filter(|name| *name != "keep-groups").cloned().collect(),
             keep_groups: request.groups.iter().any(|name| name == "keep-groups"),
             terminal: request.terminal,
@@ -70,7 +71,7 @@ pub fn resolve(request: &Request, facts: &Facts) -> Result<Spec> {
         hostname,
         domainname: request.domainname.clone(),
         init: request.init,
-        stop_signal: request.stop_signal.unwrap_or(libc::SIGTERM),
+        stop_signal: request.stop_signal.or(image.stop_signal).unwrap_or(libc::SIGTERM),
         timeout: request.timeout,
     })
 }
@@ -143,13 +144,31 @@ fn hidden(defaults: &[&str], more: &[PathBuf], unmask: &Unmask) -> Vec<PathBuf> 
     defaults.iter().map(PathBuf::from).filter(|path| !lifted(path)).chain(more.iter().cloned()).collect()
 }
 
+/// The user's entrypoint takes the place of the image's with its command; the user's command that of the image's.
 fn arguments(request: &Request) -> Vec<OsString> {
-    let command = request.entrypoint.iter().filter(|program| !program.is_empty());
-    let words: Vec<OsString> = command.chain(&request.command).cloned().collect();
+    let image = &request.image;
+    let words: Vec<OsString> = match &request.entrypoint {
+        Some(program) => [program]
+            .into_iter()
+            .filter(|program| !program.is_empty())
+            .chain(&request.command)
+            .cloned()
+            .collect(),
+        None if request.command.is_empty() => {
+            image.entrypoint.iter().chain(&image.command).cloned().collect()
+        }
+        None => image.entrypoint.iter().chain(&request.command).cloned().collect(),
+    };
     if words.is_empty() && request.root == Root::Host {
         return vec![OsString::from("/bin/sh")];
     }
     words
+}
+
+fn user(request: &Request) -> String {
+    let keeps = matches!(request.userns, UserNamespace::KeepId { .. });
+    let asked = request.user.clone().or_else(|| request.image.user.clone().filter(|_| !keeps));
+    asked.unwrap_or_else(|| default_user(&request.userns))
 }
 
 /// The defaults first, so that the user's words win; a later word for the same name replaces the earlier.
@@ -162,7 +181,7 @@ fn environment(request: &Request, hostname: Option<&str>, facts: &Facts) -> Vec<
     if request.terminal {
         environment.push(("TERM".into(), facts.term.clone().unwrap_or_else(|| "xterm".into())));
     }
-    for (name, value) in &request.environment {
+    for (name, value) in request.image.environment.iter().chain(&request.environment) {
         environment.retain(|(known, _)| known != name);
         environment.push((name.clone(), value.clone()));
     }

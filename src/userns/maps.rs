@@ -12,7 +12,7 @@ use crate::ids::{ContainerId, HostId};
 use crate::spec::request::{Extent, UserNamespace};
 use crate::sys::process;
 use crate::userns::setuid::{self, SetuidPrograms};
-use crate::userns::subordinate::{self, Kind, Range};
+use crate::userns::subordinate::{self, Range};
 
 /// One line of /proc/PID/uid_map (`user_namespaces(7)`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,8 +138,7 @@ fn supply(own: Ids) -> Result<std::result::Result<Supply, Option<String>>> {
         let (uid, gid) = (range("/proc/self/uid_map")?, range("/proc/self/gid_map")?);
         return Ok(Ok(Supply { uid, gid, writer: Writer::Direct }));
     }
-    let uid = subordinate::ranges(Kind::Uid, own.uid)?;
-    let gid = subordinate::ranges(Kind::Gid, own.uid)?;
+    let (uid, gid) = subordinate::both(own.uid)?;
     if uid.is_empty() || gid.is_empty() {
         return Ok(Err(None));
     }

@@ -16,7 +16,9 @@ use crate::userns::maps::Line;
 /// The programs found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SetuidPrograms {
+    #[serde(with = "crate::raw::path")]
     pub newuidmap: PathBuf,
+    #[serde(with = "crate::raw::path")]
     pub newgidmap: PathBuf,
 }
 

@@ -69,8 +69,17 @@ pub fn split(ranges: &[Range], count: u32) -> (Vec<Range>, Vec<Range>) {
 /// # Errors
 /// A file that exists and can't be read.
 pub fn ranges(kind: Kind, uid: HostId) -> Result<Vec<Range>> {
-    let name = user_name(uid);
-    if nss_serves_ids() {
+    of_user(kind, uid, user_name(uid), nss_serves_ids())
+}
+
+/// Both kinds at the price of one look at who the user is.
+pub fn both(uid: HostId) -> Result<(Vec<Range>, Vec<Range>)> {
+    let (name, nss) = (user_name(uid), nss_serves_ids());
+    Ok((of_user(Kind::Uid, uid, name.clone(), nss)?, of_user(Kind::Gid, uid, name, nss)?))
+}
+
+fn of_user(kind: Kind, uid: HostId, name: Option<String>, nss: bool) -> Result<Vec<Range>> {
+    if nss {
         return Ok(from_nss(kind, name.as_deref().unwrap_or(&uid.to_string())));
     }
     match fs::read_to_string(kind.file()) {

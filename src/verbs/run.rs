@@ -37,7 +37,7 @@ pub fn run(request: &Request, warn: &mut dyn FnMut(&str)) -> Result<i32> {
     let request = &with_volumes(request, &paths, volume::ensure)?;
     sweep::sweep(&paths)?;
     let mut maps = maps::choose(&request.userns)?;
-    let mut container = Container::create(&paths, request.name.clone(), request.remove)?;
+    let mut container = Container::create(&paths, request.name.clone(), image(request), request.remove)?;
     let outcome = loop {
         match start(request, &paths, &mut container, &maps, &signals, warn) {
             Ok(Started::MapsRefused(error)) if request.userns == UserNamespace::Auto && !maps.one_id() => {
@@ -63,6 +63,10 @@ pub fn explain(request: &Request) -> Result<String> {
     let spec = resolve::resolve(request, &facts(id, &maps))?;
     let first = first_rung(&paths, &spec.root, &ladder(request)?);
     Ok(plan::explain(&plan_for(&spec, &folder, &maps, first, request.remove)?))
+}
+
+fn image(request: &Request) -> Option<&str> {
+    Some(request.image.id.as_str()).filter(|id| !id.is_empty())
 }
 
 /// The request with each named volume as a bind of its folder.
@@ -133,7 +137,9 @@ fn start(
         };
         let launched = parent::launch(&plan, inner, signals, &mut watch);
         let serving = (Server(watch.server), watch.engine);
-        match launched? {
+        let called =
+            container.watched.name.as_ref().map_or(container.id.short(), |name| name.as_str()).to_owned();
+        match launched.with_context(|| format!("cannot start {called}"))? {
             Launched::Running(running) => {
                 let status = serve(&spec, &running, signals, pumps).map(Started::Ended);
                 drop(serving);
@@ -213,6 +219,10 @@ fn serve(
         raw = if spec.process.stdin { streams::Raw::enter()? } else { None };
     }
     let status = Foreground { running, signals, pumps, timeout: spec.timeout }.serve();
+    if status.is_err() {
+        let _ = crate::sys::process::pidfd_send_signal(running.pidfd.as_fd(), libc::SIGKILL);
+        let _ = foreground::reap(running.pidfd.as_fd());
+    }
     drop(raw);
     if spec.namespaces.pid == Sharing::Host {
         orphans::end();

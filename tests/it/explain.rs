@@ -24,7 +24,10 @@ fn line(text: &str) -> String {
         return "child: seccomp filter".into();
     }
     match text.split_once("set the host name to ") {
-        Some((before, _)) => format!("{before}set the host name to <id>"),
+        Some((before, name)) => {
+            let meanwhile = if name.ends_with(" (meanwhile)") { " (meanwhile)" } else { "" };
+            format!("{before}set the host name to <id>{meanwhile}")
+        }
         None => text,
     }
 }

@@ -1,4 +1,5 @@
-//! The process: fork, capabilities, limits and what a confined process gives up. It knows no network.
+//! The process: fork, capabilities, limits and what a confined process gives up.
+//! It knows no network.
 #![allow(unsafe_code)]
 
 use std::io;

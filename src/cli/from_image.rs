@@ -1,0 +1,65 @@
+//! `kelp run IMAGE`: the image found in the store, or pulled first, as a root and the defaults of its
+//! configuration. The store is read in this process; a pull happens where owners can be made.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::cli::pull::{FetchArgs, PolicyWord};
+use crate::cli::{inside, progress, words};
+use crate::error::Error;
+use crate::image::pull;
+use crate::image::store::{Image, Store};
+use crate::paths::Paths;
+use crate::spec::Root;
+use crate::spec::request::ImageDefaults;
+
+/// The root and the defaults of the image `name`.
+pub fn find(name: &str, fetch: &FetchArgs, policy: PolicyWord) -> Result<(Root, ImageDefaults)> {
+    let paths = Paths::find()?;
+    let store = Store::open(&paths)?;
+    let here = match policy {
+        PolicyWord::Missing | PolicyWord::Never => {
+            store.find(name)?.filter(|image| image.unsettled.is_empty())
+        }
+        PolicyWord::Always | PolicyWord::Newer => None,
+    };
+    let image = match here {
+        Some(image) => image,
+        None => pulled(&store, name, fetch, policy)?,
+    };
+    Ok((Root::Layers(image.layers.clone()), defaults(&image)?))
+}
+
+fn pulled(store: &Store, name: &str, fetch: &FetchArgs, policy: PolicyWord) -> Result<Image> {
+    let status = inside::run(|| {
+        let shown = progress::Shown::new(false);
+        pull::pull(store, name, &fetch.options(policy.into()), &|event| shown.event(&event))?;
+        shown.finish();
+        Ok(0)
+    })?;
+    match store.find(name)? {
+        Some(image) if status == 0 => Ok(image),
+        _ => Err(Error::host(format!("cannot run image {name}: it was not pulled")).into()),
+    }
+}
+
+fn defaults(image: &Image) -> Result<ImageDefaults> {
+    let config = &image.config.config;
+    let words = |list: &Option<Vec<String>>| list.iter().flatten().map(OsString::from).collect();
+    let said = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+    let variable = |text: &String| {
+        let (name, value) = text.split_once('=').unwrap_or((text, ""));
+        (OsString::from(name), OsString::from(value))
+    };
+    Ok(ImageDefaults {
+        id: image.id.hex().to_owned(),
+        environment: config.env.iter().map(variable).collect(),
+        entrypoint: words(&config.entrypoint),
+        command: words(&config.cmd),
+        user: said(&config.user),
+        cwd: said(&config.working_dir).map(|path| PathBuf::from("/").join(path)),
+        stop_signal: said(&config.stop_signal).map(|word| words::signal(&word)).transpose()?,
+    })
+}
