@@ -150,7 +150,8 @@ fn start(
             Launched::RootRefused(reason) => {
                 drop(serving);
                 warn(&format!("{rung} is refused here: {reason}"));
-                rung::refuse(paths, *rung, &spec.root, &reason)?;
+                // A full runtime folder only means that the rung is tried again next time.
+                let _ = rung::refuse(paths, *rung, &spec.root, &reason);
                 container.clear_layers(maps)?;
                 reasons.push(format!("{rung}: {reason}"));
             }
