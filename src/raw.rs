@@ -48,7 +48,7 @@ pub mod paths {
 
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-    use super::path::Form;
+    use crate::raw::path::Form;
 
     pub fn serialize<S: Serializer>(paths: &[PathBuf], to: S) -> Result<S::Ok, S::Error> {
         paths.iter().map(|path| Form::of(path)).collect::<Vec<_>>().serialize(to)
