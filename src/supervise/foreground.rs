@@ -50,6 +50,9 @@ pub struct Foreground<'a> {
 /// a process that it left to the host's pid namespace may hold a pipe open.
 const LINGER: u16 = 200;
 
+/// How long a container has to end by itself: docker's `--stop-timeout`.
+const GRACE: Duration = Duration::from_secs(10);
+
 impl Foreground<'_> {
     /// Serves the container to its end; gives its exit status, 128+n if signal n ended it.
     pub fn serve(mut self) -> Result<i32> {
@@ -67,9 +70,13 @@ impl Foreground<'_> {
             }
             let ready: Vec<bool> = polled.iter().map(|fd| fd.any().unwrap_or(false)).collect();
             drop(polled);
+            let heard = self.is_heard();
             self.turn(&serving, &ready);
+            if heard && !self.is_heard() {
+                self.hang_up(&timer)?;
+            }
             if ready.get(1) == Some(&true) {
-                self.proxy()?;
+                self.proxy(&timer)?;
             }
             if ready.get(2) == Some(&true) {
                 timer.wait()?;
@@ -81,6 +88,12 @@ impl Foreground<'_> {
                 return Ok(status);
             }
         }
+    }
+
+    /// Whether somebody still takes what the container's terminal shows.
+    fn is_heard(&self) -> bool {
+        let output = |pump: &Pump| pump.is_output && pump.wants() != Wants::Nothing;
+        self.running.master.is_none() || self.pumps.iter().any(output)
     }
 
     fn timer(&self) -> Result<TimerFd> {
@@ -114,19 +127,29 @@ impl Foreground<'_> {
     }
 
     /// Passes pending signals on; a changed window size goes to the container's terminal.
-    fn proxy(&self) -> Result<()> {
+    fn proxy(&self, timer: &TimerFd) -> Result<()> {
         while let Some(found) = self.signals.read_signal()? {
             let signal = found.ssi_signo as i32;
             match signal {
                 libc::SIGCHLD => {}
                 libc::SIGWINCH => self.running.master.iter().for_each(resize),
                 libc::SIGPIPE => {}
+                libc::SIGHUP if ignored(libc::SIGHUP) => {}
+                libc::SIGHUP => self.hang_up(timer)?,
                 _ => {
                     let _ = process::pidfd_send_signal(self.running.pidfd.as_fd(), signal);
                 }
             }
         }
         Ok(())
+    }
+
+    /// The caller's terminal is gone, and nobody can reach a container in the foreground any more. Pid 1 ignores
+    /// SIGHUP unless it has a handler, so it is given as long as `docker stop` gives, and is killed then.
+    fn hang_up(&self, timer: &TimerFd) -> Result<()> {
+        let _ = process::pidfd_send_signal(self.running.pidfd.as_fd(), libc::SIGHUP);
+        let grace = Expiration::OneShot(TimeSpec::from(GRACE));
+        Ok(timer.set(grace, TimerSetTimeFlags::empty())?)
     }
 
     /// Moves what the container has written to the end.
@@ -156,6 +179,14 @@ pub fn resize(master: &OwnedFd) {
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
     let streams = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
     let _ = streams.into_iter().find(|from| terminal::copy_size(*from, master.as_fd()).is_ok());
+}
+
+/// Whether the caller ignores a signal, as under `nohup(1)`: a blocked signal arrives all the same.
+fn ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|word| u64::from_str_radix(word.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & 1 << (signal - 1) != 0)
 }
 
 /// The status of a process that has ended.

@@ -225,6 +225,17 @@ fn a_terminal_is_one_for_the_program() {
     assert_eq!((&seen["tty"]["controlling"], &seen["tty"]["window"]), (&json!(true), &json!([33, 99])));
 }
 
+/// Pid 1 ignores the hang-up, and nobody could reach the container any more: it is killed after docker's ten seconds.
+#[test]
+fn a_container_whose_terminal_is_gone_ends() {
+    needs!(userns);
+    let dir = Dir::new();
+    let mut person = Person::at(dir.run(&["-it"], &["/bin/guest", "window"]));
+    person.sees("33");
+    sys::kill(person.child.id() as i32, libc::SIGHUP).unwrap();
+    assert_eq!(person.leaves(), 137);
+}
+
 #[test]
 fn a_terminal_follows_its_window() {
     needs!(userns);
