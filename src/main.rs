@@ -42,6 +42,8 @@ mod error;
 mod sys;
 
 fn main() -> std::process::ExitCode {
+    // What the caller left open is no business of a container, nor of a helper (CVE-2024-21626).
+    let _ = sys::process::close_from(3, true);
     if let Some(status) = stage_by_name() {
         return status;
     }

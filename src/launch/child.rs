@@ -76,7 +76,14 @@ fn failure(error: &anyhow::Error) -> Failure {
         hint: named.and_then(|error| error.hint.clone()),
         exit: named.map_or(125, |error| error.exit),
         root_refused: refused,
+        lasting: error.chain().filter_map(|cause| cause.downcast_ref()).any(is_lasting),
     }
+}
+
+/// Whether a refusal is the host's word, and not of the moment, such as too many open files or a full disk.
+fn is_lasting(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{InvalidInput, NotFound, PermissionDenied, Unsupported};
+    matches!(error.kind(), PermissionDenied | InvalidInput | Unsupported | NotFound)
 }
 
 /// A word of the user's may be longer than a message.
@@ -202,11 +209,10 @@ fn change(
         scope(process, socket);
         install(filter)?;
     }
-    enter_cwd(plan).or_else(|_| {
-        credentials::assume(&identity, process, &plan.maps)?;
-        enter_cwd(plan)
-    })?;
+    let entered = enter_cwd(plan);
     credentials::assume(&identity, process, &plan.maps)?;
+    // A folder that root may not enter may still be the user's own.
+    entered.or_else(|_| enter_cwd(plan))?;
     process::parent_death_signal(libc::SIGKILL)?;
     if is_gone(socket) {
         clone::exit(125);

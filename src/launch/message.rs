@@ -45,6 +45,8 @@ pub struct Failure {
     pub exit: u8,
     /// The root could not be made on the rung that the plan names: the next one may work.
     pub root_refused: bool,
+    /// It will be refused the next time too, until the host is changed.
+    pub lasting: bool,
 }
 
 /// Sends one message. A parent or child that is gone gives an error.

@@ -28,7 +28,10 @@ pub struct Running {
 pub enum Launched {
     Running(Running),
     /// The rung of the root was refused; the sentence says why.
-    RootRefused(String),
+    RootRefused {
+        reason: String,
+        lasting: bool,
+    },
     /// The id maps could not be written by the helpers.
     MapsRefused(anyhow::Error),
     /// A signal came before the program ran.
@@ -110,7 +113,10 @@ impl Child {
                 Some((ToParent::Device, fd)) => {
                     let device = fd.ok_or_else(|| Error::new(Kind::Bug, "the device did not arrive"))?;
                     if let Err(error) = watcher.serve_root(device) {
-                        return Ok(Progress::Ended(Launched::RootRefused(format!("{error:#}"))));
+                        return Ok(Progress::Ended(Launched::RootRefused {
+                            reason: format!("{error:#}"),
+                            lasting: false,
+                        }));
                     }
                     message::send(self.socket.as_fd(), &ToChild::Served, None)?;
                 }
@@ -173,7 +179,10 @@ impl Child {
 
 fn failed(failure: Failure) -> Result<Progress> {
     if failure.root_refused {
-        return Ok(Progress::Ended(Launched::RootRefused(failure.sentence)));
+        return Ok(Progress::Ended(Launched::RootRefused {
+            reason: failure.sentence,
+            lasting: failure.lasting,
+        }));
     }
     let kind = if failure.exit == 125 { Kind::Host } else { Kind::Container };
     let mut error = Error::new(kind, failure.sentence).exit(failure.exit);

@@ -102,6 +102,7 @@ pub fn resume() -> Result<()> {
     let socket = process::inherited(SOCKET).context("kelp-launch is started by kelp only")?;
     let rest = File::from(process::inherited(REST).context("kelp-launch is started by kelp only")?);
     let rest: Rest = serde_json::from_reader(io::BufReader::new(rest)).context("cannot read the plan")?;
+    process::parent_death_signal(libc::SIGKILL)?;
     let sets = process::capget()?;
     process::capset(CapabilitySets { inheritable: 0, ..sets })?;
     let instruction = |(code, jt, jf, k): (u16, u8, u8, u32)| Instruction { code, jt, jf, k };

@@ -49,7 +49,11 @@ pub fn run(site: &mut Site<'_>, step: &Step) -> Result<()> {
     match step {
         Step::TimeOffsets(offsets) => time(*offsets),
         Step::OomScore(score) => Ok(fs::write("/proc/self/oom_score_adj", score.to_string())?),
-        Step::BecomeRoot { keep_groups } => Ok(within::become_root(&site.plan.maps, *keep_groups)?),
+        Step::BecomeRoot { keep_groups } => {
+            within::become_root(&site.plan.maps, *keep_groups)?;
+            // A change of ids clears it (prctl(2)).
+            Ok(process::parent_death_signal(libc::SIGKILL)?)
+        }
         Step::Seal => Err(io::Error::other("the child itself does this").into()),
         Step::Hide => Ok(process::not_dumpable()?),
         Step::Root(root) => {

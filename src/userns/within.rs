@@ -80,7 +80,11 @@ fn child(maps: &IdMaps, socket: OwnedFd, work: impl FnOnce() -> i32) -> i32 {
     }
     drop(socket);
     match become_root(maps, true) {
-        Ok(()) => work(),
+        Ok(()) => {
+            // A change of ids clears it (prctl(2)).
+            let _ = process::parent_death_signal(libc::SIGKILL);
+            work()
+        }
         Err(_) => 125,
     }
 }

@@ -147,11 +147,13 @@ fn start(
             }
             Launched::MapsRefused(error) => return Ok(Started::MapsRefused(error)),
             Launched::Interrupted(signal) => return Ok(Started::Ended(128 + signal)),
-            Launched::RootRefused(reason) => {
+            Launched::RootRefused { reason, lasting } => {
                 drop(serving);
                 warn(&format!("{rung} is refused here: {reason}"));
                 // A full runtime folder only means that the rung is tried again next time.
-                let _ = rung::refuse(paths, *rung, &spec.root, &reason);
+                if lasting {
+                    let _ = rung::refuse(paths, *rung, &spec.root, &reason);
+                }
                 container.clear_layers(maps)?;
                 reasons.push(format!("{rung}: {reason}"));
             }
