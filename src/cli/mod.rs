@@ -22,10 +22,11 @@ pub mod template;
 pub mod unshare;
 pub mod words;
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::error;
 use crate::sys::process;
@@ -64,10 +65,7 @@ const FAILED: u8 = 125;
 
 /// Reads the command line, carries the verb out, and gives the exit status.
 pub fn main() -> ExitCode {
-    let parsed = Cli::command().try_get_matches().and_then(|matches| {
-        let cli = Cli::from_arg_matches(&matches)?;
-        Ok((cli, matches))
-    });
+    let parsed = parse();
     let (cli, matches) = match parsed {
         Ok(parsed) => parsed,
         Err(error) if error.use_stderr() => {
@@ -85,10 +83,7 @@ pub fn main() -> ExitCode {
         let _ = process::default_action(libc::SIGPIPE);
     }
     let outcome = match cli.verb {
-        Verb::Run(arguments) => {
-            let places = matches.subcommand_matches("run").map(run::Places::new);
-            run::run(*arguments, &places.unwrap_or_default())
-        }
+        Verb::Run(arguments) => run::run(*arguments, &run::Places::new(&matches)),
         Verb::Unshare(arguments) => unshare::run(arguments),
         Verb::Doctor(arguments) => doctor::run(&arguments),
         Verb::Pull(arguments) => pull::run(arguments),
@@ -120,6 +115,20 @@ pub fn main() -> ExitCode {
             ExitCode::from(report(&error))
         }
     }
+}
+
+/// `run` is parsed without building the tables of all other verbs: its start is what people wait for.
+fn parse() -> Result<(Cli, ArgMatches), clap::Error> {
+    let mut words: Vec<OsString> = std::env::args_os().collect();
+    if words.get(1).is_some_and(|word| word == "run") {
+        words.remove(0);
+        let command = run::RunArgs::augment_args(Command::new("run").bin_name("kelp run"));
+        let matches = command.try_get_matches_from(words)?;
+        let arguments = run::RunArgs::from_arg_matches(&matches)?;
+        return Ok((Cli { verb: Verb::Run(Box::new(arguments)) }, matches));
+    }
+    let matches = Cli::command().try_get_matches_from(words)?;
+    Ok((Cli::from_arg_matches(&matches)?, matches))
 }
 
 /// Prints an error with its hint; gives its exit status.

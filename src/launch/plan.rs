@@ -55,6 +55,9 @@ pub enum Step {
     ReadOnlyRoot(#[serde(with = "crate::raw::paths")] Vec<PathBuf>),
     Pivot,
     CgroupNamespace,
+    /// `CLONE_NEW*` that the child makes itself while its maps are written: a network namespace takes longer to
+    /// make than all others together.
+    Unshare(u64),
     Loopback,
     Hostname(String),
     Domainname(String),
@@ -111,6 +114,7 @@ impl fmt::Display for Step {
             Self::ReadOnlyRoot(_) => f.write_str("make the root read-only"),
             Self::Pivot => f.write_str("pivot into the root and detach the old one"),
             Self::CgroupNamespace => f.write_str("unshare the cgroup namespace"),
+            Self::Unshare(flags) => write!(f, "unshare {}", names(*flags).join(", ")),
             Self::Loopback => f.write_str("bring up lo"),
             Self::Hostname(name) => write!(f, "set the host name to {name}"),
             Self::Domainname(name) => write!(f, "set the domain name to {name}"),
@@ -194,6 +198,10 @@ pub fn from_spec(spec: &Spec, around: &Surroundings) -> Plan {
 /// who may pass that is decided by the id map.
 fn early(spec: &Spec) -> Vec<Step> {
     let mut steps = Vec::new();
+    let own = unshared(spec);
+    if own != 0 {
+        steps.push(Step::Unshare(own));
+    }
     if spec.namespaces.network == Sharing::Private {
         steps.push(Step::Loopback);
     }
@@ -215,16 +223,24 @@ fn overlays(pieces: &[Piece]) -> Vec<PathBuf> {
     covered.collect()
 }
 
+/// What the one clone makes: the namespaces that a child can only be born in, and the network's where the engine
+/// looks for it at once.
 fn namespaces(spec: &Spec) -> u64 {
+    let pid = if spec.namespaces.pid == Sharing::Private { libc::CLONE_NEWPID } else { 0 };
+    let network = if spec.engine.is_some() { libc::CLONE_NEWNET } else { 0 };
+    (libc::CLONE_NEWUSER | libc::CLONE_NEWNS | pid | network) as u64
+}
+
+/// What the child makes itself.
+fn unshared(spec: &Spec) -> u64 {
+    let network = if spec.engine.is_some() { Sharing::Host } else { spec.namespaces.network };
     let wanted = [
-        (spec.namespaces.pid, libc::CLONE_NEWPID),
         (spec.namespaces.ipc, libc::CLONE_NEWIPC),
         (spec.namespaces.uts, libc::CLONE_NEWUTS),
-        (spec.namespaces.network, libc::CLONE_NEWNET),
+        (network, libc::CLONE_NEWNET),
     ];
     let private = wanted.iter().filter(|(sharing, _)| *sharing == Sharing::Private);
-    let flags = private.fold(libc::CLONE_NEWUSER | libc::CLONE_NEWNS, |flags, (_, flag)| flags | flag);
-    flags as u64
+    private.fold(0, |flags, (_, flag)| flags | *flag as u64)
 }
 
 fn root(spec: &Spec, around: &Surroundings) -> RootStep {

@@ -16,7 +16,7 @@ use crate::launch::plan::{Plan, Step};
 use crate::launch::{device, hide, mounts, root};
 use crate::spec::TimeOffsets;
 use crate::sys::process;
-use crate::userns::within;
+use crate::userns::{refusal, within};
 
 /// What the steps have made so far.
 #[derive(Debug)]
@@ -69,6 +69,10 @@ pub fn run(site: &mut Site<'_>, step: &Step) -> Result<()> {
         Step::ReadOnlyRoot(overlays) => Ok(root::read_only(site.root()?, overlays)?),
         Step::Pivot => pivot(site),
         Step::CgroupNamespace => Ok(nix::sched::unshare(CloneFlags::CLONE_NEWCGROUP)?),
+        Step::Unshare(flags) => {
+            let flags = CloneFlags::from_bits_retain(*flags as i32);
+            Ok(nix::sched::unshare(flags).map_err(|errno| refusal::of_clone(&errno.into()))?)
+        }
         Step::Loopback => Ok(process::loopback_up()?),
         Step::Hostname(name) => Ok(nix::unistd::sethostname(name)?),
         Step::Domainname(name) => Ok(process::setdomainname(name)?),
