@@ -1,7 +1,7 @@
 //! The differential fuzzer: the same random operations on the kernel's overlay and on the program under test, over
-//! identical layers. Every errno, every read and, now and then, the whole tree must be equal; then each side is mounted
-//! again over the other's upper, must show the same tree, and goes on. Seeds are fixed; `FUZZ_SECONDS` and `FUZZ_SEED`
-//! change how long and from where.
+//! identical layers. Every errno (but one, see `kernel_takes_one_file_for_two`), every read and, now and then, the whole
+//! tree must be equal; then each side is mounted again over the other's upper, must show the same tree, and goes on.
+//! Seeds are fixed; `FUZZ_SECONDS` and `FUZZ_SEED` change how long and from where.
 
 use fs_tests::{Dice, Mounted, Stand, differences, tree};
 use rustix::fs::{
@@ -13,6 +13,7 @@ use rustix::io::{Errno, pread, pwrite};
 use std::fmt::Debug;
 use std::fs;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -119,6 +120,14 @@ impl Side {
 
     fn at(&self, path: &Path) -> PathBuf {
         self.stand.path("mnt").join(path)
+    }
+
+    /// The inode number that `tree` ("mnt" or "upper") has for what the mount shows at a path.
+    fn number_in(&self, tree: &str, path: &Path) -> Option<u64> {
+        let (shown, mount) = (self.at(path), fs::canonicalize(self.stand.path("mnt")).ok()?);
+        let parent = fs::canonicalize(shown.parent()?).ok()?;
+        let place = self.stand.path(tree).join(parent.strip_prefix(mount).ok()?).join(shown.file_name()?);
+        fs::symlink_metadata(place).ok().map(|facts| facts.ino())
     }
 
     fn on_file(&self, slot: usize, act: impl FnOnce(&OwnedFd) -> String) -> String {
@@ -301,6 +310,37 @@ fn compare(kernel: &Side, ours: &Side, when: &str, log: &[String]) {
     assert!(found.is_empty(), "{when}: kernel and ours differ:\n{}\n{}", found.join("\n"), tail(log));
 }
 
+/// A look at a directory that the kernel alone touched, as `compare` lets pass: only the time may differ.
+fn only_touched_by_the_kernel(operation: &Operation, theirs: &str, own: &str) -> bool {
+    let timed = |text: &str| {
+        let (before, rest) = text.split_once("mtime ")?;
+        let (time, after) = rest.split_once(" xattrs")?;
+        Some((time.to_owned(), before.to_owned() + after))
+    };
+    let (Some((time, rest)), Some((_, own_rest))) = (timed(theirs), timed(own)) else { return false };
+    matches!(operation, Operation::Look(_)) && theirs.starts_with("4") && time == "None" && rest == own_rest
+}
+
+/// The one outcome in which the kernel is at fault (docs/decisions/0105): a rename between two names of one file that a
+/// link copied up is refused as stale, because the kernel shows the names as two files until it is mounted again.
+fn kernel_takes_one_file_for_two(
+    operation: &Operation,
+    (theirs, kernel): (&str, &Side),
+    (own, ours): (&str, &Side),
+) -> bool {
+    let Operation::Rename(from, to, _) = operation else { return false };
+    let one_file = |side: &Side, tree: &str| {
+        let found = side.number_in(tree, from);
+        found.is_some() && found == side.number_in(tree, to)
+    };
+    theirs == plain::<()>(Err(Errno::STALE))
+        && own == plain(Ok(()))
+        && one_file(ours, "mnt")
+        && one_file(ours, "upper")
+        && one_file(kernel, "upper")
+        && !one_file(kernel, "mnt")
+}
+
 fn tail(log: &[String]) -> String {
     let from = log.len().saturating_sub(if std::env::var_os("FUZZ_LOG").is_some() { 100_000 } else { 30 });
     log[from..].join("\n")
@@ -313,8 +353,11 @@ fn burst(seed: u64, dice: &mut Dice, kernel: &mut Side, ours: &mut Side, log: &m
         let shown: String = format!("{operation:?}").chars().take(110).collect();
         let (a, b) = (kernel.perform(&operation), ours.perform(&operation));
         log.push(format!("{shown} -> {}", a.chars().take(60).collect::<String>()));
-        assert_eq!(a, b, "seed {seed}: kernel (left) and ours differ\n{}", tail(log));
-        if step % 100 == 99 || every_step {
+        let apart = a != b && kernel_takes_one_file_for_two(&operation, (&a, kernel), (&b, ours));
+        if !apart && !only_touched_by_the_kernel(&operation, &a, &b) {
+            assert_eq!(a, b, "seed {seed}: kernel (left) and ours differ\n{}", tail(log));
+        }
+        if step % 100 == 99 || every_step || apart {
             compare(kernel, ours, &format!("seed {seed}"), log);
         }
     }

@@ -288,6 +288,29 @@ fn a_rename_does_what_its_flags_say_and_a_lower_directory_is_another_device() {
 }
 
 #[test]
+fn a_rename_between_two_names_of_one_file_does_nothing_and_succeeds() {
+    let stand = Stand::new("same-file");
+    write(stand.lower("a"), "a");
+    let mut mounted = Some(stand.mount(""));
+    fs::hard_link(stand.mnt("a"), stand.mnt("b")).expect("a link to a lower file");
+    for when in ["after the link", "after a remount"] {
+        for (from, to) in [("a", "b"), ("b", "a")] {
+            for flags in [RenameFlags::empty(), RenameFlags::EXCHANGE] {
+                let outcome = renameat_with(CWD, stand.mnt(from), CWD, stand.mnt(to), flags);
+                assert_eq!(outcome, Ok(()), "{from} to {to}, {flags:?}, {when}");
+            }
+        }
+        for name in ["a", "b"] {
+            assert_eq!(read(stand.mnt(name)), b"a", "{name} {when}");
+            assert_eq!(meta(stand.mnt(name)).nlink(), 2, "{name} {when}");
+        }
+        assert_eq!(meta(stand.mnt("a")).ino(), meta(stand.mnt("b")).ino(), "{when}");
+        drop(mounted.take());
+        mounted = Some(stand.mount(""));
+    }
+}
+
+#[test]
 fn the_open_flags_mean_what_they_mean_on_a_disk() {
     let stand = Stand::new("flags");
     write(stand.lower("f"), "0123456789");
