@@ -130,6 +130,19 @@ impl Side {
         fs::symlink_metadata(place).ok().map(|facts| facts.ino())
     }
 
+    /// Repeats a change of mode through every name of the file, as the kernel needs where it takes one file for several
+    /// (docs/decisions/0105): the other names keep the old mode in memory and then a write leaves set-user-id bits.
+    fn repeat_mode(&self, path: &Path, mode: u32) {
+        let Some(number) = self.number_in("upper", path) else { return };
+        if fs::symlink_metadata(self.at(path)).is_ok_and(|facts| !facts.is_file() || facts.nlink() < 2) {
+            return;
+        }
+        let names = tree(&self.stand.path("mnt")).into_keys();
+        for name in names.filter(|name| self.number_in("upper", name) == Some(number)) {
+            chmodat(CWD, self.at(&name), Mode::from_raw_mode(mode), AtFlags::empty()).expect("a chmod");
+        }
+    }
+
     fn on_file(&self, slot: usize, act: impl FnOnce(&OwnedFd) -> String) -> String {
         self.files[slot].as_ref().map_or_else(|| "closed".to_owned(), act)
     }
@@ -352,6 +365,11 @@ fn burst(seed: u64, dice: &mut Dice, kernel: &mut Side, ours: &mut Side, log: &m
         let operation = operation(dice);
         let shown: String = format!("{operation:?}").chars().take(110).collect();
         let (a, b) = (kernel.perform(&operation), ours.perform(&operation));
+        if let Operation::Mode(path, mode) = &operation {
+            if a == plain(Ok(())) {
+                kernel.repeat_mode(path, *mode);
+            }
+        }
         log.push(format!("{shown} -> {}", a.chars().take(60).collect::<String>()));
         let apart = a != b && kernel_takes_one_file_for_two(&operation, (&a, kernel), (&b, ours));
         if !apart && !only_touched_by_the_kernel(&operation, &a, &b) {
