@@ -415,7 +415,8 @@ fn random_operations_do_the_same_on_the_kernels_overlay_and_on_ours() {
     let end = Instant::now() + Duration::from_secs(number("FUZZ_SECONDS", 120));
     let mut seed = number("FUZZ_SEED", 1);
     let first = seed;
-    while Instant::now() < end {
+    let count = number("FUZZ_SEEDS", u64::MAX);
+    while Instant::now() < end && seed - first < count {
         once(seed);
         seed += 1;
     }
