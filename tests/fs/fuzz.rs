@@ -1,7 +1,7 @@
 //! The differential fuzzer: the same random operations on the kernel's overlay and on the program under test, over
 //! identical layers. Every errno (but one, see `kernel_takes_one_file_for_two`), every read and, now and then, the whole
 //! tree must be equal; then each side is mounted again over the other's upper, must show the same tree, and goes on.
-//! Seeds are fixed; `FUZZ_SECONDS` and `FUZZ_SEED` change how long and from where.
+//! Seeds are fixed; `FUZZ_SEED`, `FUZZ_SEEDS` and `FUZZ_SECONDS` say from where, how many and how long at most.
 
 use fs_tests::{Dice, Mounted, Stand, differences, tree};
 use rustix::fs::{
