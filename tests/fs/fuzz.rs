@@ -379,10 +379,10 @@ fn burst(seed: u64, dice: &mut Dice, kernel: &mut Side, ours: &mut Side, log: &m
         let operation = operation(dice);
         let shown: String = format!("{operation:?}").chars().take(110).collect();
         let (a, b) = (kernel.perform(&operation), ours.perform(&operation));
-        if let Operation::Mode(path, mode) = &operation {
-            if a == plain(Ok(())) {
-                kernel.repeat_mode(path, *mode);
-            }
+        if let Operation::Mode(path, mode) = &operation
+            && a == plain(Ok(()))
+        {
+            kernel.repeat_mode(path, *mode);
         }
         log.push(format!("{shown} -> {}", a.chars().take(60).collect::<String>()));
         let apart = a != b && kernel_takes_one_file_for_two(&operation, (&a, kernel), (&b, ours));
