@@ -354,6 +354,20 @@ fn kernel_takes_one_file_for_two(
         && !one_file(kernel, "mnt")
 }
 
+/// Gives the directories that the kernel alone touched the time that ours have: after the swap they would look like
+/// directories that we touched alone.
+fn untouch(kernel: &Side, ours: &Side) {
+    let b = tree(&ours.stand.path("mnt"));
+    for (name, facts) in tree(&kernel.stand.path("mnt")) {
+        let own = b.get(&name).and_then(|own| own.old_mtime);
+        if let (0o040_000, None, Some((seconds, nanos))) = (facts.mode & 0o170_000, facts.old_mtime, own) {
+            let time = Timespec { tv_sec: seconds, tv_nsec: nanos.into() };
+            let times = Timestamps { last_access: time, last_modification: time };
+            utimensat(CWD, kernel.at(&name), &times, AtFlags::empty()).expect("a time can be set");
+        }
+    }
+}
+
 fn tail(log: &[String]) -> String {
     let from = log.len().saturating_sub(if std::env::var_os("FUZZ_LOG").is_some() { 100_000 } else { 30 });
     log[from..].join("\n")
@@ -365,10 +379,10 @@ fn burst(seed: u64, dice: &mut Dice, kernel: &mut Side, ours: &mut Side, log: &m
         let operation = operation(dice);
         let shown: String = format!("{operation:?}").chars().take(110).collect();
         let (a, b) = (kernel.perform(&operation), ours.perform(&operation));
-        if let Operation::Mode(path, mode) = &operation {
-            if a == plain(Ok(())) {
-                kernel.repeat_mode(path, *mode);
-            }
+        if let Operation::Mode(path, mode) = &operation
+            && a == plain(Ok(()))
+        {
+            kernel.repeat_mode(path, *mode);
         }
         log.push(format!("{shown} -> {}", a.chars().take(60).collect::<String>()));
         let apart = a != b && kernel_takes_one_file_for_two(&operation, (&a, kernel), (&b, ours));
@@ -393,6 +407,7 @@ fn once(seed: u64) {
     ours.mounted = Some(ours.stand.mount(""));
     compare(&kernel, &ours, &format!("seed {seed}, fresh"), &log);
     burst(seed, &mut dice, &mut kernel, &mut ours, &mut log);
+    untouch(&kernel, &ours);
     // Each side goes on over what the other left behind.
     (kernel.mounted, ours.mounted) = (None, None);
     kernel.mounted = Some(kernel.stand.mount(""));
