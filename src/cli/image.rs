@@ -5,7 +5,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use crate::cli::template::Template;
+use crate::cli::filter::{self, Filter};
 use crate::cli::{archive, history, images, inside, pull, push, report, rmi, table, tag};
 use crate::container::folder::made_from;
 use crate::image::collect;
@@ -103,15 +103,7 @@ fn inspect(arguments: &InspectArgs) -> Result<i32> {
             }
         }
     }
-    match arguments.format.as_deref() {
-        None | Some("json") => println!("{}", serde_json::to_string_pretty(&values)?),
-        Some(text) => {
-            let template = Template::parse(&text.replace("\\t", "\t").replace("\\n", "\n"))?;
-            for value in &values {
-                println!("{}", template.render(value)?);
-            }
-        }
-    }
+    table::inspect(&values, arguments.format.as_deref())?;
     Ok(status)
 }
 
@@ -161,19 +153,9 @@ fn prune(arguments: PruneArgs) -> Result<i32> {
 }
 
 fn fits(filter: &str, image: &crate::image::store::ImageRecord) -> bool {
-    let has = |wanted: &str| {
-        let (name, value) =
-            wanted.split_once('=').map_or((wanted, None), |(name, value)| (name, Some(value)));
-        image.labels.get(name).is_some_and(|found| value.is_none_or(|value| value == found))
-    };
-    match filter.split_once("!=").filter(|(key, _)| *key == "label") {
-        Some((_, unwanted)) => !has(unwanted),
-        None => match filter.split_once('=') {
-            Some(("label", wanted)) => has(wanted),
-            Some(("until", time)) => crate::units::parse_duration(time).is_ok_and(|age| {
-                image.created < crate::image::config::now().saturating_sub(age.as_secs().cast_signed())
-            }),
-            _ => false,
-        },
+    match filter::parse(filter) {
+        Some(Filter { key: "label", value, is_not }) => filter::has_label(&image.labels, value) != is_not,
+        Some(Filter { key: "until", value, is_not: false }) => filter::until(value, image.created),
+        _ => false,
     }
 }

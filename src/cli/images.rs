@@ -5,6 +5,7 @@ use anyhow::Result;
 use clap::Args;
 use serde_json::{Value, json};
 
+use crate::cli::filter;
 use crate::cli::table::{self, Column};
 use crate::error::Error;
 use crate::image::config::{now, rfc3339};
@@ -109,14 +110,7 @@ fn apply(store: &Store, filter: &str, rows: &mut Vec<Row>) -> Result<()> {
             rows.retain(|row| row.name.is_none() == wanted);
         }
         "reference" => rows.retain(|row| row.name.as_ref().is_some_and(|name| matches_name(name, value))),
-        "label" => {
-            let (name, wanted) = value.split_once('=').map_or((value, None), |(name, v)| (name, Some(v)));
-            let fits = |row: &Row| {
-                let found = row.image.labels.get(name);
-                found.is_some_and(|found| wanted.is_none_or(|wanted| wanted == found))
-            };
-            rows.retain(fits);
-        }
+        "label" => rows.retain(|row| filter::has_label(&row.image.labels, value)),
         "before" | "since" => {
             let created = store.expect(value)?.record.created;
             rows.retain(|row| {

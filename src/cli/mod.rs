@@ -3,6 +3,7 @@
 
 pub mod archive;
 pub mod doctor;
+pub mod filter;
 pub mod from_image;
 pub mod functions;
 pub mod history;
@@ -20,6 +21,7 @@ pub mod table;
 pub mod tag;
 pub mod template;
 pub mod unshare;
+pub mod volume;
 pub mod words;
 
 use std::ffi::OsString;
@@ -58,6 +60,7 @@ enum Verb {
     Login(login::LoginArgs),
     Logout(login::LogoutArgs),
     System(system::SystemArgs),
+    Volume(volume::VolumeArgs),
 }
 
 /// kelp's own failure, in docker's numbers.
@@ -100,6 +103,7 @@ pub fn main() -> ExitCode {
         Verb::Login(arguments) => login::run(arguments),
         Verb::Logout(arguments) => login::logout(arguments),
         Verb::System(arguments) => system::run(arguments),
+        Verb::Volume(arguments) => volume::run(arguments),
     };
     match outcome {
         Ok(status) => ExitCode::from(u8::try_from(status & 0xff).unwrap_or(FAILED)),

@@ -199,7 +199,11 @@ fn reset(arguments: ResetArgs) -> Result<i32> {
     })
 }
 
-fn agrees(question: &str) -> Result<bool> {
+/// Asks on the terminal.
+///
+/// # Errors
+/// There is none.
+pub fn agrees(question: &str) -> Result<bool> {
     if !std::io::stdin().is_terminal() {
         return Err(Error::usage("there is no terminal to ask on").hint("use --force").into());
     }

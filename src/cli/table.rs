@@ -62,6 +62,20 @@ pub fn print(rows: &[Value], columns: &[Column], format: Option<&str>, heading: 
     Ok(out.flush()?)
 }
 
+/// Prints what `inspect` found: a JSON list, or a Go template each.
+pub fn inspect(values: &[Value], format: Option<&str>) -> Result<()> {
+    match format {
+        None | Some("json") => println!("{}", serde_json::to_string_pretty(values)?),
+        Some(text) => {
+            let template = Template::parse(&text.replace("\\t", "\t").replace("\\n", "\n"))?;
+            for value in values {
+                println!("{}", template.render(value)?);
+            }
+        }
+    }
+    Ok(())
+}
+
 fn text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }

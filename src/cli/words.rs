@@ -1,6 +1,7 @@
 //! The small grammars of docker's flags: `NAME=VALUE`, `--ulimit`, `--device`, signals, maps. Each takes a
 //! word and gives a value or a sentence.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -276,6 +277,18 @@ pub fn sysctl(word: &str) -> Result<(String, String)> {
         return Err(refused("--sysctl", word, &format!("{name:?} is not the name of a sysctl")));
     }
     Ok((name.to_owned(), value.to_owned()))
+}
+
+/// `--label KEY[=VALUE]`; the last one of a key counts.
+pub fn labels(words: &[String]) -> Result<BTreeMap<String, String>> {
+    let label = |word: &String| {
+        let (key, value) = word.split_once('=').unwrap_or((word, ""));
+        if key.is_empty() {
+            return Err(refused("--label", word, "KEY[=VALUE] is expected"));
+        }
+        Ok((key.to_owned(), value.to_owned()))
+    };
+    words.iter().map(label).collect()
 }
 
 /// A host or domain name: `hostname(7)`, at most 64 bytes.

@@ -12,6 +12,7 @@ pub mod install;
 pub mod load;
 pub mod manifest;
 pub mod names;
+pub mod pack;
 pub mod policy;
 pub mod pull;
 pub mod push;

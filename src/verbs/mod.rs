@@ -3,3 +3,4 @@
 
 pub mod run;
 pub mod unshare;
+pub mod volume;

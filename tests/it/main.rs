@@ -1,7 +1,8 @@
 //! kelp through its real binary, as the user who runs the suite. What stands where:
 //! `run` the main job and its options; `ids` who is who; `mounts` what is where; `process` exit codes, signals,
 //! terminals; `network` none and host; `security` attacks that must fail; `failure` sentences; `faults` kill -9
-//! and crowds; `doctor` and `explain` what kelp says of itself; `real` a Debian root; `unshare` the founding texts.
+//! and crowds; `doctor` and `explain` what kelp says of itself; `real` a Debian root; `unshare` the founding texts;
+//! `volume` folders that outlive containers.
 //! The rest is the bench: `dir` folders and roots, `kelp` commands, `needs` facilities, `host` what is outside,
 //! `nested` hosts that refuse something, `pty`, `sys`.
 #![allow(clippy::unwrap_used, reason = "a test that meets the unexpected must fail there")]
@@ -26,3 +27,4 @@ mod real;
 mod run;
 mod security;
 mod unshare;
+mod volume;
