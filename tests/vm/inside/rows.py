@@ -1,0 +1,114 @@
+"""The rows of the virtual machine: how each host differs, and which tests prove what kelp makes of it.
+
+Runs as root in the machine. A row puts the host into a state, runs tests as a user in a session, and puts the state back.
+A session is a prefix of the command line: `service` is a unit of the lingering user's manager, `bare` has no session at all.
+"""
+import os
+import pwd
+import subprocess
+import sys
+import time
+
+TESTS = os.path.dirname(os.path.abspath(__file__))
+
+
+def sh(command):
+    subprocess.run(command, shell=True, check=True)
+
+
+def service(user):
+    uid = pwd.getpwnam(user).pw_uid
+    return bare(user) + ["env", f"XDG_RUNTIME_DIR=/run/user/{uid}", "systemd-run", "--user", "--quiet", "--pipe", "--wait",
+                         "--setenv=PATH", "--setenv=ROW", "--setenv=KELP_TEST_KIND", "--setenv=HOME", "--working-directory=/tmp"]
+
+
+def bare(user):
+    return ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "--", "env", f"HOME=/home/{user}", f"USER={user}"]
+
+
+def delegation(words):
+    """A manager that is delegated nothing, not even its own folder, does not start: then the user has none."""
+    def prepare():
+        with open("/etc/systemd/system/user@.service.d/delegate.conf", "w") as file:
+            file.write(f"[Service]\nDelegate={words}\n")
+        sh("systemctl daemon-reload; systemctl stop user@1000.service; systemctl reset-failed user@1000.service || true")
+        started = subprocess.run(["systemctl", "start", "user@1000.service"], capture_output=True).returncode == 0
+        if started != (words != "no"):
+            raise RuntimeError(f"Delegate={words}: the user's manager {'started' if started else 'did not start'}")
+    return prepare
+
+
+def bar_overlay():
+    sh("rmmod overlay 2>/dev/null || true; echo 'install overlay /bin/false' >/etc/modprobe.d/bar.conf")
+
+
+def allow_overlay():
+    sh("rm -f /etc/modprobe.d/bar.conf")
+
+
+def nothing():
+    pass
+
+
+# Name, preparation, session, user, kind (tests/it's word), test cases of probes.py, tests of tests/it, undoing.
+ROWS = [
+    ("delegated", nothing, service, "ann", "ids", ["Everywhere"], ["run::", "process::exit"], nothing),
+    ("partly-delegated", delegation("pids memory"), service, "ann", "ids", ["Everywhere"], [], nothing),
+    ("no-delegation", delegation("no"), bare, "ann", "ids", ["Everywhere"], [], delegation("cpu cpuset io memory pids")),
+    ("no-session", nothing, bare, "bob", "one", ["Everywhere"], [], nothing),
+    ("no-session-lingering", nothing, bare, "ann", "ids", ["Everywhere"], [], nothing),
+    ("overlay-barred", bar_overlay, service, "ann", "ids", ["OverlayBarred", "Everywhere"], [], allow_overlay),
+    ("fuse-and-overlay-barred", lambda: (bar_overlay(), sh("chmod 600 /dev/fuse")), service, "ann", "ids",
+     ["BothBarred"], [], lambda: (allow_overlay(), sh("chmod 666 /dev/fuse"))),
+    ("no-newuidmap", lambda: sh("mv /usr/bin/newuidmap /root/"), service, "ann", "one", ["OneId", "Everywhere"], [],
+     lambda: sh("mv /root/newuidmap /usr/bin/")),
+    ("userns-clone-0", lambda: sh("sysctl -qw kernel.unprivileged_userns_clone=0"), bare, "ann", "one", ["NoUserNamespaces"], [],
+     lambda: sh("sysctl -qw kernel.unprivileged_userns_clone=1")),
+    ("max-userns-0", lambda: sh("sysctl -qw user.max_user_namespaces=0"), bare, "ann", "one", ["NoUserNamespaces"], [],
+     lambda: sh("sysctl -qw user.max_user_namespaces=10000")),
+]
+
+
+def run(command, environment):
+    """Runs one test program; every line of it is shown; gives passed and failed."""
+    passed = failed = 0
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+                          env=environment, stdin=subprocess.DEVNULL) as process:
+        for line in process.stdout:
+            line = line.rstrip()
+            if line.endswith(" ... ok"):
+                passed += 1
+            elif line.endswith((" ... FAILED", " ... FAIL", " ... ERROR")):
+                failed += 1
+            print("  " + line, flush=True)
+    if process.returncode != 0 and failed == 0:
+        failed = 1
+    return passed, failed
+
+
+def main():
+    wanted = sys.argv[1:]
+    passed = failed = 0
+    for name, prepare, session, user, kind, probes, suite, undo in ROWS:
+        if wanted and name not in wanted:
+            continue
+        began = time.monotonic()
+        print(f"== {name}", flush=True)
+        environment = {"PATH": "/opt/kelp:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "ROW": name, "KELP_TEST_KIND": kind,
+                       "LANG": "C.UTF-8", "HOME": f"/home/{user}"}
+        prepare()
+        try:
+            commands = [["python3", "-B", f"{TESTS}/probes.py", "-v", *probes]]
+            if suite:
+                commands.append(["env", "KELP_BIN=/opt/kelp/kelp", "KELP_GUEST=/opt/kelp/guest", "/opt/kelp/it",
+                                 "--test-threads=2", *suite])
+            for command in commands:
+                here = run(session(user) + command, environment)
+                passed, failed = passed + here[0], failed + here[1]
+        finally:
+            undo()
+        print(f"   {name}: {time.monotonic() - began:.0f} s", flush=True)
+    print(f"{passed} passed, {failed} failed", flush=True)
+
+
+main()
