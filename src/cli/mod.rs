@@ -2,6 +2,7 @@
 //! the one printer of errors.
 
 pub mod archive;
+pub mod cdi;
 pub mod doctor;
 pub mod filter;
 pub mod from_image;
@@ -61,6 +62,7 @@ enum Verb {
     Logout(login::LogoutArgs),
     System(system::SystemArgs),
     Volume(volume::VolumeArgs),
+    Cdi(cdi::CdiVerbs),
 }
 
 /// kelp's own failure, in docker's numbers.
@@ -104,6 +106,7 @@ pub fn main() -> ExitCode {
         Verb::Logout(arguments) => login::logout(arguments),
         Verb::System(arguments) => system::run(arguments),
         Verb::Volume(arguments) => volume::run(arguments),
+        Verb::Cdi(arguments) => cdi::run(arguments),
     };
     match outcome {
         Ok(status) => ExitCode::from(u8::try_from(status & 0xff).unwrap_or(FAILED)),

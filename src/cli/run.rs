@@ -8,8 +8,9 @@ use anyhow::{Context, Result};
 use clap::{ArgMatches, Args};
 
 use crate::cli::pull::{FetchArgs, PolicyWord};
-use crate::cli::{from_image, warn, words};
+use crate::cli::{cdi, from_image, warn, words};
 use crate::error::Error;
+use crate::spec::cdi::{QualifiedName, qualified};
 use crate::spec::mount;
 use crate::spec::request::{ImageDefaults, Network, Request, SeccompChoice, Security, Unmask, UserNamespace};
 use crate::spec::{Root, Writes};
@@ -50,9 +51,11 @@ pub struct RunArgs {
     /// Mount a tmpfs: DST[:size=64m,mode=1777,...]
     #[arg(long, value_name = "DST", help_heading = "Root")]
     tmpfs: Vec<String>,
-    /// Give a device node of the host: HOST[:CONTAINER[:rwm]]
+    /// Give a device node of the host, or a device of a CDI file: HOST[:CONTAINER[:rwm]], VENDOR/CLASS=NAME
     #[arg(long, value_name = "NODE", help_heading = "Root")]
     device: Vec<String>,
+    #[command(flatten)]
+    cdi: cdi::CdiArgs,
     /// Size of /dev/shm
     #[arg(long, value_name = "BYTES", help_heading = "Root")]
     shm_size: Option<String>,
@@ -209,7 +212,10 @@ fn each<T>(list: &[String], parse: impl Fn(&str) -> Result<T>) -> Result<Vec<T>>
 
 fn request(arguments: RunArgs, places: &Places) -> Result<Request> {
     let (root, image, command) = root(&arguments)?;
-    Ok(Request {
+    let (named, nodes): (Vec<String>, Vec<String>) =
+        arguments.device.iter().cloned().partition(|word| qualified(word).is_some());
+    let named: Vec<QualifiedName> = named.iter().filter_map(|word| qualified(word)).collect();
+    let mut request = Request {
         root,
         image,
         read_only: arguments.read_only,
@@ -236,7 +242,8 @@ fn request(arguments: RunArgs, places: &Places) -> Result<Request> {
             .transpose()?,
         add_hosts: each(&arguments.add_host, words::host)?,
         mounts: mounts(&arguments, places)?,
-        devices: each(&arguments.device, words::device)?,
+        devices: each(&nodes, words::device)?,
+        links: Vec::new(),
         shm_size: arguments.shm_size.as_deref().map(str::parse).transpose()?,
         userns: userns(&arguments)?,
         network: network(&arguments)?,
@@ -255,7 +262,9 @@ fn request(arguments: RunArgs, places: &Places) -> Result<Request> {
         stop_signal: arguments.stop_signal.as_deref().map(words::signal).transpose()?,
         timeout: arguments.timeout.as_deref().map(units::parse_duration).transpose()?,
         storage: words::storage(arguments.storage_driver.as_deref(), &arguments.storage_opt)?,
-    })
+    };
+    cdi::add(&mut request, &named, &arguments.cdi)?;
+    Ok(request)
 }
 
 /// With `--rootfs` all words are the command; without it the first names the root. A `--` between the two is

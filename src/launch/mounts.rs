@@ -219,6 +219,18 @@ fn locked(error: io::Error, source: &Path, depth: Depth) -> anyhow::Error {
     error.into()
 }
 
+/// A symbolic link in the root; a name that is there already stays as it is.
+pub fn link(site: &Site<'_>, to: &Path, at: &Path) -> Result<()> {
+    let (Some(parent), Some(name)) = (at.parent(), at.file_name()) else {
+        return Err(Error::usage(format!("{} can't be a link", at.display())).into());
+    };
+    let folder = place(site, parent, Want::Directory)?;
+    match nix::unistd::symlinkat(to, &folder, name) {
+        Ok(()) | Err(nix::errno::Errno::EEXIST) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 /// One of kelp's own files over the container's. A root that can't hold the file goes without, and says so.
 pub fn file(site: &mut Site<'_>, at: &Path, content: &str) -> Result<()> {
     let place = match target::ensure(site.root()?, at, Want::File) {

@@ -43,6 +43,12 @@ pub enum Step {
     },
     Console,
     Device(Device),
+    Link {
+        #[serde(with = "crate::raw::path")]
+        to: PathBuf,
+        #[serde(with = "crate::raw::path")]
+        at: PathBuf,
+    },
     /// A file of kelp's own (hosts, hostname, resolv.conf) over the container's.
     File {
         #[serde(with = "crate::raw::path")]
@@ -108,6 +114,7 @@ impl fmt::Display for Step {
             Self::Device(device) => {
                 write!(f, "bind device {} on {}", device.host.display(), device.container.display())
             }
+            Self::Link { to, at } => write!(f, "link {} to {}", at.display(), to.display()),
             Self::File { target, .. } => write!(f, "put kelp's {} over the container's", target.display()),
             Self::Mask(path) => write!(f, "mask {}", path.display()),
             Self::ReadOnly(path) => write!(f, "make {} read-only", path.display()),
@@ -174,6 +181,7 @@ pub fn from_spec(spec: &Spec, around: &Surroundings) -> Plan {
     steps.push(Step::Root(root(spec, around)));
     mounts(spec, around, &mut steps);
     steps.extend(spec.devices.iter().cloned().map(Step::Device));
+    steps.extend(spec.links.iter().map(|(to, at)| Step::Link { to: to.clone(), at: at.clone() }));
     steps.extend(spec.masked_paths.iter().cloned().map(Step::Mask));
     steps.extend(spec.read_only_paths.iter().cloned().map(Step::ReadOnly));
     if spec.read_only_root {

@@ -63,6 +63,7 @@ pub fn run(site: &mut Site<'_>, step: &Step) -> Result<()> {
         Step::Mount { mount, .. } => mounts::make(site, mount),
         Step::Console => device::console(site),
         Step::Device(asked) => device::bind(site.root()?, asked),
+        Step::Link { to, at } => mounts::link(site, to, at),
         Step::File { target, text } => mounts::file(site, target, text),
         Step::Mask(path) => hide::mask(site, path),
         Step::ReadOnly(path) => hide::read_only(site, path),

@@ -3,6 +3,7 @@
 //! the one pure function from there to here; the doors translate their own formats to one of the two.
 
 pub mod capability;
+pub mod cdi;
 pub mod defaults;
 pub mod mount;
 pub mod request;
@@ -34,6 +35,8 @@ pub struct Spec {
     pub masked_paths: Vec<PathBuf>,
     pub read_only_paths: Vec<PathBuf>,
     pub devices: Vec<Device>,
+    /// Symbolic links made in the root: what each leads to, and where it is.
+    pub links: Vec<(PathBuf, PathBuf)>,
     pub sysctls: Vec<(String, String)>,
     pub process: Process,
     pub init: bool,

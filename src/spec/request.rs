@@ -45,6 +45,8 @@ pub struct Request {
     pub add_hosts: Vec<(String, String)>,
     pub mounts: Vec<Mount>,
     pub devices: Vec<Device>,
+    /// Symbolic links that a device's libraries want: what each leads to, and where it is.
+    pub links: Vec<(PathBuf, PathBuf)>,
     pub shm_size: Option<Bytes>,
     pub userns: UserNamespace,
     pub network: Network,

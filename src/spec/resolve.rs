@@ -50,6 +50,7 @@ pub fn resolve(request: &Request, facts: &Facts) -> Result<Spec> {
         masked_paths: hidden(&defaults::MASKED, &request.security.mask, &request.security.unmask),
         read_only_paths: hidden(&defaults::READ_ONLY, &[], &request.security.unmask),
         devices: request.devices.clone(),
+        links: request.links.clone(),
         sysctls: sysctls(request)?,
         process: Process {
             arguments: arguments(request),
