@@ -3,7 +3,7 @@
 //! what it holds, whatever the parent is doing. It knows no request by its content.
 
 use std::fs::File;
-use std::io::{self, Seek};
+use std::io::{self, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -22,7 +22,7 @@ pub type Number = RawFd;
 /// standard streams are /dev/null but for stderr.
 pub fn start<T: Serialize>(name: &str, request: &T, kept: &[BorrowedFd<'_>]) -> Result<Child> {
     let mut file = File::from(memfd_create(c"kelp-request", MFdFlags::MFD_CLOEXEC)?);
-    serde_json::to_writer(&file, request)?;
+    file.write_all(&serde_json::to_vec(request)?)?;
     file.rewind()?;
     let passed: Vec<BorrowedFd<'_>> = kept.iter().copied().chain([file.as_fd()]).collect();
     for fd in &passed {

@@ -117,7 +117,7 @@ fn child(target: &Target, config: &Config, channel: &OwnedFd) -> Result<()> {
     let mut passed = vec![made.device.as_fd()];
     passed.extend(made.listeners.iter().map(AsFd::as_fd));
     socket::send_descriptors(channel, &outcome, &passed)?;
-    let Made { device, listeners, mut netlink, .. } = made;
+    let Made { device, listeners, mut netlink, index, .. } = made;
     drop((device, listeners));
     let mut sockets = Netlink::sockets().context("cannot open a socket to end connections")?;
     let kept = [channel.as_raw_fd(), netlink.as_raw_fd(), sockets.as_raw_fd()];
@@ -128,6 +128,8 @@ fn child(target: &Target, config: &Config, channel: &OwnedFd) -> Result<()> {
     for v4 in mirrored {
         sockets.abort_connections(v4)?;
     }
+    // What is sent from now on is refused at once.
+    netlink.remove_link(index)?;
     served
 }
 
@@ -135,6 +137,8 @@ struct Made {
     device: OwnedFd,
     listeners: Vec<OwnedFd>,
     netlink: Netlink,
+    /// The number of the container's interface.
+    index: u32,
     facts: Facts,
 }
 
@@ -189,7 +193,7 @@ fn make(config: &Config) -> Result<Made> {
     {
         facts.notes.push(format!("{} may not receive yet: {error}", net.address));
     }
-    Ok(Made { device, listeners, netlink, facts })
+    Ok(Made { device, listeners, netlink, index, facts })
 }
 
 /// One unspecified address for each family that is on.

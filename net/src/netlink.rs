@@ -314,6 +314,10 @@ impl Netlink {
         self.request(19, 0, &link_header(index, 1, 1), |message| message)
     }
 
+    pub(crate) fn remove_link(&mut self, index: u32) -> io::Result<()> {
+        self.request(17, 0, &link_header(index, 0, 0), |message| message)
+    }
+
     pub(crate) fn add_address(&mut self, index: u32, ip: IpAddr, prefix: u8) -> io::Result<()> {
         let [a, b, c, d] = index.to_ne_bytes();
         // IFA_F_NODAD is 2.

@@ -139,9 +139,15 @@ pub struct RunArgs {
     /// Map group ids, likewise
     #[arg(long, value_name = "MAP", conflicts_with = "userns", help_heading = "Namespaces")]
     gidmap: Vec<String>,
-    /// none, host, or user: a network of its own through kelp's engine [default: none, with -p user]
-    #[arg(long, visible_alias = "net", value_name = "MODE", help_heading = "Network")]
-    network: Option<String>,
+    /// user (a network of its own through kelp's engine), none or host
+    #[arg(
+        long,
+        visible_alias = "net",
+        value_name = "MODE",
+        default_value = "user",
+        help_heading = "Network"
+    )]
+    network: String,
     /// Publish a port: [IP:][HOST:]CONTAINER[/tcp|udp], ranges too
     #[arg(short = 'p', long, value_name = "PORT", help_heading = "Network")]
     publish: Vec<String>,
@@ -350,8 +356,7 @@ fn userns(arguments: &RunArgs) -> Result<UserNamespace> {
 }
 
 fn network(arguments: &RunArgs) -> Result<Network> {
-    let default = if arguments.publish.is_empty() { "none" } else { "user" };
-    match arguments.network.as_deref().unwrap_or(default) {
+    match arguments.network.as_str() {
         "user" | "bridge" => {
             let ports = each(&arguments.publish, words::port)?;
             let dns = each(&arguments.dns, words::name_server)?;

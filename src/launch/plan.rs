@@ -312,6 +312,9 @@ pub fn explain(plan: &Plan) -> String {
     lines.extend(steps.into_iter().map(|line| line + " (meanwhile)"));
     lines.push(format!("parent: write by {writer} uid_map {}", show(&plan.maps.uid)));
     lines.push(format!("parent: write by {writer} gid_map {}", show(&plan.maps.gid)));
+    if plan.namespaces & libc::CLONE_NEWNET as u64 != 0 {
+        lines.push("parent: start the engine of the network, which is waited for before start".to_owned());
+    }
     lines.extend(later);
     lines.push("parent: keep the record, send start".to_owned());
     if plan.init {

@@ -4,7 +4,7 @@
 
 use std::ffi::CString;
 use std::fs::{self, File};
-use std::io::{self, Seek};
+use std::io::{self, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
@@ -50,7 +50,7 @@ pub fn seal(plan: &Plan, filter: &[Instruction], next: usize, socket: BorrowedFd
     let filter = filter.iter().map(|one| (one.code, one.jt, one.jf, one.k)).collect();
     let rest = Rest { plan: plan.clone(), filter, next };
     let mut file = File::from(memfd_create(c"kelp-launch", MFdFlags::MFD_CLOEXEC)?);
-    serde_json::to_writer(&file, &rest)?;
+    file.write_all(&serde_json::to_vec(&rest)?)?;
     file.rewind()?;
     let program = read_only_copy().or_else(|_| memory_copy()).context("copy kelp's own file")?;
     keep_capabilities()?;

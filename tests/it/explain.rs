@@ -36,7 +36,7 @@ fn line(text: &str) -> String {
 fn the_plan_is_the_golden_text() {
     needs!(userns, overlay);
     let dir = Dir::new();
-    let said = dir.run(&["--explain", "--network", "none", "-e", "A=1"], &["/bin/guest", "x"]).ok().out;
+    let said = dir.run(&["--explain", "-e", "A=1"], &["/bin/guest", "x"]).ok().out;
     let said = plain(&said, &dir);
     assert!(
         said == GOLDEN,

@@ -17,6 +17,7 @@ mod sys;
 
 mod cdi;
 mod doctor;
+mod engine;
 mod explain;
 mod failure;
 mod faults;

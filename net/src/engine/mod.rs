@@ -79,12 +79,11 @@ enum Room {
     Port,
     Query,
     NameClient,
-    NamesChanged,
     Api,
     Request,
 }
 
-const ROOMS: [Room; 13] = [
+const ROOMS: [Room; 12] = [
     Room::Device,
     Room::Listener4,
     Room::Listener6,
@@ -95,7 +94,6 @@ const ROOMS: [Room; 13] = [
     Room::Port,
     Room::Query,
     Room::NameClient,
-    Room::NamesChanged,
     Room::Api,
     Room::Request,
 ];
@@ -222,9 +220,6 @@ impl Engine {
         if let Some(stop) = &self.stop {
             self.epoll.add(stop, libc::EPOLLIN | libc::EPOLLRDHUP, Room::Stop.alone())?;
         }
-        if let Some(changes) = self.names.changes() {
-            self.epoll.add(changes, libc::EPOLLIN, Room::NamesChanged.alone())?;
-        }
         self.register_control()
     }
 
@@ -271,7 +266,6 @@ impl Engine {
             Room::Port => self.port_event(key),
             Room::Query => self.query_event(key),
             Room::NameClient => self.name_client_event(key),
-            Room::NamesChanged => self.names.reload(),
             Room::Api => self.accept_request(),
             Room::Request => self.request_event(key),
             Room::Stop => {}

@@ -39,11 +39,12 @@ pub(crate) struct Names {
     kept: HashMap<Vec<u8>, Kept>,
 }
 
-/// resolv.conf, by the directory that it is really in, which stays open when the root is gone.
+/// resolv.conf, by the directory that it is really in, which stays open when the root is gone. It is read again for each
+/// question, which costs two microseconds: to close an inotify descriptor takes the kernel tens of milliseconds, which the
+/// end of every container would wait for, and a network file system reports nothing.
 struct Followed {
     directory: OwnedFd,
     name: CString,
-    changes: OwnedFd,
 }
 
 /// A question on its way.
@@ -98,21 +99,15 @@ impl Names {
                     names.file =
                         Some(follow(&real).with_context(|| format!("cannot follow {}", real.display()))?);
                 }
-                names.reload();
             }
         }
         Ok(names)
     }
 
-    pub(crate) fn changes(&self) -> Option<&OwnedFd> {
-        self.file.as_ref().map(|file| &file.changes)
-    }
-
     /// Reads resolv.conf again. A file that can't be read leaves the servers as they were.
-    pub(crate) fn reload(&mut self) {
+    fn reload(&mut self) {
         let Some(file) = &self.file else { return };
         let mut buffer = [0; 16384];
-        while let Ok(Some(1..)) = stream::read(&file.changes, &mut buffer) {}
         let Ok(opened) = process::open_at(&file.directory, &file.name) else { return };
         let Ok(Some(length)) = stream::read(&opened, &mut buffer) else { return };
         let servers = parse_servers(&String::from_utf8_lossy(buffer.get(..length).unwrap_or(&[])));
@@ -157,8 +152,7 @@ fn memory_key(stream: bool, message: &[u8]) -> Option<Vec<u8>> {
 fn follow(path: &std::path::Path) -> Result<Followed> {
     let directory = path.parent().context("it is no file")?;
     let name = CString::new(path.file_name().context("it has no name")?.as_bytes())?;
-    let changes = process::watch_directory(&CString::new(directory.as_os_str().as_bytes())?)?;
-    Ok(Followed { directory: std::fs::File::open(directory)?.into(), name, changes })
+    Ok(Followed { directory: std::fs::File::open(directory)?.into(), name })
 }
 
 fn parse_servers(text: &str) -> Vec<SocketAddr> {
@@ -183,6 +177,7 @@ impl Engine {
             return;
         };
         self.counters.queries += 1;
+        self.names.reload();
         let stream = matches!(asker, Asker::Client(_));
         if matches!(question.name.as_str(), "host.docker.internal" | "host.containers.internal") {
             let v4 = self.config.v4.map(|net| net.gateway.into());

@@ -68,11 +68,11 @@ struct CapabilitySet {
 
 /// Keeps the capabilities in `kept` (a bit set) and gives up every other one, in each set and in the bounding set.
 pub(crate) fn keep_capabilities(kept: u64) -> io::Result<()> {
-    for capability in 0..64 {
-        if kept & (1 << capability) == 0 {
-            // Refused for numbers that the kernel does not have and for a process without CAP_SETPCAP, which with
-            // no_new_privs can't gain from the bounding set either.
-            let _ = prctl(libc::PR_CAPBSET_DROP, capability);
+    for capability in (0..64).filter(|capability| kept & (1 << capability) == 0) {
+        // Refused for numbers that the kernel does not have, which come last, and for a process without CAP_SETPCAP, which
+        // with no_new_privs can't gain from the bounding set either.
+        if prctl(libc::PR_CAPBSET_DROP, capability).is_err() {
+            break;
         }
     }
     let _ = prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong);
@@ -138,18 +138,6 @@ pub(crate) fn inherited(number: i32) -> io::Result<OwnedFd> {
     let fd = unsafe { OwnedFd::from_raw_fd(number) };
     // SAFETY: F_SETFD takes a number.
     check(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
-    Ok(fd)
-}
-
-/// An inotify descriptor that reports changes below the directory behind `directory`.
-pub(crate) fn watch_directory(directory: &std::ffi::CStr) -> io::Result<OwnedFd> {
-    // SAFETY: no pointer is passed.
-    let fd = check(unsafe { libc::inotify_init1(libc::IN_NONBLOCK | libc::IN_CLOEXEC) })?;
-    // SAFETY: inotify_init1 succeeded, so the descriptor is open and ours alone.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    let events = libc::IN_CLOSE_WRITE | libc::IN_MOVED_TO | libc::IN_CREATE;
-    // SAFETY: `directory` is a NUL-terminated string.
-    check(unsafe { libc::inotify_add_watch(fd.as_raw_fd(), directory.as_ptr(), events) })?;
     Ok(fd)
 }
 

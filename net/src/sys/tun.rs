@@ -11,6 +11,7 @@ use super::check;
 
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
 const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
+const TUNSETPERSIST: libc::c_ulong = 0x4004_54cb;
 const TUNSETSNDBUF: libc::c_ulong = 0x4004_54d4;
 const TUN_F_CSUM: libc::c_ulong = 0x01;
 const TUN_F_TSO4: libc::c_ulong = 0x02;
@@ -38,6 +39,10 @@ pub(crate) fn open_tap(name: &str) -> io::Result<OwnedFd> {
     // SAFETY: TUNSETIFF reads and writes a struct ifreq, whose 40 bytes `InterfaceRequest` has on 64-bit Linux.
     check(unsafe { libc::ioctl(device.as_raw_fd(), TUNSETIFF, &mut request) })?;
     offload(&device);
+    // Its last descriptor does not take the device along: the kernel waits tens of milliseconds for that, and whoever waits
+    // for the engine would wait too. The broker removes it.
+    // SAFETY: TUNSETPERSIST takes a number by value.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), TUNSETPERSIST, 1) })?;
     Ok(device.into())
 }
 

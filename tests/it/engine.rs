@@ -1,0 +1,96 @@
+//! The network of a container's own, which kelp's engine carries: the default. What the engine promises of
+//! paths and policy is proved in tests/net; here is what `kelp run` makes of it.
+
+use crate::dir::Dir;
+use crate::host::{below, soon};
+use crate::kelp::says;
+use crate::{host, needs, sys};
+use serde_json::json;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::Child;
+
+/// A service on the host's loopback that says `host` to everybody; its port.
+fn service() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        listener.incoming().flatten().try_for_each(|mut caller| caller.write_all(b"host"))
+    });
+    port
+}
+
+/// A port that nobody has now.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn ready(child: &mut Child) {
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+}
+
+#[test]
+fn a_container_has_an_interface_of_its_own_by_default() {
+    needs!(userns);
+    let seen = Dir::new().report(&[]);
+    assert_eq!(seen["links"]["eth0"], json!({"up": true}));
+    assert_ne!(seen["routes"]["four"], json!([]));
+    assert_ne!(seen["namespaces"]["net"], json!(host::namespace("net")));
+}
+
+#[test]
+fn the_hosts_loopback_is_reached_only_where_it_was_allowed() {
+    needs!(userns);
+    let dir = Dir::new();
+    let (open, shut) = (service(), service());
+    let gateway = |port: u16| format!("10.0.2.2:{port}");
+    let own = format!("127.0.0.1:{open}");
+    let seen = dir.all(&[], &["connect", &own, ",", "connect", &gateway(open)]);
+    assert_eq!(seen[0], json!({"error": "ECONNREFUSED"}));
+    assert_eq!(seen[1], json!({"error": "errno 113"}));
+    let allowed = format!("--allow-host-loopback={open}");
+    let seen = dir.all(&[&allowed], &["connect", &gateway(open), ",", "connect", &gateway(shut)]);
+    assert_eq!(seen, json!([{"heard": "host"}, {"error": "errno 113"}]));
+}
+
+#[test]
+fn a_published_port_leads_inside_and_is_free_again_when_the_container_has_ended() {
+    needs!(userns);
+    let dir = Dir::new();
+    let port = free_port();
+    let published = format!("127.0.0.1:{port}:80");
+    for _ in 0..2 {
+        let mut child =
+            dir.run(&["-p", &published], &["/bin/guest", "listen", "0.0.0.0:80", "inside"]).start();
+        ready(&mut child);
+        let mut said = String::new();
+        TcpStream::connect(("127.0.0.1", port)).unwrap().read_to_string(&mut said).unwrap();
+        assert_eq!(said, "inside");
+        assert!(child.wait().unwrap().success());
+    }
+    let taken = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    let sentence = dir.run(&["-p", &published], &["/bin/guest"]).fails(125);
+    says(&sentence, &[&format!("cannot publish 127.0.0.1:{port}/tcp"), "taken"]);
+    drop(taken);
+}
+
+#[test]
+fn a_container_outlives_its_network() {
+    needs!(userns);
+    sys::adopt_orphans();
+    let dir = Dir::new();
+    let mut child = dir.run(&[], &["/bin/guest", "sleep"]).start();
+    ready(&mut child);
+    let engine = below(child.id() as i32).into_iter().find(|(pid, _)| is_engine(*pid));
+    sys::kill(engine.expect("the engine runs").0, libc::SIGKILL).unwrap();
+    assert!(soon(|| !below(child.id() as i32).into_iter().any(|(pid, _)| is_engine(pid))));
+    assert!(child.try_wait().unwrap().is_none(), "kelp ended with the engine");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+fn is_engine(pid: i32) -> bool {
+    std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|words| words.starts_with(b"kelp-network\0"))
+}
