@@ -7,6 +7,7 @@ pub mod doctor;
 pub mod filter;
 pub mod from_image;
 pub mod functions;
+pub mod generate;
 pub mod history;
 pub mod image;
 pub mod images;
@@ -17,6 +18,7 @@ pub mod pull;
 pub mod push;
 pub mod rmi;
 pub mod run;
+pub mod secret;
 pub mod system;
 pub mod table;
 pub mod tag;
@@ -62,7 +64,10 @@ enum Verb {
     Logout(login::LogoutArgs),
     System(system::SystemArgs),
     Volume(volume::VolumeArgs),
+    Secret(secret::SecretArgs),
     Cdi(cdi::CdiVerbs),
+    Completion(generate::CompletionArgs),
+    Generate(generate::GenerateArgs),
 }
 
 /// kelp's own failure, in docker's numbers.
@@ -106,7 +111,10 @@ pub fn main() -> ExitCode {
         Verb::Logout(arguments) => login::logout(arguments),
         Verb::System(arguments) => system::run(arguments),
         Verb::Volume(arguments) => volume::run(arguments),
+        Verb::Secret(arguments) => secret::run(arguments),
         Verb::Cdi(arguments) => cdi::run(arguments),
+        Verb::Completion(arguments) => generate::completion(&arguments, Cli::command()),
+        Verb::Generate(arguments) => generate::run(&arguments, Cli::command()),
     };
     match outcome {
         Ok(status) => ExitCode::from(u8::try_from(status & 0xff).unwrap_or(FAILED)),

@@ -19,7 +19,7 @@ use crate::verbs;
 
 /// Run a program in a new container
 ///
-/// ROOT is @host (your machine's own userland below a throw-away layer), or is left out with --rootfs DIR.
+/// ROOT is an image, or @host (your machine's own userland below a throw-away layer), or is left out with --rootfs DIR.
 #[derive(Debug, Args)]
 #[command(
     trailing_var_arg = true,

@@ -3,5 +3,6 @@
 
 pub mod files;
 pub mod folder;
+pub mod secret;
 pub mod sweep;
 pub mod volume;

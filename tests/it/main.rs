@@ -2,7 +2,8 @@
 //! `run` the main job and its options; `ids` who is who; `mounts` what is where; `process` exit codes, signals,
 //! terminals; `network` none and host; `security` attacks that must fail; `failure` sentences; `faults` kill -9
 //! and crowds; `doctor` and `explain` what kelp says of itself; `real` a Debian root; `unshare` the founding texts;
-//! `volume` folders that outlive containers; `cdi` devices by name.
+//! `volume` folders that outlive containers; `cdi` devices by name;
+//! `secret`; `docs` what is made from the tables of flags.
 //! The rest is the bench: `dir` folders and roots, `kelp` commands, `needs` facilities, `host` what is outside,
 //! `nested` hosts that refuse something, `pty`, `sys`.
 #![allow(clippy::unwrap_used, reason = "a test that meets the unexpected must fail there")]
@@ -16,6 +17,7 @@ mod pty;
 mod sys;
 
 mod cdi;
+mod docs;
 mod doctor;
 mod engine;
 mod explain;
@@ -27,6 +29,7 @@ mod network;
 mod process;
 mod real;
 mod run;
+mod secret;
 mod security;
 mod unshare;
 mod volume;

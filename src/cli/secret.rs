@@ -1,0 +1,236 @@
+//! `kelp secret ...`, in podman's words. What a secret says is printed by `inspect --showsecret` only; a container
+//! gets it by `run --secret`.
+
+use std::io::Read;
+use std::os::unix::ffi::OsStringExt;
+
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use crate::cli::filter::{self, Filter};
+use crate::cli::table::{self, Column};
+use crate::cli::{report, words};
+use crate::container::secret::{self, Same, Secret};
+use crate::error::Error;
+use crate::ids::Name;
+use crate::image::config::{now, rfc3339};
+use crate::paths::Paths;
+
+/// Work with secrets
+#[derive(Debug, Args)]
+pub struct SecretArgs {
+    #[command(subcommand)]
+    verb: SecretVerb,
+}
+
+#[derive(Debug, Subcommand)]
+enum SecretVerb {
+    Create(CreateArgs),
+    #[command(visible_alias = "list")]
+    Ls(LsArgs),
+    Inspect(InspectArgs),
+    #[command(visible_alias = "remove")]
+    Rm(RmArgs),
+    Exists(ExistsArgs),
+}
+
+/// Keep a secret for containers
+#[derive(Debug, Args)]
+struct CreateArgs {
+    name: Name,
+    /// The file with the secret; - is standard input
+    #[arg(value_name = "FILE")]
+    from: std::ffi::OsString,
+    /// FILE is the name of an environment variable
+    #[arg(long)]
+    env: bool,
+    /// Put it in the place of one of the same name
+    #[arg(long)]
+    replace: bool,
+    /// Set a label: KEY[=VALUE]
+    #[arg(short, long, value_name = "LABEL")]
+    label: Vec<String>,
+    /// file is the only one
+    #[arg(short, long, value_name = "DRIVER", default_value = "file")]
+    driver: String,
+}
+
+/// List secrets
+#[derive(Debug, Args)]
+struct LsArgs {
+    /// Print only ids
+    #[arg(short, long)]
+    quiet: bool,
+    /// name=PART, id=BEGINNING
+    #[arg(short, long, value_name = "FILTER")]
+    filter: Vec<String>,
+    /// A Go template, `json`, or `table TEMPLATE`
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<String>,
+    /// Print no heading
+    #[arg(short = 'n', long)]
+    noheading: bool,
+}
+
+/// Show what is known of secrets
+#[derive(Debug, Args)]
+struct InspectArgs {
+    #[arg(value_name = "SECRET", required = true)]
+    secrets: Vec<String>,
+    /// A Go template or `json`
+    #[arg(short, long, value_name = "FORMAT")]
+    format: Option<String>,
+    /// Show what the secret says, too
+    #[arg(long)]
+    showsecret: bool,
+}
+
+/// Remove secrets; containers that run keep theirs
+#[derive(Debug, Args)]
+struct RmArgs {
+    #[arg(value_name = "SECRET", required_unless_present = "all")]
+    secrets: Vec<String>,
+    /// Remove all secrets
+    #[arg(short, long)]
+    all: bool,
+    /// A secret that is not there is no error
+    #[arg(short, long)]
+    ignore: bool,
+}
+
+/// Say by the exit status whether there is such a secret
+#[derive(Debug, Args)]
+struct ExistsArgs {
+    secret: String,
+}
+
+pub fn run(arguments: SecretArgs) -> Result<i32> {
+    match arguments.verb {
+        SecretVerb::Create(arguments) => create(&arguments),
+        SecretVerb::Ls(arguments) => list(&arguments),
+        SecretVerb::Inspect(arguments) => inspect(&arguments),
+        SecretVerb::Rm(arguments) => remove(arguments),
+        SecretVerb::Exists(arguments) => {
+            Ok(i32::from(secret::find(&Paths::find()?, &arguments.secret).is_err()))
+        }
+    }
+}
+
+fn create(arguments: &CreateArgs) -> Result<i32> {
+    if arguments.driver != "file" {
+        let sentence = format!("there is no secret driver {:?}", arguments.driver);
+        return Err(Error::usage(sentence).hint("file is the only one").into());
+    }
+    let from = &arguments.from;
+    let content = if arguments.env {
+        let value = std::env::var_os(from);
+        value.ok_or_else(|| Error::usage(format!("--env: {from:?} is not set")))?.into_vec()
+    } else if from == "-" {
+        let mut content = Vec::new();
+        std::io::stdin().read_to_end(&mut content).context("cannot read the secret")?;
+        content
+    } else {
+        std::fs::read(from)
+            .map_err(|error| Error::usage(format!("cannot read the secret {from:?}: {error}")))?
+    };
+    let same = if arguments.replace { Same::Replaced } else { Same::Refused };
+    let labels = words::labels(&arguments.label)?;
+    println!("{}", secret::create(&Paths::find()?, &arguments.name, content, labels, same)?);
+    Ok(0)
+}
+
+fn list(arguments: &LsArgs) -> Result<i32> {
+    let mut secrets = secret::list(&Paths::find()?)?;
+    for text in &arguments.filter {
+        match filter::parse(text) {
+            Some(Filter { key: "name", value, is_not: false }) => {
+                secrets.retain(|secret| secret.name.as_str().contains(value));
+            }
+            Some(Filter { key: "id", value, is_not: false }) => {
+                secrets.retain(|secret| secret.id.starts_with(value))
+            }
+            _ => {
+                return Err(
+                    Error::usage(format!("{text:?} is not a filter of secrets: name and id are")).into()
+                );
+            }
+        }
+    }
+    if arguments.quiet {
+        secrets.iter().for_each(|secret| println!("{}", secret.id));
+        return Ok(0);
+    }
+    let age = |time: i64| format!("{} ago", table::duration(now() - time));
+    let row = |secret: &Secret| {
+        json!({
+            "ID": secret.id,
+            "Name": secret.name.as_str(),
+            "Driver": "file",
+            "CreatedAt": age(secret.created),
+            "UpdatedAt": age(secret.updated),
+        })
+    };
+    let rows: Vec<Value> = secrets.iter().map(row).collect();
+    let columns = [
+        Column::new("ID", "ID"),
+        Column::new("NAME", "Name"),
+        Column::new("DRIVER", "Driver"),
+        Column::new("CREATED", "CreatedAt"),
+        Column::new("UPDATED", "UpdatedAt"),
+    ];
+    table::print(&rows, &columns, arguments.format.as_deref(), !arguments.noheading)?;
+    Ok(0)
+}
+
+fn inspect(arguments: &InspectArgs) -> Result<i32> {
+    let paths = Paths::find()?;
+    let (mut values, mut status) = (Vec::new(), 0);
+    for word in &arguments.secrets {
+        match secret::find(&paths, word) {
+            Ok(secret) => values.push(describe(&secret, arguments.showsecret)),
+            Err(error) => status = i32::from(report(&error)),
+        }
+    }
+    table::inspect(&values, arguments.format.as_deref())?;
+    Ok(status)
+}
+
+/// A secret as podman describes it.
+fn describe(secret: &Secret, show: bool) -> Value {
+    let mut value = json!({
+        "ID": secret.id,
+        "CreatedAt": rfc3339(secret.created),
+        "UpdatedAt": rfc3339(secret.updated),
+        "Spec": {
+            "Name": secret.name.as_str(),
+            "Driver": { "Name": "file", "Options": {} },
+            "Labels": secret.labels,
+        },
+    });
+    if show {
+        value["SecretData"] = String::from_utf8_lossy(&secret.content).into();
+    }
+    value
+}
+
+fn remove(arguments: RmArgs) -> Result<i32> {
+    let paths = Paths::find()?;
+    let mut words = arguments.secrets;
+    if arguments.all {
+        words.extend(secret::list(&paths)?.into_iter().map(|secret| secret.name.to_string()));
+    }
+    let mut status = 0;
+    for word in words {
+        let removed = secret::find(&paths, &word).and_then(|found| {
+            secret::remove(&paths, &found.name)?;
+            Ok(found.id)
+        });
+        match removed {
+            Ok(id) => println!("{id}"),
+            Err(error) if arguments.ignore && crate::error::find(&error).is_some_and(|e| e.exit == 1) => {}
+            Err(error) => status = i32::from(report(&error)),
+        }
+    }
+    Ok(status)
+}
