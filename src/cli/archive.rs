@@ -94,7 +94,8 @@ pub struct UnpackArgs {
 }
 
 impl UnpackArgs {
-    fn install<T>(&self, store: &Store, work: impl FnOnce(&Installer<'_>) -> Result<T>) -> Result<T> {
+    /// Runs `work` with a place for new layers.
+    pub fn install<T>(&self, store: &Store, work: impl FnOnce(&Installer<'_>) -> Result<T>) -> Result<T> {
         let workspace = store.workspace("loading")?;
         let owners = match self.store_owners {
             OwnersWord::Auto => Owners::possible(),
@@ -134,7 +135,7 @@ pub fn save(arguments: SaveArgs) -> Result<i32> {
 }
 
 /// A file appears only when it is whole.
-fn to_output(output: Option<&Path>, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+pub fn to_output(output: Option<&Path>, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let Some(path) = output else {
         if std::io::stdout().is_terminal() {
             let error = Error::usage("an archive is nothing for a terminal");

@@ -3,6 +3,7 @@
 
 pub mod archive;
 pub mod cdi;
+pub mod changes;
 pub mod doctor;
 pub mod filter;
 pub mod from_image;
@@ -60,6 +61,9 @@ enum Verb {
     Save(archive::SaveArgs),
     Load(archive::LoadArgs),
     Import(archive::ImportArgs),
+    Diff(changes::DiffArgs),
+    Commit(changes::CommitArgs),
+    Export(changes::ExportArgs),
     Login(login::LoginArgs),
     Logout(login::LogoutArgs),
     System(system::SystemArgs),
@@ -107,6 +111,9 @@ pub fn main() -> ExitCode {
         Verb::Save(arguments) => archive::save(arguments),
         Verb::Load(arguments) => archive::load(arguments),
         Verb::Import(arguments) => archive::import(arguments),
+        Verb::Diff(arguments) => changes::diff(arguments),
+        Verb::Commit(arguments) => changes::commit(arguments),
+        Verb::Export(arguments) => changes::export(arguments),
         Verb::Login(arguments) => login::run(arguments),
         Verb::Logout(arguments) => login::logout(arguments),
         Verb::System(arguments) => system::run(arguments),

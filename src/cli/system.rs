@@ -14,8 +14,8 @@ use crate::error::Error;
 use crate::image::check::{self, Depth};
 use crate::image::collect;
 use crate::image::store::{Store, digests, whole_layer};
-use crate::image::workspace;
 use crate::paths::Paths;
+use crate::rootfs::tree;
 
 /// Look after the store
 #[derive(Debug, Args)]
@@ -190,7 +190,8 @@ fn reset(arguments: ResetArgs) -> Result<i32> {
         for entry in listing.with_context(|| format!("cannot read {}", paths.store.display()))? {
             let path = entry?.path();
             if path.is_dir() {
-                workspace::remove(&path)?;
+                // An overlay's work folder has mode 000.
+                tree::remove(&path).with_context(|| format!("cannot remove {}", path.display()))?;
             } else {
                 std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
             }

@@ -17,7 +17,7 @@ use crate::container::volume::{self, Refusal, Volume};
 use crate::error::Error;
 use crate::ids::Name;
 use crate::image::config::rfc3339;
-use crate::image::pack;
+use crate::image::snapshot;
 use crate::paths::Paths;
 use crate::verbs;
 
@@ -352,12 +352,11 @@ fn export(arguments: ExportArgs) -> Result<i32> {
         let folder = volume::folder(&paths, &volume.name);
         let failed = || format!("cannot export volume {}", volume.name);
         match &arguments.output {
-            None => {
-                pack::pack(&folder, std::io::BufWriter::new(std::io::stdout().lock())).with_context(failed)?
-            }
+            None => snapshot::pack(&folder, std::io::BufWriter::new(std::io::stdout().lock()))
+                .with_context(failed)?,
             Some(file) => {
                 let made = File::create(file).with_context(|| format!("cannot make {}", file.display()))?;
-                pack::pack(&folder, std::io::BufWriter::new(made)).with_context(failed)?;
+                snapshot::pack(&folder, std::io::BufWriter::new(made)).with_context(failed)?;
             }
         }
         Ok(0)

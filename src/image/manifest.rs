@@ -160,6 +160,13 @@ impl Compression {
     }
 }
 
+/// OCI's word for a kind of layer that docker has its own for.
+pub fn oci_layer(media_type: &str) -> String {
+    media_type
+        .replace(&format!("{DOCKER_LAYER}.gzip"), &format!("{OCI_LAYER}+gzip"))
+        .replace(DOCKER_LAYER, OCI_LAYER)
+}
+
 /// Refuses what is not a layer that can be unpacked; how it is packed is seen from its first bytes.
 pub fn check_layer(layer: &Descriptor) -> Result<()> {
     let kind = layer.media_type.as_str();

@@ -3,8 +3,10 @@
 //! of terminals: progress is a callback.
 
 pub mod auth;
+pub mod changes;
 pub mod check;
 pub mod collect;
+pub mod commit;
 pub mod compose;
 pub mod config;
 pub mod holding;
@@ -21,6 +23,7 @@ pub mod registries_conf;
 pub mod registry;
 pub mod save;
 pub mod skeleton;
+pub mod snapshot;
 pub mod sparse;
 pub mod store;
 pub mod stream;

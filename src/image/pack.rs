@@ -1,205 +1,187 @@
-//! A folder to a tar stream: ustar, with pax headers where that has no room. The folder may be in use by
-//! somebody hostile, so every name is opened below an open folder and no link is followed. Sockets have no place
-//! in an archive and are left out, as by `tar(1)`.
+//! Writing tar streams: plain ustar headers, and a pax header before them where ustar can't say it (long names,
+//! large numbers, extended attributes). The same entries make the same bytes. It knows nothing of where
+//! entries come from.
 
-use std::collections::HashMap;
-use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::io::{self, Read, Write};
 
-use anyhow::{Context, Result, bail};
-use nix::fcntl::{OFlag, openat, readlinkat};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat, major, minor};
+use anyhow::{Result, bail};
 
-use crate::image::tree;
+use crate::image::stream::PIECE;
+use crate::image::tar::{Entry, Kind};
 
-const BLOCK: usize = 512;
+const LONGEST_NAME: usize = 100;
+/// The first numbers that the octal fields of seven and of eleven digits can't hold.
+const ID_END: u64 = 0o10_000_000;
+const SIZE_END: u64 = 0o100_000_000_000;
 
-/// Writes everything below `folder`, and the folder itself as `./`.
-pub fn pack(folder: &Path, out: impl Write) -> Result<()> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let root = nix::fcntl::open(folder, flags, Mode::empty())
-        .with_context(|| format!("cannot open {}", folder.display()))?;
-    let mut packer = Packer { out, known: HashMap::new() };
-    packer.header(b"./", &fstat(&root)?, b'5', b"")?;
-    packer.folder(&root, b"./")?;
-    packer.out.write_all(&[0; 2 * BLOCK])?;
-    Ok(packer.out.flush()?)
-}
-
-struct Packer<W> {
+/// A tar stream that grows entry by entry.
+#[derive(Debug)]
+pub struct Writer<W> {
     out: W,
-    /// Files with several names, by device and inode: the first name is the file, the others link to it.
-    known: HashMap<(u64, u64), Vec<u8>>,
 }
 
-impl<W: Write> Packer<W> {
-    fn folder(&mut self, folder: &OwnedFd, path: &[u8]) -> Result<()> {
-        for name in tree::names(folder.as_fd())? {
-            let path = [path, &name[..]].concat();
-            self.entry(folder.as_fd(), &name, path.clone())
-                .with_context(|| format!("cannot pack {:?}", String::from_utf8_lossy(&path)))?;
-        }
-        Ok(())
+impl<W: Write> Writer<W> {
+    pub fn new(out: W) -> Self {
+        Self { out }
     }
 
-    fn entry(&mut self, folder: BorrowedFd<'_>, name: &[u8], path: Vec<u8>) -> Result<()> {
-        // It may be removed between the listing and now.
-        let Some(found) = tree::stat_in(folder, name)? else { return Ok(()) };
-        let kind = tree::kind_of(&found);
-        if kind != SFlag::S_IFDIR && found.st_nlink > 1 {
-            if let Some(first) = self.known.get(&(found.st_dev, found.st_ino)).cloned() {
-                return self.header(&path, &found, b'1', &first);
-            }
-            self.known.insert((found.st_dev, found.st_ino), path.clone());
+    /// The headers of an entry. A file's content has to follow: `content`.
+    pub fn header(&mut self, entry: &Entry) -> io::Result<()> {
+        let extended = extended(entry);
+        if !extended.is_empty() {
+            let name = [b"PaxHeaders.0/", last_name(&entry.path)].concat();
+            let mut about = Entry::new(name, Kind::File);
+            about.size = extended.len() as u64;
+            self.out.write_all(&block(&about, b'x'))?;
+            self.out.write_all(&extended)?;
+            self.pad(about.size)?;
         }
-        let read = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-        match kind {
-            SFlag::S_IFDIR => {
-                let below = openat(folder, name, read | OFlag::O_DIRECTORY, Mode::empty())?;
-                let path = [&path[..], b"/"].concat();
-                self.header(&path, &fstat(&below)?, b'5', b"")?;
-                self.folder(&below, &path)
-            }
-            SFlag::S_IFREG => {
-                let file = File::from(openat(folder, name, read, Mode::empty())?);
-                let found = fstat(&file)?;
-                if tree::kind_of(&found) != SFlag::S_IFREG {
-                    bail!("it became something else");
-                }
-                self.header(&path, &found, b'0', b"")?;
-                self.content(file, found.st_size.cast_unsigned())
-            }
-            SFlag::S_IFLNK => {
-                let to = readlinkat(folder, name)?;
-                self.header(&path, &found, b'2', to.as_encoded_bytes())
-            }
-            SFlag::S_IFIFO => self.header(&path, &found, b'6', b""),
-            SFlag::S_IFCHR => self.header(&path, &found, b'3', b""),
-            SFlag::S_IFBLK => self.header(&path, &found, b'4', b""),
-            _ => Ok(()),
-        }
+        self.out.write_all(&block(entry, flag(entry.kind)))
     }
 
-    /// As many bytes as the header said: a file that grows is cut, one that shrinks is filled up with zeros, as
-    /// by `tar(1)`.
-    fn content(&mut self, file: File, size: u64) -> Result<()> {
-        let copied = std::io::copy(&mut file.take(size), &mut self.out)?;
-        let missing = size - copied + size.wrapping_neg() % BLOCK as u64;
-        std::io::copy(&mut std::io::repeat(0).take(missing), &mut self.out)?;
-        Ok(())
+    /// The content of the file whose header was written last, which must be as long as the header says.
+    pub fn content(&mut self, size: u64, content: &mut dyn Read) -> Result<()> {
+        exactly(content, size, &mut self.out)?;
+        Ok(self.pad(size)?)
     }
 
-    fn header(&mut self, path: &[u8], found: &FileStat, kind: u8, link: &[u8]) -> Result<()> {
-        let size = if kind == b'0' { found.st_size.cast_unsigned() } else { 0 };
-        let mut pax = Vec::new();
-        let mut large = |key: &str, value: u64, digits: u32| {
-            if value < 1 << (3 * digits) {
-                return value;
-            }
-            record(&mut pax, key, value.to_string().as_bytes());
-            0
-        };
-        let uid = large("uid", found.st_uid.into(), 7);
-        let gid = large("gid", found.st_gid.into(), 7);
-        let length = large("size", size, 11);
-        for (key, text) in [("path", path), ("linkpath", link)] {
-            if text.len() > 100 {
-                record(&mut pax, key, text);
-            }
-        }
-        if found.st_mtime_nsec != 0 && found.st_mtime >= 0 {
-            record(&mut pax, "mtime", format!("{}.{:09}", found.st_mtime, found.st_mtime_nsec).as_bytes());
-        }
-        if !pax.is_empty() {
-            let fields =
-                Fields { path: b"pax", mode: 0o644, size: pax.len() as u64, kind: b'x', ..Fields::default() };
-            self.out.write_all(&fields.block())?;
-            let padding = pax.len().wrapping_neg() % BLOCK;
-            pax.resize(pax.len() + padding, 0);
-            self.out.write_all(&pax)?;
-        }
-        let device = if matches!(kind, b'3' | b'4') { found.st_rdev } else { 0 };
-        let fields = Fields {
-            path,
-            link,
-            mode: u64::from(found.st_mode & 0o7777),
-            uid,
-            gid,
-            size: length,
-            mtime: found.st_mtime.max(0).cast_unsigned(),
-            kind,
-            device: (major(device), minor(device)),
-        };
-        Ok(self.out.write_all(&fields.block())?)
+    fn pad(&mut self, size: u64) -> io::Result<()> {
+        let padding = size.wrapping_neg() % 512;
+        self.out.write_all(&[0; 512][..padding as usize])
+    }
+
+    /// Ends the archive.
+    pub fn finish(mut self) -> io::Result<W> {
+        self.out.write_all(&[0; 1024])?;
+        self.out.flush()?;
+        Ok(self.out)
     }
 }
 
-/// One pax record: its own length, a blank, `KEY=VALUE`, a line feed (`pax(1)`).
-fn record(pax: &mut Vec<u8>, key: &str, value: &[u8]) {
+/// Copies `size` bytes.
+///
+/// # Errors
+/// There are more or less.
+pub fn exactly(content: &mut dyn Read, size: u64, out: &mut dyn Write) -> Result<()> {
+    let (mut buffer, mut left) = (vec![0; PIECE.min(usize::try_from(size).unwrap_or(PIECE).max(1))], size);
+    loop {
+        let length = content.read(&mut buffer)?;
+        let Some(rest) = left.checked_sub(length as u64) else { bail!("it is longer than it was") };
+        if length == 0 {
+            return if left == 0 { Ok(()) } else { bail!("it is shorter than it was") };
+        }
+        out.write_all(&buffer[..length])?;
+        left = rest;
+    }
+}
+
+fn flag(kind: Kind) -> u8 {
+    match kind {
+        Kind::File => b'0',
+        Kind::HardLink => b'1',
+        Kind::Symlink => b'2',
+        Kind::Character => b'3',
+        Kind::Block => b'4',
+        Kind::Directory => b'5',
+        Kind::Fifo => b'6',
+    }
+}
+
+fn last_name(path: &[u8]) -> &[u8] {
+    let name = path.rsplit(|byte| *byte == b'/').find(|part| !part.is_empty()).unwrap_or(b"-");
+    &name[..name.len().min(LONGEST_NAME - 20)]
+}
+
+fn extended(entry: &Entry) -> Vec<u8> {
+    let mut text = Vec::new();
+    let mut put = |key: &[u8], value: &[u8]| text.extend_from_slice(&record(key, value));
+    if entry.path.len() > LONGEST_NAME {
+        put(b"path", &entry.path);
+    }
+    if entry.link.len() > LONGEST_NAME {
+        put(b"linkpath", &entry.link);
+    }
+    for (key, id) in [(b"uid", entry.uid), (b"gid", entry.gid)] {
+        if id >= ID_END {
+            put(key, id.to_string().as_bytes());
+        }
+    }
+    if entry.size >= SIZE_END {
+        put(b"size", entry.size.to_string().as_bytes());
+    }
+    let (seconds, _) = entry.mtime;
+    if !(0..SIZE_END.cast_signed()).contains(&seconds) {
+        put(b"mtime", seconds.to_string().as_bytes());
+    }
+    for (name, value) in &entry.xattrs {
+        put(&[b"SCHILY.xattr.", &name[..]].concat(), value);
+    }
+    text
+}
+
+/// `LENGTH KEY=VALUE\n`, where the length counts its own digits.
+fn record(key: &[u8], value: &[u8]) -> Vec<u8> {
     let rest = key.len() + value.len() + 3;
     let mut length = rest + 1;
-    while length != rest + length.to_string().len() {
+    while rest + length.to_string().len() != length {
         length = rest + length.to_string().len();
     }
-    pax.extend_from_slice(format!("{length} {key}=").as_bytes());
-    pax.extend_from_slice(value);
-    pax.push(b'\n');
+    [length.to_string().as_bytes(), b" ", key, b"=", value, b"\n"].concat()
 }
 
-#[derive(Default)]
-struct Fields<'a> {
-    path: &'a [u8],
-    link: &'a [u8],
-    mode: u64,
-    uid: u64,
-    gid: u64,
-    size: u64,
-    mtime: u64,
-    kind: u8,
-    device: (u64, u64),
-}
-
-impl Fields<'_> {
-    /// The ustar header; what is too long for it is cut, and stands whole in the pax header before it.
-    fn block(&self) -> [u8; BLOCK] {
-        let mut block = [0; BLOCK];
-        let mut put = |at: usize, most: usize, text: &[u8]| {
-            let length = text.len().min(most);
-            block[at..at + length].copy_from_slice(&text[..length]);
-        };
-        put(0, 100, self.path);
-        put(157, 100, self.link);
-        let octal = |value: u64, digits: usize| format!("{value:0digits$o}\0").into_bytes();
-        put(100, 8, &octal(self.mode, 7));
-        put(108, 8, &octal(self.uid, 7));
-        put(116, 8, &octal(self.gid, 7));
-        put(124, 12, &octal(self.size, 11));
-        put(136, 12, &octal(self.mtime, 11));
-        put(148, 8, b"        ");
-        put(156, 1, &[self.kind]);
-        put(257, 8, b"ustar\x0000");
-        put(329, 8, &octal(self.device.0, 7));
-        put(337, 8, &octal(self.device.1, 7));
-        let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
-        block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-        block
-    }
+/// A ustar header; what does not fit is cut, since a pax header has said it.
+fn block(entry: &Entry, flag: u8) -> [u8; 512] {
+    let mut block = [0; 512];
+    let mut put = |at: usize, text: &[u8]| block[at..at + text.len()].copy_from_slice(text);
+    let cut = |text: &[u8]| text[..text.len().min(LONGEST_NAME)].to_vec();
+    let below = |number: u64, end: u64| if number < end { number } else { 0 };
+    put(0, &cut(&entry.path));
+    put(100, format!("{:07o}\0", entry.mode & 0o7777).as_bytes());
+    put(108, format!("{:07o}\0", below(entry.uid, ID_END)).as_bytes());
+    put(116, format!("{:07o}\0", below(entry.gid, ID_END)).as_bytes());
+    put(124, format!("{:011o}\0", below(entry.size, SIZE_END)).as_bytes());
+    let seconds = u64::try_from(entry.mtime.0).unwrap_or(0);
+    put(136, format!("{:011o}\0", below(seconds, SIZE_END)).as_bytes());
+    put(148, b"        ");
+    put(156, &[flag]);
+    put(157, &cut(&entry.link));
+    put(257, b"ustar\x0000");
+    let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    block
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::tar::{Reader, Unheard};
 
     #[test]
-    fn a_pax_record_counts_its_own_length() {
-        for length in [1, 89, 90, 91, 92, 988, 989, 990, 5000] {
-            let mut pax = Vec::new();
-            record(&mut pax, "path", "a".repeat(length).as_bytes());
-            let text = String::from_utf8(pax.clone()).unwrap();
-            let said: usize = text.split(' ').next().unwrap().parse().unwrap();
-            assert_eq!(said, pax.len(), "{length}");
-        }
+    fn what_is_written_is_read_again() {
+        let mut long = Entry::new([b"d/".repeat(60), vec![0xff; 90]].concat(), Kind::File);
+        (long.mode, long.uid, long.gid, long.size, long.mtime) = (0o4755, 3_000_000, 7, 5, (-3, 0));
+        long.xattrs.push((b"user.x".to_vec(), vec![0, b'\n', 255]));
+        let mut link = Entry::new(b"l".to_vec(), Kind::Symlink);
+        link.link = vec![b'y'; 300];
+        let mut writer = Writer::new(Vec::new());
+        writer.header(&long).unwrap();
+        writer.content(5, &mut &b"hello"[..]).unwrap();
+        writer.header(&link).unwrap();
+        let bytes = writer.finish().unwrap();
+        assert_eq!(bytes.len() % 512, 0);
+        let mut reader = Reader::new(&bytes[..], Unheard);
+        let found = reader.next_entry().unwrap().unwrap();
+        assert_eq!((found.path, found.mode, found.uid, found.gid), (long.path, 0o4755, 3_000_000, 7));
+        assert_eq!((found.size, found.mtime, found.xattrs), (5, (-3, 0), long.xattrs));
+        let found = reader.next_entry().unwrap().unwrap();
+        assert_eq!((found.kind, found.link), (Kind::Symlink, link.link));
+        assert!(reader.next_entry().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_record_counts_its_own_digits() {
+        assert_eq!(record(b"a", b"b"), b"6 a=b\n");
+        assert_eq!(record(b"path", &[b'x'; 90]).len(), 98);
+        assert_eq!(record(b"path", &[b'x'; 92]), [b"101 path=", &[b'x'; 92][..], b"\n"].concat()[..]);
     }
 }

@@ -10,7 +10,9 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context, Result, bail};
 
 use crate::error::Error;
-use crate::image::manifest::{Compression, Descriptor, Document, Manifest, OCI_CONFIG, OCI_MANIFEST};
+use crate::image::manifest::{
+    Compression, Descriptor, Document, Manifest, OCI_CONFIG, OCI_MANIFEST, oci_layer,
+};
 use crate::image::reference::{Digest, Reference};
 use crate::image::registries_conf::RegistriesConf;
 use crate::image::registry::{Client, Manner};
@@ -74,7 +76,10 @@ fn manifest(store: &Store, image: &Image, config: &[u8], sent: &[Descriptor]) ->
         }
     }
     let config = Descriptor::new(OCI_CONFIG, image.id.clone(), config.len() as u64);
-    Ok((serde_json::to_vec(&Manifest::new(config, sent.to_vec()))?, OCI_MANIFEST.to_owned()))
+    let as_oci =
+        |layer: &Descriptor| Descriptor { media_type: oci_layer(&layer.media_type), ..layer.clone() };
+    let layers = sent.iter().map(as_oci).collect();
+    Ok((serde_json::to_vec(&Manifest::new(config, layers))?, OCI_MANIFEST.to_owned()))
 }
 
 fn layers(

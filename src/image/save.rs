@@ -7,16 +7,20 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde_json::json;
 
 use crate::error::Error;
 use crate::image::compose::plain_layers;
-use crate::image::manifest::{Compression, Descriptor, Index, Manifest, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST};
+use crate::image::manifest::{
+    Compression, Descriptor, Index, Manifest, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, oci_layer,
+};
+use crate::image::pack;
 use crate::image::reference::{Digest, Reference};
 use crate::image::skeleton;
 use crate::image::store::{Image, Store};
 use crate::image::stream::{Hashing, PIECE};
+use crate::image::tar::{Entry, Kind};
 use crate::image::workspace::Workspace;
 
 /// What is written.
@@ -48,13 +52,13 @@ pub fn archive(
     compression: Compression,
     out: impl Write,
 ) -> Result<()> {
-    let mut target = Tar { out };
+    let mut target = Tar(pack::Writer::new(out));
     match format {
         Format::Docker => docker(store, images, &mut target)?,
         Format::Oci => oci(store, workspace, images, compression, &mut target)?,
     }
-    target.out.write_all(&[0; 1024])?;
-    Ok(target.out.flush()?)
+    target.0.finish()?;
+    Ok(())
 }
 
 /// Writes an OCI layout into a folder, which is made.
@@ -70,20 +74,16 @@ pub fn folder(
     oci(store, workspace, images, compression, &mut Folder(folder.to_owned()))
 }
 
-struct Tar<W> {
-    out: W,
-}
+struct Tar<W>(pack::Writer<W>);
 
 impl<W: Write> Target for Tar<W> {
     fn folder(&mut self, name: &str) -> Result<()> {
-        Ok(self.out.write_all(&header(name, b"0000755\0", b'5', 0)?)?)
+        Ok(self.0.header(&Entry::new(name.as_bytes().to_vec(), Kind::Directory))?)
     }
 
     fn file(&mut self, name: &str, size: u64, content: &mut dyn Read) -> Result<()> {
-        self.out.write_all(&header(name, b"0000644\0", b'0', size)?)?;
-        exactly(content, size, &mut self.out)?;
-        let padding = size.wrapping_neg() % 512;
-        Ok(self.out.write_all(&[0; 512][..padding as usize])?)
+        self.0.header(&Entry { size, ..Entry::new(name.as_bytes().to_vec(), Kind::File) })?;
+        self.0.content(size, content)
     }
 }
 
@@ -98,48 +98,8 @@ impl Target for Folder {
     fn file(&mut self, name: &str, size: u64, content: &mut dyn Read) -> Result<()> {
         let path = self.0.join(name);
         let mut file = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
-        exactly(content, size, &mut file)
+        pack::exactly(content, size, &mut file)
     }
-}
-
-fn exactly(content: &mut dyn Read, size: u64, out: &mut dyn Write) -> Result<()> {
-    let (mut buffer, mut left) = (vec![0; PIECE], size);
-    loop {
-        let length = content.read(&mut buffer)?;
-        let Some(rest) = left.checked_sub(length as u64) else { bail!("it is longer than it was") };
-        if length == 0 {
-            return if left == 0 { Ok(()) } else { bail!("it is shorter than it was") };
-        }
-        out.write_all(&buffer[..length])?;
-        left = rest;
-    }
-}
-
-/// A ustar header whose only variables are these, so that an archive of the same images is the same.
-fn header(name: &str, mode: &[u8; 8], kind: u8, size: u64) -> Result<[u8; 512]> {
-    let mut block = [0; 512];
-    let mut put = |at: usize, text: &[u8]| block[at..at + text.len()].copy_from_slice(text);
-    if name.len() > 100 {
-        bail!("the name {name} is too long for an archive");
-    }
-    put(0, name.as_bytes());
-    put(100, mode);
-    put(108, b"0000000\0");
-    put(116, b"0000000\0");
-    if size < 0o77_777_777_777 {
-        put(124, format!("{size:011o}\0").as_bytes());
-    } else {
-        let mut large = [0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        large[4..].copy_from_slice(&size.to_be_bytes());
-        put(124, &large);
-    }
-    put(136, b"00000000000\0");
-    put(148, b"        ");
-    put(156, &[kind]);
-    put(257, b"ustar\x0000");
-    let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
-    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    Ok(block)
 }
 
 /// A layer's tar stream that ends in an error if it is not the layer's.
@@ -260,8 +220,7 @@ fn layers(
     {
         let kept = store.blob_path(&known.digest);
         let (layer, mut content): (Descriptor, Box<dyn Read>) = if let Ok(file) = File::open(&kept) {
-            let kind =
-                known.media_type.replace("docker.image.rootfs.diff.tar.gzip", "oci.image.layer.v1.tar+gzip");
+            let kind = oci_layer(&known.media_type);
             (Descriptor::new(kind, known.digest.clone(), known.size), Box::new(file))
         } else if compression == Compression::None {
             let content = Layer::open(store, &plain.digest)?;

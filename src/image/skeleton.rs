@@ -56,18 +56,6 @@ impl Writer {
         Ok(())
     }
 
-    pub fn content(&mut self, path: &[u8], offset: u64, length: u64) -> io::Result<()> {
-        if length == 0 {
-            return Ok(());
-        }
-        self.flush_literal()?;
-        let mut record = vec![CONTENT];
-        push_bytes(&mut record, path);
-        push_number(&mut record, offset);
-        push_number(&mut record, length);
-        self.out.write_all(&record)
-    }
-
     pub fn moved(&mut self, path: &[u8], number: u64) -> io::Result<()> {
         self.flush_literal()?;
         let mut record = vec![MOVED];
@@ -86,6 +74,18 @@ impl Journal for Writer {
     fn literal(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.pending.extend_from_slice(bytes);
         if self.pending.len() < 64 * 1024 { Ok(()) } else { self.flush_literal() }
+    }
+
+    fn content(&mut self, path: &[u8], offset: u64, length: u64) -> io::Result<()> {
+        if length == 0 {
+            return Ok(());
+        }
+        self.flush_literal()?;
+        let mut record = vec![CONTENT];
+        push_bytes(&mut record, path);
+        push_number(&mut record, offset);
+        push_number(&mut record, length);
+        self.out.write_all(&record)
     }
 }
 

@@ -44,10 +44,22 @@ pub struct Entry {
     pub chunks: Vec<Chunk>,
 }
 
+impl Entry {
+    /// Root's, without content.
+    pub fn new(path: Vec<u8>, kind: Kind) -> Self {
+        let mode = if kind == Kind::Directory { 0o755 } else { 0o644 };
+        let (link, xattrs, chunks) = (Vec::new(), Vec::new(), Vec::new());
+        Self { path, kind, mode, uid: 0, gid: 0, mtime: (0, 0), size: 0, link, xattrs, chunks }
+    }
+}
+
 /// Hears what the stream consists of.
 pub trait Journal {
     /// Bytes that are in no file.
     fn literal(&mut self, bytes: &[u8]) -> std::io::Result<()>;
+
+    /// So many bytes that are at `offset` of the file that the stream calls `path`.
+    fn content(&mut self, path: &[u8], offset: u64, length: u64) -> std::io::Result<()>;
 }
 
 /// Nobody wants to write the stream again.
@@ -56,6 +68,10 @@ pub struct Unheard;
 
 impl Journal for Unheard {
     fn literal(&mut self, _: &[u8]) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn content(&mut self, _: &[u8], _: u64, _: u64) -> std::io::Result<()> {
         Ok(())
     }
 }

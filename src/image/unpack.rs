@@ -12,7 +12,7 @@
 use std::collections::HashSet;
 use std::ffi::CString;
 use std::fs::File;
-use std::io::BufRead;
+use std::io::{self, BufRead};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -22,17 +22,19 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, SFlag, UtimensatFlags, fchmod, futimens, mkdirat, mknodat, utimensat};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, fchown, fchownat, linkat, symlinkat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, linkat, symlinkat, unlinkat};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
+use crate::image::changes::OPAQUE;
 use crate::image::skeleton;
-use crate::image::tar::{Entry, Kind, Reader};
+use crate::image::tar::{Entry, Journal, Kind, Reader, Unheard};
 use crate::image::tree::{self, Missing, Tree};
 use crate::sys::xattr;
 use crate::units::Bytes;
 
-const OVERRIDE: &std::ffi::CStr = c"user.containers.override_stat";
+/// What the file itself can't have: `UID:GID:MODE`.
+pub const OVERRIDE: &std::ffi::CStr = c"user.containers.override_stat";
 
 /// Whose files the tree has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,12 +82,61 @@ pub struct Unpacked {
     pub marks_missing: bool,
 }
 
+/// What becomes of the stream besides the tree, and what its names mean.
+trait Ledger: Journal {
+    /// `.wh.` names are whiteouts, and what stands in the way of an entry gives way, whatever it is.
+    const LAYER: bool;
+
+    /// Takes a regular file away that an entry replaces.
+    fn replaced(&mut self, from: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<()>;
+}
+
+/// A layer's: the skeleton, and the shadow where contents go that it still needs.
+struct Kept {
+    skeleton: skeleton::Writer,
+    shadow: PathBuf,
+    replaced: u64,
+}
+
+impl Journal for Kept {
+    fn literal(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.skeleton.literal(bytes)
+    }
+
+    fn content(&mut self, path: &[u8], offset: u64, length: u64) -> io::Result<()> {
+        self.skeleton.content(path, offset, length)
+    }
+}
+
+impl Ledger for Kept {
+    const LAYER: bool = true;
+
+    fn replaced(&mut self, from: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<()> {
+        if self.replaced == 0 {
+            std::fs::create_dir(&self.shadow)?;
+        }
+        let to = self.shadow.join(self.replaced.to_string());
+        nix::fcntl::renameat(from, name, nix::fcntl::AT_FDCWD, &to)?;
+        self.skeleton.moved(path, self.replaced)?;
+        self.replaced += 1;
+        Ok(())
+    }
+}
+
+impl Ledger for Unheard {
+    const LAYER: bool = false;
+
+    fn replaced(&mut self, from: BorrowedFd<'_>, name: &[u8], _: &[u8]) -> Result<()> {
+        Ok(unlinkat(from, name, UnlinkatFlags::NoRemoveDir)?)
+    }
+}
+
 struct Unpacker {
     tree: Tree,
     owners: Owners,
     limits: Limits,
-    shadow: PathBuf,
-    replaced: u64,
+    /// A folder may take the place of a file, and the other way round.
+    overwrite: bool,
     folders: Vec<Entry>,
     links: Vec<Entry>,
     /// Folders that a whiteout hid before they came, or that came before their whiteout.
@@ -93,37 +144,43 @@ struct Unpacker {
     result: Unpacked,
 }
 
-type Source<R> = Reader<R, skeleton::Writer>;
-
 /// Unpacks into `folder/tree`, with the skeleton in `folder/skeleton`. Both are made here.
 pub fn unpack(source: impl BufRead, folder: &Path, owners: Owners, limits: Limits) -> Result<Unpacked> {
     let root = folder.join("tree");
     std::fs::create_dir(&root).with_context(|| format!("cannot make {}", root.display()))?;
     fchmod(File::open(&root)?, Mode::from_bits_truncate(0o755))?;
-    let mut source = Reader::new(source, skeleton::Writer::create(&folder.join("skeleton"))?);
-    let mut unpacker = Unpacker {
-        tree: Tree::open(&root)?,
-        owners,
-        limits,
-        shadow: folder.join("shadow"),
-        replaced: 0,
-        folders: Vec::new(),
-        links: Vec::new(),
-        whiteouts: HashSet::new(),
-        result: Unpacked::default(),
-    };
-    while let Some(entry) = source.next_entry()? {
-        let shown = String::from_utf8_lossy(&entry.path).into_owned();
-        unpacker.entry(&mut source, entry).with_context(|| format!("cannot unpack {shown:?}"))?;
-    }
-    unpacker.late_links(&mut source)?;
-    unpacker.finish_folders()?;
-    source.journal.finish()?;
+    let skeleton = skeleton::Writer::create(&folder.join("skeleton"))?;
+    let kept = Kept { skeleton, shadow: folder.join("shadow"), replaced: 0 };
+    let mut unpacker = Unpacker::new(Tree::open(&root)?, owners, limits, true);
+    let kept = unpacker.all(Reader::new(source, kept))?;
+    kept.skeleton.finish()?;
     Ok(unpacker.result)
 }
 
+/// Unpacks into a folder that is there: names are only names, and what they replace is gone.
+pub fn extract(source: impl BufRead, into: Tree, overwrite: bool) -> Result<()> {
+    let limits = Limits { layer: Bytes(u64::MAX), entries: u64::MAX };
+    Unpacker::new(into, Owners::Real, limits, overwrite).all(Reader::new(source, Unheard))?;
+    Ok(())
+}
+
 impl Unpacker {
-    fn entry<R: BufRead>(&mut self, source: &mut Source<R>, entry: Entry) -> Result<()> {
+    fn new(tree: Tree, owners: Owners, limits: Limits, overwrite: bool) -> Self {
+        let (folders, links, whiteouts) = (Vec::new(), Vec::new(), HashSet::new());
+        Self { tree, owners, limits, overwrite, folders, links, whiteouts, result: Unpacked::default() }
+    }
+
+    fn all<R: BufRead, L: Ledger>(&mut self, mut source: Reader<R, L>) -> Result<L> {
+        while let Some(entry) = source.next_entry()? {
+            let shown = String::from_utf8_lossy(&entry.path).into_owned();
+            self.entry(&mut source, entry).with_context(|| format!("cannot unpack {shown:?}"))?;
+        }
+        self.late_links(&mut source)?;
+        self.finish_folders()?;
+        Ok(source.journal)
+    }
+
+    fn entry<R: BufRead, L: Ledger>(&mut self, source: &mut Reader<R, L>, entry: Entry) -> Result<()> {
         self.result.entries += 1;
         self.result.size = self.result.size.saturating_add(entry.size);
         if self.result.size > self.limits.layer.0 || self.result.entries > self.limits.entries {
@@ -138,7 +195,7 @@ impl Unpacker {
                 _ => bail!("the root of a layer is a folder"),
             };
         };
-        if let Some(hidden) = name.strip_prefix(b".wh.") {
+        if let (true, Some(hidden)) = (L::LAYER, name.strip_prefix(b".wh.")) {
             return self.whiteout(&parts, hidden);
         }
         match entry.kind {
@@ -162,9 +219,9 @@ impl Unpacker {
 
     /// Makes the name free and runs `make`, at most twice: archives may have a name several times, and the
     /// last one counts.
-    fn place<R: BufRead>(
+    fn place<R: BufRead, L: Ledger>(
         &mut self,
-        source: &mut Source<R>,
+        source: &mut Reader<R, L>,
         parts: &[&[u8]],
         make: impl Fn(BorrowedFd<'_>, &[u8]) -> nix::Result<()>,
     ) -> Result<()> {
@@ -179,31 +236,29 @@ impl Unpacker {
     }
 
     /// Removes what an earlier entry made of the name; contents go to the shadow, where the skeleton finds them.
-    fn clear<R: BufRead>(&mut self, source: &mut Source<R>, parts: &[&[u8]]) -> Result<()> {
+    fn clear<R: BufRead, L: Ledger>(&mut self, source: &mut Reader<R, L>, parts: &[&[u8]]) -> Result<()> {
         self.tree.forget(parts);
         let path = parts.join(&b'/');
         self.whiteouts.remove(&path);
-        let (shadow, replaced) = (self.shadow.clone(), &mut self.replaced);
         let (folder, name) = self.tree.parent(parts, Missing::Make)?;
         if tree::stat_in(folder, name)?.is_some_and(|found| tree::kind_of(&found) == SFlag::S_IFDIR) {
+            if !self.overwrite {
+                bail!("a folder is in its place");
+            }
             self.folders.retain(|folder| {
                 let known = tree::components(&folder.path).unwrap_or_default();
                 known.is_empty() || !known.starts_with(parts)
             });
         }
-        tree::remove(folder, name, &path, &mut |from, name, path| {
-            if *replaced == 0 {
-                std::fs::create_dir(&shadow)?;
-            }
-            let to = CString::new(shadow.join(replaced.to_string()).into_os_string().into_encoded_bytes())?;
-            nix::fcntl::renameat(from, name, nix::fcntl::AT_FDCWD, to.as_c_str())?;
-            source.journal.moved(path, *replaced)?;
-            *replaced += 1;
-            Ok(())
-        })
+        tree::remove(folder, name, &path, &mut |from, name, path| source.journal.replaced(from, name, path))
     }
 
-    fn file<R: BufRead>(&mut self, source: &mut Source<R>, parts: &[&[u8]], entry: &Entry) -> Result<()> {
+    fn file<R: BufRead, L: Ledger>(
+        &mut self,
+        source: &mut Reader<R, L>,
+        parts: &[&[u8]],
+        entry: &Entry,
+    ) -> Result<()> {
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let made = std::cell::RefCell::new(None);
         self.place(source, parts, |folder, name| {
@@ -228,11 +283,19 @@ impl Unpacker {
         self.dress(file.as_fd(), entry, 0o400)
     }
 
-    fn folder<R: BufRead>(&mut self, source: &mut Source<R>, parts: &[&[u8]], entry: Entry) -> Result<()> {
+    fn folder<R: BufRead, L: Ledger>(
+        &mut self,
+        source: &mut Reader<R, L>,
+        parts: &[&[u8]],
+        entry: Entry,
+    ) -> Result<()> {
         let hidden = self.whiteouts.contains(&parts.join(&b'/'));
         let (above, name) = self.tree.parent(parts, Missing::Make)?;
-        let exists = tree::stat_in(above, name)?.is_some_and(|found| tree::kind_of(&found) == SFlag::S_IFDIR);
-        if !exists {
+        let found = tree::stat_in(above, name)?.map(|found| tree::kind_of(&found));
+        if !self.overwrite && found.is_some_and(|kind| kind != SFlag::S_IFDIR) {
+            bail!("something that is no folder is in its place");
+        }
+        if found != Some(SFlag::S_IFDIR) {
             self.place(source, parts, |above, name| mkdirat(above, name, Mode::from_bits_truncate(0o700)))?;
         }
         if hidden {
@@ -242,18 +305,33 @@ impl Unpacker {
         Ok(())
     }
 
-    fn symlink<R: BufRead>(&mut self, source: &mut Source<R>, parts: &[&[u8]], entry: &Entry) -> Result<()> {
+    fn symlink<R: BufRead, L: Ledger>(
+        &mut self,
+        source: &mut Reader<R, L>,
+        parts: &[&[u8]],
+        entry: &Entry,
+    ) -> Result<()> {
         self.place(source, parts, |folder, name| symlinkat(&entry.link[..], folder, name))?;
         self.dress_name(parts, entry)
     }
 
-    fn fifo<R: BufRead>(&mut self, source: &mut Source<R>, parts: &[&[u8]], entry: &Entry) -> Result<()> {
+    fn fifo<R: BufRead, L: Ledger>(
+        &mut self,
+        source: &mut Reader<R, L>,
+        parts: &[&[u8]],
+        entry: &Entry,
+    ) -> Result<()> {
         let mode = Mode::from_bits_truncate(entry.mode & 0o777);
         self.place(source, parts, |folder, name| mknodat(folder, name, SFlag::S_IFIFO, mode, 0))?;
         self.dress_name(parts, entry)
     }
 
-    fn hard_link<R: BufRead>(&mut self, source: &mut Source<R>, parts: &[&[u8]], entry: Entry) -> Result<()> {
+    fn hard_link<R: BufRead, L: Ledger>(
+        &mut self,
+        source: &mut Reader<R, L>,
+        parts: &[&[u8]],
+        entry: Entry,
+    ) -> Result<()> {
         let target = tree::components(&entry.link).context("its target leaves the layer")?;
         if target == parts {
             return Ok(());
@@ -281,7 +359,7 @@ impl Unpacker {
         self.place(source, parts, |to, new| linkat(&folder, &name[..], to, new, AtFlags::empty()))
     }
 
-    fn late_links<R: BufRead>(&mut self, source: &mut Source<R>) -> Result<()> {
+    fn late_links<R: BufRead, L: Ledger>(&mut self, source: &mut Reader<R, L>) -> Result<()> {
         let mut waiting = std::mem::take(&mut self.links);
         while !waiting.is_empty() {
             let before = waiting.len();
@@ -333,7 +411,7 @@ impl Unpacker {
     fn opaque(&mut self, parts: &[&[u8]]) -> Result<()> {
         let folder = self.tree.folder(parts, Missing::Make)?;
         let folder = reopen(folder)?;
-        match xattr::fsetxattr(folder.as_fd(), c"user.overlay.opaque", b"y") {
+        match xattr::fsetxattr(folder.as_fd(), OPAQUE, b"y") {
             Err(error) if is_unsupported(&error) => self.result.marks_missing = true,
             other => other.context("cannot mark the folder opaque")?,
         }

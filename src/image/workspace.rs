@@ -4,6 +4,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::image::reference::Digest;
 use crate::record::{self, Durability, Lock};
+use crate::sys::path::spread_folders;
 
 /// `tmp/NAME/`, with `tmp/NAME.lock` beside it.
 #[derive(Debug)]
@@ -24,6 +26,12 @@ pub struct Workspace {
     leased: Mutex<Lease>,
 }
 
+/// How many names are tried for a folder on ground where nothing was deleted lately (decisions/0403).
+const TRIES: u32 = 12;
+/// What `mkfs.ext4` gives a block group by default, and how many of them a group that is nearly empty uses.
+const INODES_OF_GROUP: u64 = 8192;
+const FEW: u64 = 128;
+
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Lease {
     layers: Vec<Digest>,
@@ -33,6 +41,8 @@ struct Lease {
 impl Workspace {
     /// Makes a fresh one below `tmp` of the store.
     pub fn create(tmp: &Path, purpose: &str) -> Result<Self> {
+        // Other file systems have no such flag and no need of it.
+        let _ = fs::File::open(tmp).map(|tmp| spread_folders(tmp.as_fd()));
         for attempt in 0..1000u32 {
             let name = format!("{}-{attempt}", std::process::id());
             let lock_path = tmp.join(format!("{name}.lock"));
@@ -45,6 +55,11 @@ impl Workspace {
             remove(&folder)?;
             fs::create_dir(&folder)
                 .with_context(|| format!("cannot make {} for {purpose}", folder.display()))?;
+            if attempt < TRIES && !is_fresh_ground(&folder) {
+                let _ = fs::remove_dir(&folder);
+                let _ = fs::remove_file(&lock_path);
+                continue;
+            }
             return Ok(Self {
                 folder,
                 lock_path,
@@ -79,6 +94,14 @@ impl Drop for Workspace {
         }
         drop(self.lock.take());
     }
+}
+
+/// ext4 does not give an inode number out again for minutes after it was freed, and searches through all such
+/// numbers of the group for each new file. A folder whose own number is one of the first of its group is in a
+/// group without them.
+fn is_fresh_ground(folder: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata(folder).is_ok_and(|found| found.ino().wrapping_sub(1) % INODES_OF_GROUP < FEW)
 }
 
 fn is_linked(path: &Path, lock: &Lock) -> bool {

@@ -8,3 +8,4 @@ pub mod overlay;
 pub mod rung;
 pub mod target;
 pub mod tree;
+pub mod view;

@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use crate::rootfs::target;
-use crate::sys::mount::{FsOption, fsmount};
+use crate::sys::mount::{FsOption, MOUNT_ATTR_RDONLY, fsmount};
 
 /// Whether the upper layer must be on disk when the mount ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,26 +25,38 @@ const LONGEST_OPTION: usize = 255;
 /// A detached overlay mount over `lowers`, the topmost first, with `upper` and `work` relative to the
 /// caller's folder.
 pub fn mount(lowers: &[&Path], upper: &str, work: &str, persistence: Persistence) -> io::Result<OwnedFd> {
-    let text = |key: &str, value: &[u8]| -> io::Result<FsOption> {
-        let invalid = |_| io::Error::from_raw_os_error(libc::EINVAL);
-        Ok(FsOption::Text(CString::new(key).map_err(invalid)?, CString::new(value).map_err(invalid)?))
-    };
     let mut held = Vec::new();
-    let mut options = vec![FsOption::Flag(CString::from(c"userxattr"))];
+    let mut options = options(lowers, &mut held)?;
     if persistence == Persistence::Volatile {
         options.push(FsOption::Flag(CString::from(c"volatile")));
     }
+    options.push(text("upperdir", upper.as_bytes())?);
+    options.push(text("workdir", work.as_bytes())?);
+    fsmount(c"overlay", &options, 0)
+}
+
+/// A detached overlay mount over at least two `lowers`, the topmost first, that nobody can write.
+pub fn read_only(lowers: &[&Path]) -> io::Result<OwnedFd> {
+    let mut held = Vec::new();
+    fsmount(c"overlay", &options(lowers, &mut held)?, MOUNT_ATTR_RDONLY)
+}
+
+fn text(key: &str, value: &[u8]) -> io::Result<FsOption> {
+    let invalid = |_| io::Error::from_raw_os_error(libc::EINVAL);
+    Ok(FsOption::Text(CString::new(key).map_err(invalid)?, CString::new(value).map_err(invalid)?))
+}
+
+fn options(lowers: &[&Path], held: &mut Vec<OwnedFd>) -> io::Result<Vec<FsOption>> {
+    let mut options = vec![FsOption::Flag(CString::from(c"userxattr"))];
     for lower in lowers {
-        let name = lower_name(lower, &mut held)?;
+        let name = lower_name(lower, held)?;
         let (key, value) = match lowers.len() {
             1 => ("lowerdir", escaped(&name)),
             _ => ("lowerdir+", name),
         };
         options.push(text(key, &value)?);
     }
-    options.push(text("upperdir", upper.as_bytes())?);
-    options.push(text("workdir", work.as_bytes())?);
-    fsmount(c"overlay", &options, 0)
+    Ok(options)
 }
 
 fn lower_name(lower: &Path, held: &mut Vec<OwnedFd>) -> io::Result<Vec<u8>> {

@@ -50,6 +50,26 @@ pub fn openat2(
     Err(io::Error::from_raw_os_error(libc::EAGAIN))
 }
 
+/// `FS_IOC_SETFLAGS` with `FS_TOPDIR_FL` (`chattr +T`): ext4 puts each folder that is made in this one into a
+/// part of the disk of its own, as it does with those of the root folder.
+pub fn spread_folders(folder: BorrowedFd<'_>) -> io::Result<()> {
+    const FS_TOPDIR_FL: libc::c_long = 0x0002_0000;
+    let mut flags: libc::c_long = 0;
+    // SAFETY: the ioctl writes an int into `flags`, which is at least as long and outlives the call.
+    if unsafe { libc::ioctl(folder.as_raw_fd(), libc::FS_IOC_GETFLAGS, &raw mut flags) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if flags & FS_TOPDIR_FL != 0 {
+        return Ok(());
+    }
+    flags |= FS_TOPDIR_FL;
+    // SAFETY: the ioctl reads an int from `flags`, which outlives the call.
+    if unsafe { libc::ioctl(folder.as_raw_fd(), libc::FS_IOC_SETFLAGS, &raw const flags) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// `getxattr(2)` with no buffer: the length of the attribute's value.
 pub fn xattr_length(path: &CStr, name: &CStr) -> io::Result<usize> {
     // SAFETY: both strings are NUL-terminated and a null buffer of length 0 asks for the length only.

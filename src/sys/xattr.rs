@@ -21,3 +21,56 @@ pub fn whiteout(folder: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
     // SAFETY: `name` is NUL-terminated and outlives the call; the other arguments are passed by value.
     done(unsafe { libc::mknodat(folder.as_raw_fd(), name.as_ptr(), libc::S_IFCHR, 0) })
 }
+
+/// `fgetxattr(2)`: the value, or `None` where there is no such attribute or no place for attributes.
+pub fn fgetxattr(file: BorrowedFd<'_>, name: &CStr) -> io::Result<Option<Vec<u8>>> {
+    let read = |buffer: &mut [u8]| {
+        // SAFETY: `name` is NUL-terminated, the pointer and length describe `buffer`; a length of 0 only asks.
+        unsafe { libc::fgetxattr(file.as_raw_fd(), name.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) }
+    };
+    match sized(read) {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// `flistxattr(2)`: the names of all attributes.
+pub fn flistxattr(file: BorrowedFd<'_>) -> io::Result<Vec<std::ffi::CString>> {
+    let read = |buffer: &mut [u8]| {
+        // SAFETY: the pointer and length describe `buffer`; a length of 0 only asks for the length.
+        unsafe { libc::flistxattr(file.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) }
+    };
+    let names = match sized(read) {
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(Vec::new()),
+        names => names?,
+    };
+    Ok(names
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty())
+        .filter_map(|name| std::ffi::CString::new(name).ok())
+        .collect())
+}
+
+/// What `read` fills a buffer with, asked for its length first, and again if that grew meanwhile.
+fn sized(read: impl Fn(&mut [u8]) -> libc::ssize_t) -> io::Result<Vec<u8>> {
+    loop {
+        let length = usize::try_from(read(&mut [])).map_err(|_| io::Error::last_os_error())?;
+        let mut buffer = vec![0; length];
+        if length == 0 {
+            return Ok(buffer);
+        }
+        match usize::try_from(read(&mut buffer)) {
+            Ok(length) => {
+                buffer.truncate(length);
+                return Ok(buffer);
+            }
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.raw_os_error() != Some(libc::ERANGE) {
+                    return Err(error);
+                }
+            }
+        }
+    }
+}

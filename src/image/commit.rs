@@ -1,0 +1,91 @@
+//! Commit: what a container changed as one more layer on its image. The layer is packed as a tar stream and
+//! comes into the store as a pulled one does, so everything that holds for those holds for it.
+
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+
+use crate::image::changes;
+use crate::image::compose::{self, Parts};
+use crate::image::config::{History, ImageConfig, RootFs};
+use crate::image::install::Installer;
+use crate::image::manifest::{Compression, Descriptor, Manifest, OCI_CONFIG, oci_layer};
+use crate::image::reference::{Digest, Reference};
+use crate::image::snapshot::{Ownership, Snapshot};
+use crate::image::store::{Image, LayerRecord};
+use crate::image::stream;
+
+/// What is made into an image.
+#[derive(Debug)]
+pub struct Container<'a> {
+    /// The image that it runs on, if it runs on one.
+    pub image: Option<&'a Image>,
+    pub upper: &'a Path,
+}
+
+/// Makes the image of `container`, with `config` as the configuration besides layers and history.
+pub fn commit(
+    installer: &Installer<'_>,
+    container: &Container<'_>,
+    mut config: ImageConfig,
+    step: History,
+    names: &[Reference],
+) -> Result<Digest> {
+    let lowers = container.image.map_or(&[][..], |image| &image.layers);
+    let layer = layer(installer, container.upper, lowers)?;
+    let mut diff_ids = container.image.map_or_else(Vec::new, |image| image.config.rootfs.diff_ids.clone());
+    diff_ids.extend(layer.iter().map(|layer| layer.diff_id.clone()));
+    config.created = step.created.clone();
+    config.rootfs = RootFs { kind: "layers".to_owned(), diff_ids };
+    config.history.push(History { empty_layer: layer.is_none(), ..step });
+    let text = serde_json::to_vec(&config)?;
+    // Layers below keep the blobs that registries know them by.
+    let mut blobs: Vec<Descriptor> = Vec::new();
+    for known in container.image.iter().flat_map(|image| &image.record.layers) {
+        blobs.push(Descriptor::new(oci_layer(&known.media_type), known.digest.clone(), known.size));
+    }
+    let plain = |layer: &LayerRecord| {
+        Descriptor::new(Compression::None.media_type(), layer.diff_id.clone(), layer.tar_size)
+    };
+    blobs.extend(layer.iter().map(plain));
+    let manifest = Manifest::new(Descriptor::new(OCI_CONFIG, Digest::of(&text), text.len() as u64), blobs);
+    let bytes = serde_json::to_vec(&manifest)?;
+    compose::record(installer, &Parts { config: &text, manifest: Some((&bytes, &manifest)) }, names)
+}
+
+/// The changes as a layer of the store; `None` if there are none.
+fn layer(
+    installer: &Installer<'_>,
+    upper: &Path,
+    lowers: &[impl AsRef<Path> + Sync],
+) -> Result<Option<LayerRecord>> {
+    let mut changed = false;
+    changes::walk(upper, lowers, &mut |_| {
+        changed = true;
+        Ok(())
+    })?;
+    if !changed {
+        return Ok(None);
+    }
+    let (writer, mut reader) = stream::pipe();
+    let (packed, installed) = std::thread::scope(|scope| {
+        let packing = scope.spawn(move || -> Result<()> {
+            let mut snapshot = Snapshot::new(writer, Ownership::Kept);
+            changes::walk(upper, lowers, &mut |change| snapshot.change(change))?;
+            let mut writer = snapshot.finish()?;
+            writer.flush()?;
+            Ok(writer.finish()?)
+        });
+        let installed = installer.layer(&mut reader, None);
+        drop(reader);
+        (packing.join(), installed)
+    });
+    let packed = packed.unwrap_or_else(|_| bail!("the packing thread panicked"));
+    let result = match (packed, installed) {
+        (Ok(()), installed) => installed.map(Some),
+        (Err(packing), Err(installing)) if stream::is_echo(&packing) => Err(installing),
+        (Err(packing), _) => Err(packing),
+    };
+    result.context("cannot make a layer of the changes")
+}

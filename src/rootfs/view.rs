@@ -1,0 +1,120 @@
+//! A root opened by a helper of the user's, beside or without its container: for `export`, `cp` and `image
+//! mount`. The helper is root of a user and a mount namespace of its own; nothing of the mount is seen outside.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+use anyhow::{Context, Result};
+use fuse_overlay::config::{Config, Directory, Lower};
+use fuse_overlay::overlay::Overlay;
+use fuse_overlay::transport::session;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
+
+use crate::rootfs::fuse;
+use crate::rootfs::overlay::{self, Persistence};
+use crate::sys::mount::{Depth, MOUNT_ATTR_RDONLY, MountAttr, mount_setattr, open_tree};
+
+/// What may be done in the root.
+#[derive(Clone, Copy, Debug)]
+pub enum Access<'a> {
+    Read,
+    /// Changes go into `upper` of the folder, which has `work` beside it and which nobody else has mounted.
+    Write(&'a Path),
+}
+
+/// An opened root. The mount ends with it, and what was written has reached the upper layer then.
+#[derive(Debug)]
+pub struct View {
+    /// Detached: it can be moved somewhere.
+    mount: Option<OwnedFd>,
+    root: Option<OwnedFd>,
+    server: Option<JoinHandle<()>>,
+}
+
+impl View {
+    /// Opens the root of `layers`, the lowest first, by the kernel's overlay, or by ours where that is refused.
+    pub fn open(layers: &[PathBuf], access: Access<'_>) -> Result<Self> {
+        let topmost_first: Vec<&Path> = layers.iter().rev().map(PathBuf::as_path).collect();
+        let mounted = match access {
+            Access::Read if layers.len() == 1 => single(&layers[0]),
+            Access::Read => Ok(overlay::read_only(&topmost_first)?),
+            Access::Write(folder) => std::env::set_current_dir(folder)
+                .and_then(|()| overlay::mount(&topmost_first, "upper", "work", Persistence::Kept))
+                .map_err(Into::into),
+        };
+        let (mount, server) = match mounted {
+            Ok(mount) => (mount, None),
+            Err(_refused) => {
+                let (mount, server) = served(&topmost_first, access)?;
+                (mount, Some(server))
+            }
+        };
+        let root =
+            openat(&mount, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+                .context("cannot open the root")?;
+        Ok(Self { mount: Some(mount), root: Some(root), server })
+    }
+
+    pub fn root(&self) -> Result<&OwnedFd> {
+        self.root.as_ref().context("the root is closed")
+    }
+
+    /// The mount itself, for whoever keeps it; not of a root that this process serves.
+    pub fn into_mount(mut self) -> Result<OwnedFd> {
+        anyhow::ensure!(
+            self.server.is_none(),
+            "kernel overlay is refused here, and no process would serve it"
+        );
+        self.root = None;
+        self.mount.take().context("the root is closed")
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        (self.root, self.mount) = (None, None);
+        if let Some(server) = self.server.take() {
+            let _ = server.join();
+        }
+    }
+}
+
+/// Overlay wants two layers at least.
+fn single(layer: &Path) -> Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let layer = nix::fcntl::open(layer, flags, Mode::empty())?;
+    let mount = open_tree(layer.as_fd(), Depth::This)?;
+    mount_setattr(mount.as_fd(), Depth::This, MountAttr { set: MOUNT_ATTR_RDONLY, ..MountAttr::default() })?;
+    Ok(mount)
+}
+
+fn served(topmost_first: &[&Path], access: Access<'_>) -> Result<(OwnedFd, JoinHandle<()>)> {
+    let lower = |path: &&Path| Lower {
+        directory: Directory::Path(path.to_path_buf()),
+        xdev: false,
+        exclude: Vec::new(),
+        raw: false,
+    };
+    let (upper, work) = match access {
+        Access::Read => (None, None),
+        Access::Write(folder) => {
+            (Some(Directory::Path(folder.join("upper"))), Some(Directory::Path(folder.join("work"))))
+        }
+    };
+    let lowers = topmost_first.iter().map(lower).collect();
+    let overlay = Arc::new(Overlay::new(Config { lowers, upper, work, ..Config::default() })?);
+    let (device, mount) = fuse::mount()?;
+    let (ready, wait) = mpsc::channel();
+    let server = std::thread::spawn(move || {
+        let tell = || {
+            let _ = ready.send(());
+        };
+        let _ = session::serve_counted(overlay, device, session::default_threads(), Arc::default(), tell);
+    });
+    wait.recv().context("the root is not served")?;
+    Ok((mount, server))
+}

@@ -1,0 +1,179 @@
+"""What a container changed, as a list, an image and a tar: on kernel overlay and on the user-space overlay alike."""
+
+import io
+import json
+import os
+import tarfile
+import unittest
+
+from world import KIND, Case, Image, folder, hard, link, tar
+
+BUSYBOX = "/bin/busybox"
+DRIVERS = ("overlay", "fuse")
+
+
+def root():
+    """A root file system with a shell, and something to change."""
+    with open(BUSYBOX, "rb") as file:
+        shell = file.read()
+    tools = "sh cat chmod chown cp echo ln ls mkdir mv rm rmdir sleep stat test touch mkfifo id find sync".split()
+    return tar(folder("bin"), ("bin/busybox", shell, {"mode": 0o755}), *[link(f"bin/{tool}", "busybox") for tool in tools],
+               folder("etc"), ("etc/passwd", b"root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n"),
+               ("etc/shadow", b"secret", {"mode": 0o640, "gid": 42}), folder("tmp", mode=0o1777), folder("d"),
+               ("d/one", b"1"), ("d/two", b"2"), folder("d/sub"), ("d/sub/deep", b"deep"), folder("gone"), ("gone/x", b"x"),
+               folder("empty"), ("a", b"A"), hard("b", "a"))
+
+
+class Containers(Case):
+    def setUp(self):
+        super().setUp()
+        self.image = Image(root(), tar(("over", b"second layer")))
+        self.name = self.registry().add("base", self.image)
+        self.kelp("pull", "-q", self.name)
+
+    def run_in(self, script, name="c", driver="overlay", image=None, flags=()):
+        self.kelp("run", "--name", name, "--storage-driver", driver, *flags, image or self.name, "sh", "-c", script)
+
+    def in_image(self, image, script, **options):
+        return self.kelp("run", "--rm", image, "sh", "-c", script, **options)[0]
+
+
+class Diff(Containers):
+    def test_changes_are_listed_as_docker_does(self):
+        script = """set -e
+            echo new > /new; echo more >> /d/one; rm /d/two; rm -r /gone; mkdir /gone; echo y > /gone/y
+            mkdir -p /tree/sub; ln -s x /tree/link; chmod 700 /empty; rm /over; mv /d/sub/deep /d/sub/deeper"""
+        wanted = ["C /d", "C /d/one", "C /d/sub", "D /d/sub/deep", "A /d/sub/deeper", "D /d/two", "C /empty", "C /gone",
+                  "D /gone/x", "A /gone/y", "A /new", "D /over", "A /tree", "A /tree/link", "A /tree/sub"]
+        for driver in DRIVERS:
+            with self.subTest(driver):
+                self.run_in(script, name=driver, driver=driver)
+                out, _ = self.kelp("diff", driver)
+                self.assertEqual(out.splitlines(), wanted)
+                found = json.loads(self.kelp("diff", "--format", "json", driver)[0])
+                self.assertEqual(found["deleted"], ["/d/sub/deep", "/d/two", "/gone/x", "/over"])
+
+    def test_nothing_changed_is_an_empty_list(self):
+        for driver in DRIVERS:
+            with self.subTest(driver):
+                self.run_in("true", name=driver, driver=driver)
+                self.assertEqual(self.kelp("diff", driver)[0], "")
+
+    def test_an_unknown_container_is_said(self):
+        self.assertIn("no such container: nobody", self.refused("diff", "nobody"))
+
+
+class Commit(Containers):
+    def test_an_image_of_the_changes_runs_with_them(self):
+        script = """set -e
+            echo new > /new; chmod 4711 /new; echo more >> /d/one; rm /d/two; rm -r /gone; mkdir /gone; echo y > /gone/y
+            rm -r /d/sub; mkdir /d/sub; mkdir /d/sub/inner; ln -s /new /link; ln /new /hard; mkfifo /fifo
+            touch -d @1000000000 /d/one; rm /over"""
+        look = """set +e; cat /new /d/one; ls -R /d /gone; stat -c %N /link; stat -c '%a %h' /new /hard; stat -c %Y /d/one
+            stat -c %F /fifo; ls /over /d/two /gone/x 2>&1; true"""
+        for driver in DRIVERS:
+            with self.subTest(driver):
+                self.run_in(script, name=driver, driver=driver)
+                out, _ = self.kelp("commit", "-m", "why", "-a", "who", "-c", "CMD [\"/bin/cat\", \"/new\"]", "-c", "ENV B=2",
+                                   driver, f"made:{driver}")
+                made = f"made:{driver}"
+                self.assertEqual(out.strip(), self.kelp("image", "inspect", "-f", "{{.Id}}", made)[0].strip())
+                wanted = self.in_image(self.name, script + "\n" + look)
+                found = self.in_image(made, look)
+                self.assertEqual(found.splitlines(), wanted.splitlines())
+                self.assertEqual(self.kelp("run", "--rm", made)[0], "new\n")
+                about = json.loads(self.kelp("image", "inspect", made)[0])[0]
+                self.assertEqual((about["Author"], about["Comment"]), ("who", "why"))
+                self.assertEqual(about["Config"]["Env"], ["A=1", "B=2"])
+                self.assertEqual(len(about["RootFS"]["Layers"]), 3)
+                self.sound()
+
+    def test_owners_are_the_containers(self):
+        if KIND == "one":
+            return  # One id has no other owners.
+        for driver in DRIVERS:
+            with self.subTest(driver):
+                self.run_in("echo x > /mine; chown 1000:2000 /mine; chown nobody /d; echo s >> /etc/shadow",
+                            name=driver, driver=driver)
+                self.kelp("commit", driver, f"owned:{driver}")
+                out = self.in_image(f"owned:{driver}", "stat -c '%n %u %g %a' /mine /d /etc/shadow /etc/passwd")
+                self.assertEqual(out.splitlines(), ["/mine 1000 2000 644", "/d 65534 0 755", "/etc/shadow 0 42 640",
+                                                    "/etc/passwd 0 0 644"])
+
+    def test_recorded_owners_and_closed_files_come_through(self):
+        self.run_in("echo s >> /etc/shadow; echo c > /closed; chmod 0 /closed; mkdir /shut; echo i > /shut/i; chmod 0 /shut")
+        self.kelp("commit", "c", "closed:1")
+        archive = os.path.join(self.home, "a.tar")
+        self.kelp("save", "-o", archive, "closed:1")
+        with tarfile.open(archive) as outer:
+            layers = json.load(outer.extractfile("manifest.json"))[0]["Layers"]
+            with tarfile.open(fileobj=outer.extractfile(layers[-1])) as layer:
+                found = {member.name: (member.mode, member.uid, member.gid) for member in layer}
+        self.assertEqual(found["closed"], (0, 0, 0))
+        self.assertEqual(found["shut"], (0, 0, 0))
+        self.assertEqual(found["shut/i"], (0o644, 0, 0))
+        self.assertEqual(found["etc/shadow"], (0o640, 0, 42))
+        self.sound()
+
+    def test_only_what_changed_is_in_the_layer(self):
+        for driver in DRIVERS:
+            with self.subTest(driver):
+                self.run_in("rm -r /gone; rm /d/one; echo x > /new", name=driver, driver=driver)
+                self.kelp("commit", driver, f"small:{driver}")
+                archive = os.path.join(self.home, driver + ".tar")
+                self.kelp("save", "-o", archive, f"small:{driver}")
+                with tarfile.open(archive) as outer:
+                    layers = json.load(outer.extractfile("manifest.json"))[0]["Layers"]
+                    with tarfile.open(fileobj=outer.extractfile(layers[-1])) as layer:
+                        names = [member.name for member in layer]
+                self.assertEqual(names, ["d", "d/.wh.one", ".wh.gone", "new"])
+
+    def test_a_container_without_changes_adds_no_layer(self):
+        self.run_in("true")
+        self.kelp("commit", "c", "same:1")
+        layers = json.loads(self.kelp("image", "inspect", "same:1")[0])[0]["RootFS"]["Layers"]
+        self.assertEqual(len(layers), 2)
+
+    def test_a_commit_of_a_commit(self):
+        self.run_in("echo 1 > /one; rm /a")
+        self.kelp("commit", "c", "first:1")
+        self.run_in("rm /one; echo 2 > /two", name="d", image="first:1")
+        self.kelp("commit", "d", "second:1")
+        self.assertEqual(self.in_image("second:1", "ls /one /a /two /b 2>/dev/null; true"), "/b\n/two\n")
+
+    def test_a_bad_change_is_refused_and_leaves_nothing(self):
+        self.run_in("echo x > /x")
+        self.assertIn("cannot apply the change", self.refused("commit", "-c", "RUN x", "c", "never:1"))
+        self.kelp("image", "exists", "never:1", ok=False)
+        self.assertEqual(self.left(), [])
+
+
+class Export(Containers):
+    def names(self, data):
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            return {member.name: member for member in archive}
+
+    def test_the_whole_root_is_in_the_tar(self):
+        for driver in DRIVERS:
+            with self.subTest(driver):
+                self.run_in("rm -r /gone /over; echo new > /new; chmod 600 /new", name=driver, driver=driver)
+                data, _ = self.kelp("export", driver, text=False)
+                found = self.names(data)
+                for name in ("bin/busybox", "d/one", "a", "b", "new"):
+                    self.assertIn(name, found)
+                for name in ("gone", "gone/x", "over"):
+                    self.assertNotIn(name, found)
+                self.assertEqual(found["new"].mode, 0o600)
+                self.assertEqual(found["b"].linkname, "a")
+                self.assertFalse([name for name in found if ".wh." in name])
+
+    def test_an_export_can_be_imported(self):
+        self.run_in("echo new > /new; rm /d/two")
+        archive = os.path.join(self.home, "root.tar")
+        self.kelp("export", "-o", archive, "c")
+        self.kelp("import", archive, "again:1")
+        self.assertEqual(self.in_image("again:1", "cat /new; ls /d"), "new\none\nsub\n")
+
+
+if __name__ == "__main__":
+    unittest.main()
