@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use crate::cli::filter::{self, Filter};
-use crate::cli::{archive, history, images, inside, pull, push, report, rmi, table, tag};
+use crate::cli::{archive, history, images, inside, mount, pull, push, report, rmi, table, tag};
 use crate::container::folder::made_from;
 use crate::image::collect;
 use crate::image::config::rfc3339;
@@ -37,6 +37,9 @@ enum ImageVerb {
     Save(archive::SaveArgs),
     Load(archive::LoadArgs),
     Import(archive::ImportArgs),
+    Mount(mount::MountArgs),
+    #[command(visible_alias = "umount")]
+    Unmount(mount::UnmountArgs),
     Exists(ExistsArgs),
 }
 
@@ -85,6 +88,8 @@ pub fn run(arguments: ImageArgs) -> Result<i32> {
         ImageVerb::Save(arguments) => archive::save(arguments),
         ImageVerb::Load(arguments) => archive::load(arguments),
         ImageVerb::Import(arguments) => archive::import(arguments),
+        ImageVerb::Mount(arguments) => mount::mount(&arguments),
+        ImageVerb::Unmount(arguments) => mount::unmount(&arguments),
         ImageVerb::Exists(arguments) => {
             Ok(i32::from(Store::open(&Paths::find()?)?.find(&arguments.image)?.is_none()))
         }

@@ -4,6 +4,7 @@
 pub mod archive;
 pub mod cdi;
 pub mod changes;
+pub mod cp;
 pub mod doctor;
 pub mod filter;
 pub mod from_image;
@@ -14,6 +15,7 @@ pub mod image;
 pub mod images;
 pub mod inside;
 pub mod login;
+pub mod mount;
 pub mod progress;
 pub mod pull;
 pub mod push;
@@ -64,6 +66,7 @@ enum Verb {
     Diff(changes::DiffArgs),
     Commit(changes::CommitArgs),
     Export(changes::ExportArgs),
+    Cp(cp::CpArgs),
     Login(login::LoginArgs),
     Logout(login::LogoutArgs),
     System(system::SystemArgs),
@@ -92,7 +95,7 @@ pub fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
-    if !matches!(cli.verb, Verb::Run(_) | Verb::Unshare(_)) {
+    if !matches!(cli.verb, Verb::Run(_) | Verb::Unshare(_) | Verb::Cp(_)) {
         // `kelp images | head` ends quietly, as other programs do.
         let _ = process::default_action(libc::SIGPIPE);
     }
@@ -114,6 +117,7 @@ pub fn main() -> ExitCode {
         Verb::Diff(arguments) => changes::diff(arguments),
         Verb::Commit(arguments) => changes::commit(arguments),
         Verb::Export(arguments) => changes::export(arguments),
+        Verb::Cp(arguments) => cp::run(arguments),
         Verb::Login(arguments) => login::run(arguments),
         Verb::Logout(arguments) => login::logout(arguments),
         Verb::System(arguments) => system::run(arguments),

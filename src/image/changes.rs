@@ -175,10 +175,8 @@ fn visible(lowers: &[OwnedFd]) -> Result<BTreeSet<Vec<u8>>> {
 fn is_place(above: BorrowedFd<'_>, path: &[u8], name: &[u8], stat: &FileStat, below: &Below) -> Result<bool> {
     let is = |place: &&str| place.as_bytes() == path;
     match kind_of(stat) {
-        SFlag::S_IFREG => {
-            Ok(below.stat.is_none() && stat.st_size == 0 && PLACES.iter().any(|place| is(&place)))
-        }
-        SFlag::S_IFDIR if PLACES.iter().any(|place| is(&place)) => {
+        SFlag::S_IFREG => Ok(below.stat.is_none() && stat.st_size == 0 && PLACES.iter().any(is)),
+        SFlag::S_IFDIR if PLACES.iter().any(is) => {
             Ok(below.stat.is_none() && tree::names(open_folder(above, name)?.as_fd())?.is_empty())
         }
         SFlag::S_IFDIR if path == b"etc" => {

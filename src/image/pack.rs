@@ -109,14 +109,22 @@ fn extended(entry: &Entry) -> Vec<u8> {
     if entry.size >= SIZE_END {
         put(b"size", entry.size.to_string().as_bytes());
     }
-    let (seconds, _) = entry.mtime;
-    if !(0..SIZE_END.cast_signed()).contains(&seconds) {
-        put(b"mtime", seconds.to_string().as_bytes());
+    if entry.mtime.1 != 0 || !(0..SIZE_END.cast_signed()).contains(&entry.mtime.0) {
+        put(b"mtime", time(entry.mtime).as_bytes());
     }
     for (name, value) in &entry.xattrs {
         put(&[b"SCHILY.xattr.", &name[..]].concat(), value);
     }
     text
+}
+
+/// Seconds with a fraction, which counts downwards before 1970.
+fn time((seconds, nanoseconds): (i64, i64)) -> String {
+    match (seconds, nanoseconds) {
+        (seconds, 0) => seconds.to_string(),
+        (..0, _) => format!("-{}.{:09}", -(seconds + 1), 1_000_000_000 - nanoseconds),
+        _ => format!("{seconds}.{nanoseconds:09}"),
+    }
 }
 
 /// `LENGTH KEY=VALUE\n`, where the length counts its own digits.
@@ -159,7 +167,7 @@ mod tests {
     #[test]
     fn what_is_written_is_read_again() {
         let mut long = Entry::new([b"d/".repeat(60), vec![0xff; 90]].concat(), Kind::File);
-        (long.mode, long.uid, long.gid, long.size, long.mtime) = (0o4755, 3_000_000, 7, 5, (-3, 0));
+        (long.mode, long.uid, long.gid, long.size, long.mtime) = (0o4755, 3_000_000, 7, 5, (-3, 250_000_000));
         long.xattrs.push((b"user.x".to_vec(), vec![0, b'\n', 255]));
         let mut link = Entry::new(b"l".to_vec(), Kind::Symlink);
         link.link = vec![b'y'; 300];
@@ -172,7 +180,7 @@ mod tests {
         let mut reader = Reader::new(&bytes[..], Unheard);
         let found = reader.next_entry().unwrap().unwrap();
         assert_eq!((found.path, found.mode, found.uid, found.gid), (long.path, 0o4755, 3_000_000, 7));
-        assert_eq!((found.size, found.mtime, found.xattrs), (5, (-3, 0), long.xattrs));
+        assert_eq!((found.size, found.mtime, found.xattrs), (5, (-3, 250_000_000), long.xattrs));
         let found = reader.next_entry().unwrap().unwrap();
         assert_eq!((found.kind, found.link), (Kind::Symlink, link.link));
         assert!(reader.next_entry().unwrap().is_none());

@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+use nix::sys::statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, PROC_SUPER_MAGIC, SYSFS_MAGIC, fstatfs};
 
 use crate::image::changes::{Change, Kind as ChangeKind};
 use crate::image::pack::Writer;
@@ -75,7 +76,10 @@ impl<W: Write> Snapshot<W> {
         self.add(folder, name, path, &stat)?;
         if kind_of(&stat) == SFlag::S_IFDIR {
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            self.inside(openat(folder, name, flags, Mode::empty())?.as_fd(), path)?;
+            let open = openat(folder, name, flags, Mode::empty())?;
+            if !is_kernels(open.as_fd())? {
+                self.inside(open.as_fd(), path)?;
+            }
         }
         Ok(())
     }
@@ -143,7 +147,7 @@ impl<W: Write> Snapshot<W> {
 
     fn describe(&self, entry: &mut Entry, stat: &FileStat) {
         entry.mode = stat.st_mode & 0o7777;
-        entry.mtime = (stat.st_mtime, 0);
+        entry.mtime = (stat.st_mtime, stat.st_mtime_nsec);
         let (uid, gid) = match self.ownership {
             Ownership::Kept => (stat.st_uid, stat.st_gid),
             Ownership::Given { uid, gid } => (uid, gid),
@@ -170,6 +174,12 @@ impl<W: Write> Snapshot<W> {
         }
         Ok(())
     }
+}
+
+/// Whether a folder shows the kernel's state and no files, as /proc of a running container does.
+fn is_kernels(folder: BorrowedFd<'_>) -> Result<bool> {
+    let kind = fstatfs(folder)?.filesystem_type();
+    Ok([PROC_SUPER_MAGIC, SYSFS_MAGIC, CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC].contains(&kind))
 }
 
 /// `UID:GID:MODE[:TYPE]` of a file that can't have its owner. Its mode counts as long as nobody has changed the

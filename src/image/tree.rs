@@ -65,7 +65,12 @@ impl Tree {
             .custom_flags((OFlag::O_PATH | OFlag::O_DIRECTORY).bits())
             .open(path)
             .with_context(|| format!("cannot open {}", path.display()))?;
-        Ok(Self { root: root.into(), walked: Vec::new() })
+        Ok(Self::at(root.into()))
+    }
+
+    /// The tree of an open folder.
+    pub fn at(root: OwnedFd) -> Self {
+        Self { root, walked: Vec::new() }
     }
 
     /// The folder that `parts` name.

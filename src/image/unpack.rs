@@ -13,7 +13,7 @@ use std::collections::HashSet;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, BufRead};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -135,8 +135,9 @@ struct Unpacker {
     tree: Tree,
     owners: Owners,
     limits: Limits,
-    /// A folder may take the place of a file, and the other way round.
     overwrite: bool,
+    /// What the names in the stream begin with, and what stands there instead.
+    renamed: Option<(Vec<u8>, Vec<u8>)>,
     folders: Vec<Entry>,
     links: Vec<Entry>,
     /// Folders that a whiteout hid before they came, or that came before their whiteout.
@@ -157,21 +158,53 @@ pub fn unpack(source: impl BufRead, folder: &Path, owners: Owners, limits: Limit
     Ok(unpacker.result)
 }
 
-/// Unpacks into a folder that is there: names are only names, and what they replace is gone.
-pub fn extract(source: impl BufRead, into: Tree, overwrite: bool) -> Result<()> {
+/// Where a stream that is no layer goes.
+#[derive(Debug)]
+pub struct Destination {
+    pub folder: OwnedFd,
+    /// What its first entry is called there, if not as in the stream.
+    pub name: Option<Vec<u8>>,
+    /// A folder may take the place of a file, and the other way round.
+    pub overwrite: bool,
+}
+
+/// Unpacks into a folder that is there: names are only names, and what they replace is gone. `place` is told
+/// what kind of entry comes first.
+pub fn extract(source: impl BufRead, place: impl FnOnce(Kind) -> Result<Destination>) -> Result<()> {
     let limits = Limits { layer: Bytes(u64::MAX), entries: u64::MAX };
-    Unpacker::new(into, Owners::Real, limits, overwrite).all(Reader::new(source, Unheard))?;
+    let mut source = Reader::new(source, Unheard);
+    let Some(mut first) = source.next_entry()? else { return Ok(()) };
+    let Destination { folder, name, overwrite } = place(first.kind)?;
+    let mut unpacker = Unpacker::new(Tree::at(folder), Owners::Real, limits, overwrite);
+    unpacker.renamed = name.map(|name| (first.path.clone(), name));
+    unpacker.rename(&mut first);
+    unpacker.entry(&mut source, first)?;
+    unpacker.all(source)?;
     Ok(())
 }
 
 impl Unpacker {
     fn new(tree: Tree, owners: Owners, limits: Limits, overwrite: bool) -> Self {
-        let (folders, links, whiteouts) = (Vec::new(), Vec::new(), HashSet::new());
-        Self { tree, owners, limits, overwrite, folders, links, whiteouts, result: Unpacked::default() }
+        let (folders, links, whiteouts, result) =
+            (Vec::new(), Vec::new(), HashSet::new(), Unpacked::default());
+        Self { tree, owners, limits, overwrite, renamed: None, folders, links, whiteouts, result }
+    }
+
+    fn rename(&self, entry: &mut Entry) {
+        let Some((from, to)) = &self.renamed else { return };
+        for path in [&mut entry.path, &mut entry.link] {
+            if let Some(rest) = path.strip_prefix(&from[..]) {
+                *path = [&to[..], b"/", rest].concat();
+            }
+            if entry.kind != Kind::HardLink {
+                break;
+            }
+        }
     }
 
     fn all<R: BufRead, L: Ledger>(&mut self, mut source: Reader<R, L>) -> Result<L> {
-        while let Some(entry) = source.next_entry()? {
+        while let Some(mut entry) = source.next_entry()? {
+            self.rename(&mut entry);
             let shown = String::from_utf8_lossy(&entry.path).into_owned();
             self.entry(&mut source, entry).with_context(|| format!("cannot unpack {shown:?}"))?;
         }

@@ -1,14 +1,14 @@
 //! Paths inside a container's root, opened by descriptor: whatever the root ships or swaps in meanwhile, the
 //! descriptor is inside it (`openat2(2)` with RESOLVE_IN_ROOT; CVE-2021-30465, CVE-2019-19921).
 
-use std::ffi::{CString, OsStr};
+use std::ffi::{CString, OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use nix::fcntl::AtFlags;
-use nix::sys::stat::{Mode, SFlag, fstatat, mkdirat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, mkdirat};
 
 use crate::sys::path::{RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, openat2};
 
@@ -40,6 +40,41 @@ pub fn open_unlinked(root: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
 /// Opens a file at `path` that is reached through no link at all.
 pub fn open_unlinked_file(root: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
     openat2(root, &c_string(path)?, libc::O_PATH, 0, RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS)
+}
+
+/// Where a path leads: the folder of its last name, that name, and what is there, if anything is.
+#[derive(Debug)]
+pub struct Place {
+    pub folder: OwnedFd,
+    pub name: OsString,
+    pub stat: Option<FileStat>,
+}
+
+/// Finds the place of `path`; with `follow`, a link at its end leads on, also to what is not there yet.
+pub fn place(root: BorrowedFd<'_>, path: &Path, follow: bool) -> io::Result<Place> {
+    let open_folder = |path: &Path| {
+        let flags = libc::O_PATH | libc::O_DIRECTORY;
+        openat2(root, &c_string(path)?, flags, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    };
+    let mut path = Path::new("/").join(path);
+    for _ in 0..DEPTH {
+        let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
+            let (folder, name) = (open_folder(&path)?, OsString::from("."));
+            let stat = Some(fstatat(&folder, "", AtFlags::AT_EMPTY_PATH)?);
+            return Ok(Place { folder, name, stat });
+        };
+        let folder = open_folder(above)?;
+        let stat = match fstatat(&folder, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Err(nix::errno::Errno::ENOENT) => None,
+            found => Some(found?),
+        };
+        let kind = stat.map(|stat| SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()));
+        if !follow || kind != Some(SFlag::S_IFLNK) {
+            return Ok(Place { name: name.to_owned(), folder, stat });
+        }
+        path = above.join(nix::fcntl::readlinkat(&folder, name)?);
+    }
+    Err(io::Error::from_raw_os_error(libc::ELOOP))
 }
 
 /// Opens `path`, making it and what leads to it where it is missing. A link that dangles is completed inside

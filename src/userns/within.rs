@@ -3,9 +3,10 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::Result;
+use nix::sched::CloneFlags;
 
 use crate::error::Error;
 use crate::sys::clone::{self, Cloned};
@@ -52,6 +53,16 @@ pub fn become_root(maps: &IdMaps, keep_groups: bool) -> io::Result<()> {
 /// # Errors
 /// The namespace is refused, or the maps are.
 pub fn run(maps: &IdMaps, namespaces: u64, work: impl FnOnce() -> i32) -> Result<i32> {
+    Ok(beside(maps, namespaces, work, || ())?.0)
+}
+
+/// As `run`, and the caller does something `meanwhile`.
+pub fn beside<T>(
+    maps: &IdMaps,
+    namespaces: u64,
+    work: impl FnOnce() -> i32,
+    meanwhile: impl FnOnce() -> T,
+) -> Result<(i32, T)> {
     let (ours, theirs) = socket::pair()?;
     let flags = libc::CLONE_NEWUSER as u64 | namespaces;
     match clone::clone(flags, None).map_err(|error| refusal::of_clone(&error))? {
@@ -62,14 +73,46 @@ pub fn run(maps: &IdMaps, namespaces: u64, work: impl FnOnce() -> i32) -> Result
         Cloned::Parent { pid, .. } => {
             drop(theirs);
             let written = write_maps(maps, pid);
-            if written.is_ok() {
-                socket::send(ours.as_fd(), b"proceed", None)?;
+            if let Err(error) = written {
+                drop(ours);
+                wait(pid)?;
+                return Err(error);
             }
+            socket::send(ours.as_fd(), b"proceed", None)?;
             drop(ours);
-            let status = wait(pid)?;
-            written.map(|()| status)
+            let done = meanwhile();
+            Ok((wait(pid)?, done))
         }
     }
+}
+
+/// Runs `work` in a child that is root of the user namespace that `process` is in, and sees its mounts; the
+/// caller does something `meanwhile`. The child stays outside its pid namespace, where nobody in it can reach
+/// the child. The caller has one thread.
+pub fn join<T>(
+    process: BorrowedFd<'_>,
+    work: impl FnOnce() -> i32,
+    meanwhile: impl FnOnce() -> T,
+) -> Result<(i32, T)> {
+    match clone::clone(0, None)? {
+        Cloned::Child => clone::exit(match enter(process) {
+            Ok(()) => work(),
+            Err(_) => 125,
+        }),
+        Cloned::Parent { pid, .. } => {
+            let done = meanwhile();
+            Ok((wait(pid)?, done))
+        }
+    }
+}
+
+fn enter(process: BorrowedFd<'_>) -> io::Result<()> {
+    process::not_dumpable()?;
+    nix::sched::setns(process, CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)?;
+    process::setresgid(0)?;
+    process::setresuid(0)?;
+    process::not_dumpable()?;
+    process::parent_death_signal(libc::SIGKILL)
 }
 
 fn child(maps: &IdMaps, socket: OwnedFd, work: impl FnOnce() -> i32) -> i32 {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use crate::container::folder::{self, Record, Watched};
+use crate::container::folder::{self, Process, Record, Watched};
 use crate::error::Error;
 use crate::image::store::{Image, Store};
 use crate::paths::Paths;
@@ -20,6 +20,8 @@ pub struct Contents {
     pub image: Option<Image>,
     /// The lowest first.
     pub lowers: Vec<PathBuf>,
+    /// The first process of a container that runs.
+    pub process: Option<Process>,
 }
 
 impl Contents {
@@ -27,9 +29,12 @@ impl Contents {
     pub fn find(paths: &Paths, store: &Store, word: &str) -> Result<Self> {
         let folder = folder_of(paths, word)?;
         let record: Option<Record> = record::read(&folder.join("record.json"))?;
-        let image = match record {
-            Some(record) => record.image,
-            None => record::read::<Watched>(&folder.join("lock"))?.and_then(|watched| watched.image),
+        let (image, process) = match record {
+            Some(record) => (record.image, None),
+            None => {
+                let watched: Option<Watched> = record::read(&folder.join("lock"))?;
+                watched.map_or((None, None), |watched| (watched.image, watched.process))
+            }
         };
         let Some(id) = image else {
             let sentence = format!("container {word} runs on no image, so what it changed is not known");
@@ -37,7 +42,8 @@ impl Contents {
         };
         let image = store.expect(&id)?;
         let lowers = image.layers.clone();
-        Ok(Self { name: word.to_owned(), folder, image: Some(image), lowers })
+        let process = process.filter(Process::lives);
+        Ok(Self { name: word.to_owned(), folder, image: Some(image), lowers, process })
     }
 
     pub fn upper(&self) -> PathBuf {

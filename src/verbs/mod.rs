@@ -2,6 +2,7 @@
 //! be said on the way goes through a callback.
 
 pub mod contents;
+pub mod copy;
 pub mod run;
 pub mod unshare;
 pub mod volume;

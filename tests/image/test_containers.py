@@ -6,7 +6,7 @@ import os
 import tarfile
 import unittest
 
-from world import KIND, Case, Image, folder, hard, link, tar
+from world import KELP, KIND, Case, Image, folder, hard, link, tar
 
 BUSYBOX = "/bin/busybox"
 DRIVERS = ("overlay", "fuse")
@@ -173,6 +173,176 @@ class Export(Containers):
         self.kelp("export", "-o", archive, "c")
         self.kelp("import", archive, "again:1")
         self.assertEqual(self.in_image("again:1", "cat /new; ls /d"), "new\none\nsub\n")
+
+
+class Copy(Containers):
+    """Each case on a container that has ended, on both overlays, and on one that runs."""
+
+    def containers(self):
+        for driver in DRIVERS:
+            with self.subTest(driver):
+                self.run_in("echo in > /in; chmod 640 /in; ln -s /etc/passwd /link; ln -s /nowhere/x /dangling", name=driver,
+                            driver=driver)
+                yield driver
+        with self.subTest("running"):
+            script = "echo in > /in; chmod 640 /in; ln -s /etc/passwd /link; ln -s /nowhere/x /dangling; echo up; exec sleep 100"
+            running = self.start("run", "--name", "running", self.name, "sh", "-c", script)
+            try:
+                self.assertEqual(running.stdout.readline(), b"up\n")
+                yield "running"
+            finally:
+                running.kill()
+                running.communicate()
+
+    def look(self, container, path):
+        data, _ = self.kelp("cp", f"{container}:{path}", "-", text=False)
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            return {member.name: (archive.extractfile(member).read() if member.isreg() else None, member) for member in archive}
+
+    def host(self, name, text="host"):
+        path = os.path.join(self.home, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w") as file:
+            file.write(text)
+        return path
+
+    def test_files_go_out(self):
+        for c in self.containers():
+            out = os.path.join(self.home, "out-" + c)
+            os.mkdir(out)
+            self.kelp("cp", f"{c}:/in", out)
+            self.kelp("cp", f"{c}:in", out + "/named")
+            self.kelp("cp", f"{c}:/d", out)
+            self.kelp("cp", f"{c}:/d/.", out + "/contents")
+            self.kelp("cp", f"{c}:/link", out)
+            self.kelp("cp", "-L", f"{c}:/link", out + "/followed")
+            for path, text in (("in", "in\n"), ("named", "in\n"), ("d/sub/deep", "deep"), ("contents/sub/deep", "deep")):
+                with open(os.path.join(out, path)) as file:
+                    self.assertEqual(file.read(), text)
+            self.assertEqual(os.stat(out + "/in").st_mode & 0o777, 0o640)
+            self.assertEqual(os.stat(out + "/in").st_uid, os.getuid())
+            self.assertEqual(os.readlink(out + "/link"), "/etc/passwd")
+            with open(out + "/followed") as file:
+                self.assertIn("root:x:0:0", file.read())
+
+    def test_files_go_in(self):
+        source = self.host("src/one", "1")
+        self.host("src/sub/two", "2")
+        folder = os.path.dirname(source)
+        os.chmod(source, 0o604)
+        for c in self.containers():
+            self.kelp("cp", source, f"{c}:/")
+            self.kelp("cp", source, f"{c}:/d/one")
+            self.kelp("cp", folder, f"{c}:/new")
+            self.kelp("cp", folder, f"{c}:/new")
+            self.kelp("cp", folder + "/.", f"{c}:/empty")
+            self.kelp("cp", source, f"{c}:/tmp/named")
+            found = self.look(c, "/.")
+            for path in ("one", "d/one", "new/one", "new/src/one", "empty/one", "tmp/named"):
+                self.assertEqual(found["./" + path][0], b"1", path)
+            self.assertEqual(found["./empty/sub/two"][0], b"2")
+            member = found["./one"][1]
+            self.assertEqual((member.mode, member.uid, member.gid), (0o604, 0, 0))
+            self.assertEqual(found["./d/two"][0], b"2")
+
+    def test_streams(self):
+        for c in self.containers():
+            found = self.look(c, "/d")
+            self.assertEqual(sorted(found), ["d", "d/one", "d/sub", "d/sub/deep", "d/two"])
+            data = tar(folder("x"), ("x/y", b"y", {"mode": 0o600}), ("d", b"no folder"))
+            self.kelp("cp", "-", f"{c}:/tmp", input=data)
+            self.assertEqual(self.look(c, "/tmp/x")["x/y"][0], b"y")
+            self.assertIn("needs a folder", self.refused("cp", "-", f"{c}:/in", input=data))
+
+    def test_what_does_not_fit_is_refused(self):
+        source = self.host("src/one", "1")
+        folder = os.path.dirname(source)
+        for c in self.containers():
+            for words, sentence in (
+                    ((f"{c}:/nothing", self.home), "no such file"), ((source, f"{c}:/no/where"), "No such file"),
+                    ((source, f"{c}:/nofolder/"), "no such folder"), ((folder, f"{c}:/in"), "onto something that is none"),
+                    ((f"{c}:/in/", self.home), ""), ((folder + "/nothing", f"{c}:/"), "no such file"),
+                    ((source, self.home), "one of the two"), (("nobody:/x", self.home), "no such container")):
+                self.assertIn(sentence, self.refused("cp", *words), words)
+            self.assertEqual(self.look(c, "/in")["in"][0], b"in\n")
+
+    def test_between_containers(self):
+        self.run_in("echo first > /f", name="first")
+        for c in self.containers():
+            self.kelp("cp", "first:/f", f"{c}:/tmp/f")
+            self.assertEqual(self.look(c, "/tmp/f")["f"][0], b"first\n")
+
+    def test_links_do_not_lead_outside(self):
+        """The shapes of CVE-2018-15664 and of symlinks in the way: everything is inside the root."""
+        secret = self.host("secret/file", "host secret")
+        shared = os.path.dirname(secret)
+        script = f"mkdir -p /abs; ln -s {shared} /abs/out; ln -s ../../../../../..{shared} /abs/up; ln -s /proc/self/root /abs/proc"
+        for driver in DRIVERS:
+            with self.subTest(driver):
+                self.run_in(script, name=driver, driver=driver)
+                for way in ("out", "up"):
+                    self.refused("cp", f"{driver}:/abs/{way}/file", self.home)
+                    self.refused("cp", secret, f"{driver}:/abs/{way}/new")
+                    self.kelp("cp", "-", f"{driver}:/abs", input=tar((f"{way}/evil", b"x")), ok=None)
+                self.assertEqual(os.listdir(shared), ["file"])
+                with open(secret) as file:
+                    self.assertEqual(file.read(), "host secret")
+
+    def test_a_link_that_is_swapped_does_not_lead_outside(self):
+        shared = os.path.dirname(self.host("secret/file", "host secret"))
+        source = self.host("src/evil", "x" * 100)
+        script = f"""mkdir /dir; echo mine > /dir/file; ln -s {shared} /bad; echo up
+            while true; do mv /dir /real; mv /bad /dir; mv /dir /bad; mv /real /dir; done"""
+        running = self.start("run", "--name", "racer", self.name, "sh", "-c", script)
+        try:
+            self.assertEqual(running.stdout.readline(), b"up\n")
+            for _ in range(60):
+                self.kelp("cp", source, "racer:/dir/evil", ok=None)
+                out, _ = self.kelp("cp", "racer:/dir/file", "-", ok=None)
+                self.assertNotIn("host secret", out)
+        finally:
+            running.kill()
+            running.communicate()
+        self.assertEqual(os.listdir(shared), ["file"])
+
+    def test_nothing_of_the_container_is_loaded(self):
+        """CVE-2019-14271: a library of the container's must not come into the process that copies."""
+        files = [(f"lib/x86_64-linux-gnu/libnss_{name}.so.2", b"not a library") for name in ("files", "compat", "dns")]
+        image = Image(root(), tar(*files, ("etc/nsswitch.conf", b"passwd: files compat\n"), ("etc/ld.so.preload", b"/evil.so\n"),
+                                  ("evil.so", b"not a library")))
+        name = self.registry().add("nss", image)
+        self.kelp("pull", "-q", name)
+        self.run_in("true", image=name)
+        _, err = self.kelp("cp", "-a", "c:/etc/passwd", self.home)
+        self.assertEqual(err, "")
+
+    def test_a_hostile_stream_stays_below_its_folder(self):
+        outside = self.host("outside/file", "host")
+        out = os.path.join(self.home, "out")
+        os.mkdir(out)
+        self.run_in("true")
+        for data in (tar(("../evil", b"x")), tar(link("l", "/"), ("l/etc/evil", b"x")), tar(hard("h", "../../etc/passwd"))):
+            self.kelp("cp", "-", "c:/tmp", input=data, ok=None)
+        found = self.look("c", "/.")
+        self.assertFalse([name for name in found if name.endswith("evil") and not name.startswith("./tmp/")], found.keys())
+        with open(outside) as file:
+            self.assertEqual(file.read(), "host")
+
+
+class Mount(Containers):
+    def test_an_image_is_mounted_inside_unshare(self):
+        script = f"""set -e; place=$({KELP} image mount {self.name}); cat $place/over; ls $place/d; {KELP} image mount
+            test -w $place/over && touch $place/over 2>/dev/null && echo writable
+            {KELP} image unmount {self.name}; ls $place 2>/dev/null; {KELP} image mount"""
+        out, _ = self.kelp("unshare", "sh", "-c", script, ok=None)
+        lines = out.splitlines()
+        self.assertEqual(lines[0], "second layerone")
+        self.assertEqual(lines[1:3], ["sub", "two"])
+        self.assertTrue(lines[3].startswith(self.name), lines)
+        self.assertEqual(lines[4:], [self.image.id.split(":")[1]])
+
+    def test_outside_it_says_what_to_do(self):
+        self.assertIn("outside of a mount namespace", self.refused("image", "mount", self.name))
 
 
 if __name__ == "__main__":
