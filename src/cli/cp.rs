@@ -1,4 +1,5 @@
-//! `kelp cp`: its arguments. What is copied how is `verbs/copy`.
+//! `kelp cp`: its arguments, and which of its two words means a container. What is copied how is the business of
+//! `verbs/copy`.
 
 use std::path::PathBuf;
 

@@ -15,12 +15,14 @@ pub mod image;
 pub mod images;
 pub mod inside;
 pub mod login;
+pub mod manifest;
 pub mod mount;
 pub mod progress;
 pub mod pull;
 pub mod push;
 pub mod rmi;
 pub mod run;
+pub mod search;
 pub mod secret;
 pub mod system;
 pub mod table;
@@ -67,6 +69,8 @@ enum Verb {
     Commit(changes::CommitArgs),
     Export(changes::ExportArgs),
     Cp(cp::CpArgs),
+    Manifest(manifest::ManifestArgs),
+    Search(search::SearchArgs),
     Login(login::LoginArgs),
     Logout(login::LogoutArgs),
     System(system::SystemArgs),
@@ -118,6 +122,8 @@ pub fn main() -> ExitCode {
         Verb::Commit(arguments) => changes::commit(arguments),
         Verb::Export(arguments) => changes::export(arguments),
         Verb::Cp(arguments) => cp::run(arguments),
+        Verb::Manifest(arguments) => manifest::run(arguments),
+        Verb::Search(arguments) => search::run(&arguments),
         Verb::Login(arguments) => login::run(arguments),
         Verb::Logout(arguments) => login::logout(arguments),
         Verb::System(arguments) => system::run(arguments),

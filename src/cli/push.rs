@@ -49,7 +49,7 @@ pub fn run(arguments: PushArgs) -> Result<i32> {
             Event::Mounted(layer) => eprintln!("{}: mounted from another repository", layer.short()),
             Event::Done(layer) => eprintln!("{}: pushed", layer.short()),
         };
-        let digest = push::push(&store, &image, &target, &options, &say)?;
+        let digest = push::send(&store, &image, &target, &options, &say)?.digest;
         if let Some(path) = &arguments.digestfile {
             std::fs::write(path, digest.to_string())
                 .with_context(|| format!("cannot write {}", path.display()))?;

@@ -8,6 +8,7 @@ use std::fs;
 use anyhow::{Context, Result};
 
 use crate::error::Error;
+use crate::image::list;
 use crate::image::reference::{Digest, Reference};
 use crate::image::store::{ImageRecord, Store, digests, entries, whole_layer};
 use crate::image::workspace::{self, Workspace};
@@ -57,7 +58,8 @@ pub fn remove(store: &Store, word: &str, force: bool, in_use: &InUse<'_>) -> Res
     let named = word.parse::<Reference>().ok().filter(|name| name.digest.is_none() && names.contains(name));
     let last = named.is_none() || names.len() == 1;
     if last {
-        let holders = in_use(&image.id);
+        let mut holders = in_use(&image.id);
+        holders.extend(list::holders(store, &image.id)?);
         if !holders.is_empty() && !force {
             let sentence = format!("image {word} is used by {}", holders.join(", "));
             return Err(Error::usage(sentence).hint("remove the containers first, or use --force").into());
@@ -146,7 +148,8 @@ pub fn prune(
         let Some(image) = image.filter(wanted) else { continue };
         let own: Vec<Reference> =
             names.iter().filter(|name| name.image == id).map(|name| name.reference.clone()).collect();
-        if (!all && !own.is_empty()) || !in_use(&id).is_empty() {
+        let listed = !list::holders(store, &id)?.is_empty();
+        if (!all && !own.is_empty()) || listed || !in_use(&id).is_empty() {
             continue;
         }
         for name in own {

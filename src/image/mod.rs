@@ -11,6 +11,8 @@ pub mod compose;
 pub mod config;
 pub mod holding;
 pub mod install;
+pub mod ledger;
+pub mod list;
 pub mod load;
 pub mod manifest;
 pub mod names;

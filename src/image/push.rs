@@ -38,14 +38,14 @@ pub enum Event<'a> {
 
 pub type Progress<'a> = dyn Fn(Event<'_>) + Sync + 'a;
 
-/// Sends an image; returns the digest of its manifest.
-pub fn push(
+/// Sends an image; returns what its manifest is in the registry.
+pub fn send(
     store: &Store,
     image: &Image,
     target: &Reference,
     options: &Options,
     progress: &Progress<'_>,
-) -> Result<Digest> {
+) -> Result<Descriptor> {
     let endpoint = RegistriesConf::load()?.endpoints(target)?.pop();
     let endpoint = endpoint.context("registries.conf leaves no place to push to")?;
     let client = Client::new(endpoint, options.manner.clone())?;
@@ -62,7 +62,7 @@ pub fn push(
     if record.manifest == digest {
         store.put_image(&record)?;
     }
-    Ok(digest)
+    Ok(Descriptor::new(media_type, digest, bytes.len() as u64))
 }
 
 fn manifest(store: &Store, image: &Image, config: &[u8], sent: &[Descriptor]) -> Result<(Vec<u8>, String)> {

@@ -32,6 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// | `names/NAME` | which image a reference means | last step of a pull |
 /// | `images/ID` | what an image consists of | the step before |
 /// | `blobs/DIGEST` | manifests, configurations, kept layers | before that |
+/// | `lists/NAME` | manifest lists that the user makes | `manifest create` |
 /// | `layers/DIFFID/` | one unpacked layer | renamed in whole |
 /// | `partial/DIGEST` | the part of a blob that has come so far | a pull |
 /// | `tmp/`, `locks/` | what is being made, and by whom | everybody |
@@ -352,12 +353,15 @@ fn by_digest(root: &Path, reference: &Reference, digest: &Digest) -> Result<Opti
     Ok(None)
 }
 
-/// `/` can't stand in a file's name and `+` not in a reference. A very long name is known by its digest.
 fn name_path(root: &Path, reference: &Reference) -> PathBuf {
+    root.join("names").join(file_name(reference))
+}
+
+/// `/` can't stand in a file's name and `+` not in a reference. A very long name is known by its digest.
+pub fn file_name(reference: &Reference) -> String {
     let reference = Reference { digest: None, ..reference.clone() };
     let text = reference.to_string().replace('/', "+");
-    let name = if text.len() > 200 { Digest::of(text.as_bytes()).hex().to_owned() } else { text };
-    root.join("names").join(name)
+    if text.len() > 200 { Digest::of(text.as_bytes()).hex().to_owned() } else { text }
 }
 
 /// The files of a folder that are not being written; an absent folder has none.

@@ -12,23 +12,24 @@
 use std::collections::HashSet;
 use std::ffi::CString;
 use std::fs::File;
-use std::io::{self, BufRead};
+use std::io::BufRead;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, SFlag, UtimensatFlags, fchmod, futimens, mkdirat, mknodat, utimensat};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, linkat, symlinkat, unlinkat};
+use nix::unistd::{Gid, Uid, fchown, fchownat, linkat, symlinkat};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::image::changes::OPAQUE;
+use crate::image::ledger::{Kept, Ledger};
 use crate::image::skeleton;
-use crate::image::tar::{Entry, Journal, Kind, Reader, Unheard};
+use crate::image::tar::{Entry, Kind, Reader, Unheard};
 use crate::image::tree::{self, Missing, Tree};
 use crate::sys::xattr;
 use crate::units::Bytes;
@@ -80,55 +81,6 @@ pub struct Unpacked {
     pub only_recorded: u64,
     /// The file system could not hold a whiteout or an opaque mark: kernel overlay can't use this tree.
     pub marks_missing: bool,
-}
-
-/// What becomes of the stream besides the tree, and what its names mean.
-trait Ledger: Journal {
-    /// `.wh.` names are whiteouts, and what stands in the way of an entry gives way, whatever it is.
-    const LAYER: bool;
-
-    /// Takes a regular file away that an entry replaces.
-    fn replaced(&mut self, from: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<()>;
-}
-
-/// A layer's: the skeleton, and the shadow where contents go that it still needs.
-struct Kept {
-    skeleton: skeleton::Writer,
-    shadow: PathBuf,
-    replaced: u64,
-}
-
-impl Journal for Kept {
-    fn literal(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.skeleton.literal(bytes)
-    }
-
-    fn content(&mut self, path: &[u8], offset: u64, length: u64) -> io::Result<()> {
-        self.skeleton.content(path, offset, length)
-    }
-}
-
-impl Ledger for Kept {
-    const LAYER: bool = true;
-
-    fn replaced(&mut self, from: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<()> {
-        if self.replaced == 0 {
-            std::fs::create_dir(&self.shadow)?;
-        }
-        let to = self.shadow.join(self.replaced.to_string());
-        nix::fcntl::renameat(from, name, nix::fcntl::AT_FDCWD, &to)?;
-        self.skeleton.moved(path, self.replaced)?;
-        self.replaced += 1;
-        Ok(())
-    }
-}
-
-impl Ledger for Unheard {
-    const LAYER: bool = false;
-
-    fn replaced(&mut self, from: BorrowedFd<'_>, name: &[u8], _: &[u8]) -> Result<()> {
-        Ok(unlinkat(from, name, UnlinkatFlags::NoRemoveDir)?)
-    }
 }
 
 struct Unpacker {

@@ -125,7 +125,8 @@ impl Pipe {
     }
 
     fn close(&self) {
-        (self.read.take(), self.write.take());
+        self.read.take();
+        self.write.take();
     }
 }
 
@@ -200,7 +201,7 @@ fn send(request: &Copy, root: BorrowedFd<'_>, path: &Path, out: impl Write, call
     let follow = request.follow || is_folder_said(path) || is_contents(path);
     let outward = !matches!(request.to, End::Container { .. } | End::Stream);
     let kept = matches!(request.to, End::Stream)
-        || request.archive && !(outward && !nix::unistd::geteuid().is_root());
+        || request.archive && (!outward || nix::unistd::geteuid().is_root());
     let ownership = if kept { Ownership::Kept } else { Ownership::Given { uid: 0, gid: 0 } };
     let sent = || -> Result<()> {
         let Place { folder, name, stat } = target::place(root, path, follow)?;

@@ -20,7 +20,9 @@ def free_port():
         return probe.getsockname()[1]
 
 
-class Peers(Case):
+class Standing(Case):
+    """An image, and what other programs do with it."""
+
     def setUp(self):
         super().setUp()
         self.image = Image(tar(folder("bin"), ("bin/sh", b"#!", {"mode": 0o755}), ("f", os.urandom(100_000))),
@@ -68,6 +70,8 @@ class Peers(Case):
         self.assertEqual(done.returncode, 0, done.stderr)
         return done.stdout
 
+
+class Peers(Standing):
     def test_what_kelp_pushes_skopeo_copies_and_kelp_pulls_again(self):
         host, _ = self.docker_registry()
         self.kelp("pull", "-q", self.source)

@@ -4,6 +4,7 @@
 //! service that it names over TLS, and never to where a redirect points. Blocking; threads are its callers'.
 
 pub mod blob;
+pub mod catalog;
 pub mod connect;
 pub mod token;
 pub mod upload;
@@ -338,7 +339,7 @@ pub fn header(response: &Response<Body>, name: &str) -> Option<String> {
 }
 
 /// The whole body, if it is not longer than `longest`.
-fn bounded(response: &mut Response<Body>, longest: u64) -> Result<Vec<u8>> {
+pub fn bounded(response: &mut Response<Body>, longest: u64) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     response.body_mut().with_config().limit(u64::MAX).reader().take(longest + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > longest {
