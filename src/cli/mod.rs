@@ -24,6 +24,7 @@ pub mod rmi;
 pub mod run;
 pub mod search;
 pub mod secret;
+pub mod surroundings;
 pub mod system;
 pub mod table;
 pub mod tag;

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use clap::{ArgMatches, Args};
 
 use crate::cli::pull::{FetchArgs, PolicyWord};
+use crate::cli::surroundings::{self, SurroundingsArgs};
 use crate::cli::{cdi, from_image, warn, words};
 use crate::error::Error;
 use crate::spec::cdi::{QualifiedName, qualified};
@@ -56,6 +57,8 @@ pub struct RunArgs {
     device: Vec<String>,
     #[command(flatten)]
     cdi: cdi::CdiArgs,
+    #[command(flatten)]
+    surroundings: SurroundingsArgs,
     /// Size of /dev/shm
     #[arg(long, value_name = "BYTES", help_heading = "Root")]
     shm_size: Option<String>,
@@ -139,15 +142,9 @@ pub struct RunArgs {
     /// Map group ids, likewise
     #[arg(long, value_name = "MAP", conflicts_with = "userns", help_heading = "Namespaces")]
     gidmap: Vec<String>,
-    /// user (a network of its own through kelp's engine), none or host
-    #[arg(
-        long,
-        visible_alias = "net",
-        value_name = "MODE",
-        default_value = "user",
-        help_heading = "Network"
-    )]
-    network: String,
+    /// user (a network of its own through kelp's engine), none or host [default: user]
+    #[arg(long, visible_alias = "net", value_name = "MODE", help_heading = "Network")]
+    network: Option<String>,
     /// Publish a port: [IP:][HOST:]CONTAINER[/tcp|udp], ranges too
     #[arg(short = 'p', long, value_name = "PORT", help_heading = "Network")]
     publish: Vec<String>,
@@ -157,9 +154,9 @@ pub struct RunArgs {
     /// Let the container reach services on the host's loopback: all, or only PORT,...
     #[arg(long, value_name = "PORT,...", num_args = 0..=1, require_equals = true, default_missing_value = "", help_heading = "Network")]
     allow_host_loopback: Option<String>,
-    /// host or private
-    #[arg(long, value_name = "MODE", default_value = "private", help_heading = "Namespaces")]
-    pid: String,
+    /// host or private [default: private]
+    #[arg(long, value_name = "MODE", help_heading = "Namespaces")]
+    pid: Option<String>,
     /// host or private
     #[arg(long, value_name = "MODE", default_value = "private", help_heading = "Namespaces")]
     ipc: String,
@@ -253,7 +250,10 @@ fn request(arguments: RunArgs, places: &Places) -> Result<Request> {
         shm_size: arguments.shm_size.as_deref().map(str::parse).transpose()?,
         userns: userns(&arguments)?,
         network: network(&arguments)?,
-        pid: words::sharing("--pid", &arguments.pid)?,
+        pid: words::sharing(
+            "--pid",
+            arguments.pid.as_deref().unwrap_or(arguments.surroundings.defaults().pid),
+        )?,
         ipc: words::sharing("--ipc", &arguments.ipc)?,
         uts: words::sharing("--uts", &arguments.uts)?,
         cgroupns: words::sharing("--cgroupns", &arguments.cgroupns)?,
@@ -270,6 +270,7 @@ fn request(arguments: RunArgs, places: &Places) -> Result<Request> {
         storage: words::storage(arguments.storage_driver.as_deref(), &arguments.storage_opt)?,
     };
     cdi::add(&mut request, &named, &arguments.cdi)?;
+    surroundings::add(&mut request, &arguments.surroundings)?;
     Ok(request)
 }
 
@@ -352,11 +353,11 @@ fn userns(arguments: &RunArgs) -> Result<UserNamespace> {
             gid: each(&arguments.gidmap, |word| words::extent("--gidmap", word))?,
         });
     }
-    words::userns(arguments.userns.as_deref().unwrap_or("auto"))
+    words::userns(arguments.userns.as_deref().unwrap_or(arguments.surroundings.defaults().userns))
 }
 
 fn network(arguments: &RunArgs) -> Result<Network> {
-    match arguments.network.as_str() {
+    match arguments.network.as_deref().unwrap_or(arguments.surroundings.defaults().network) {
         "user" | "bridge" => {
             let ports = each(&arguments.publish, words::port)?;
             let dns = each(&arguments.dns, words::name_server)?;

@@ -195,6 +195,12 @@ fn change(
 ) -> Result<Environment> {
     let process = &plan.process;
     let identity = credentials::look_up(process, &plan.maps)?;
+    if plan.maps.deny_setgroups && !process.keep_groups && !process.additional_groups.is_empty() {
+        let groups = process.additional_groups.join(", ");
+        let sentence =
+            format!("group {groups} is not added: with one id the kernel refuses supplementary groups");
+        let _ = message::send(socket, &ToParent::Warn(sentence), None);
+    }
     nix::unistd::setsid().context("make a session")?;
     if let Some(console) = console {
         take_terminal(console, identity.uid, identity.gid)?;

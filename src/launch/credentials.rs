@@ -30,8 +30,11 @@ pub struct Identity {
 
 /// Looks `USER[:GROUP]` up. A number is never taken for a name.
 pub fn look_up(process: &Process, maps: &IdMaps) -> Result<Identity> {
-    let passwd = read_table("/etc/passwd")?;
-    let group = read_table("/etc/group")?;
+    let (user, wanted_group) = process.user.split_once(':').unwrap_or((&process.user, ""));
+    let is_name = |word: &str| !word.is_empty() && parse_id(word).is_none();
+    let names_a_group = is_name(wanted_group) || process.additional_groups.iter().any(|group| is_name(group));
+    let passwd = read_table("/etc/passwd", is_name(user))?;
+    let group = read_table("/etc/group", names_a_group)?;
     let identity = find(process, &passwd, &group)?;
     for (kind, lines, id) in [("user", &maps.uid, identity.uid), ("group", &maps.gid, identity.gid)] {
         if maps_to(lines, ContainerId(id)).is_none() {
@@ -46,7 +49,15 @@ pub fn look_up(process: &Process, maps: &IdMaps) -> Result<Identity> {
     Ok(identity)
 }
 
-fn read_table(path: &str) -> Result<String> {
+/// The text of the file; one that can't be used is as good as an empty one where numbers alone are looked up.
+fn read_table(path: &str, is_needed: bool) -> Result<String> {
+    match read(path) {
+        Err(_) if !is_needed => Ok(String::new()),
+        other => other,
+    }
+}
+
+fn read(path: &str) -> Result<String> {
     let file = match OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)
     {
         Ok(file) => file,

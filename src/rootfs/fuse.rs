@@ -14,7 +14,7 @@ use fuse_overlay::transport::{mounting, session};
 use nix::sched::CloneFlags;
 use serde::{Deserialize, Serialize};
 
-use crate::rootfs::host::Piece;
+use crate::rootfs::host::{self, Piece};
 use crate::spec::Root;
 use crate::stage::{self, Number};
 use crate::sys::mount::{FsOption, fsmount};
@@ -28,8 +28,6 @@ pub const NAME: &str = "kelp-fuse";
 pub struct Layer {
     #[serde(with = "crate::raw::path")]
     pub path: PathBuf,
-    /// What is mounted below the layer shows as an empty folder.
-    pub own_mount_only: bool,
     /// Paths below the layer that are not there.
     #[serde(with = "crate::raw::paths")]
     pub without: Vec<PathBuf>,
@@ -52,21 +50,21 @@ pub struct Request {
     pub word: Number,
 }
 
-/// The layers of `root`. Of the machine's own, its own mount only, without the store and what `replaced` names.
+/// The layers of `root`. Of the machine's own, all but the store, what `replaced` names and mounts of the kernel's
+/// own file systems.
 pub fn layers(root: &Root, store: &Path, replaced: &[Piece]) -> Vec<Layer> {
     match root {
         Root::Directory { path, .. } => {
-            vec![Layer { path: path.clone(), own_mount_only: false, without: Vec::new() }]
+            vec![Layer { path: path.clone(), without: Vec::new() }]
         }
         Root::Layers(layers) => {
-            let layer =
-                |path: &PathBuf| Layer { path: path.clone(), own_mount_only: false, without: Vec::new() };
+            let layer = |path: &PathBuf| Layer { path: path.clone(), without: Vec::new() };
             layers.iter().rev().map(layer).collect()
         }
         Root::Host => {
             let folders = replaced.iter().map(|piece| piece.path().to_owned());
-            let without = folders.chain([store.to_owned()]).collect();
-            vec![Layer { path: PathBuf::from("/"), own_mount_only: true, without }]
+            let without = folders.chain([store.to_owned()]).chain(host::kernel_mounts()).collect();
+            vec![Layer { path: PathBuf::from("/"), without }]
         }
     }
 }
@@ -121,7 +119,7 @@ fn prepare(request: &Request) -> Result<(Arc<Overlay>, OwnedFd)> {
 fn config(request: &Request) -> Config {
     let lower = |layer: &Layer| Lower {
         directory: Directory::Path(layer.path.clone()),
-        xdev: layer.own_mount_only,
+        xdev: false,
         exclude: layer.without.iter().map(|path| relative(path)).collect(),
         raw: false,
     };

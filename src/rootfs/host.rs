@@ -117,11 +117,50 @@ fn cover(folder: &Path, mounts: &[PathBuf], pieces: &mut Vec<Piece>) -> Result<(
     cover_children(folder, mounts, pieces)
 }
 
-/// The mount points of /proc/self/mountinfo (`proc_pid_mountinfo(5)`), with its octal escapes undone.
+/// File systems that hold no files of anybody's, or that mount others when they are looked at.
+const OF_THE_KERNEL: [&str; 17] = [
+    "autofs",
+    "binfmt_misc",
+    "bpf",
+    "cgroup",
+    "cgroup2",
+    "configfs",
+    "debugfs",
+    "devpts",
+    "devtmpfs",
+    "efivarfs",
+    "mqueue",
+    "nsfs",
+    "proc",
+    "pstore",
+    "securityfs",
+    "sysfs",
+    "tracefs",
+];
+
+/// Where such file systems are mounted outside the folders that are replaced, as in the root of a chroot.
+pub fn kernel_mounts() -> Vec<PathBuf> {
+    let Ok(mounts) = mounts() else { return Vec::new() };
+    let own = |point: &Path| OWN.iter().any(|(name, _)| point.starts_with(Path::new("/").join(name)));
+    let foreign =
+        mounts.into_iter().filter(|(_, kind)| OF_THE_KERNEL.iter().any(|known| known.as_bytes() == kind));
+    foreign.map(|(point, _)| point).filter(|point| !own(point)).collect()
+}
+
 fn mount_points() -> Result<Vec<PathBuf>> {
+    Ok(mounts()?.into_iter().map(|(point, _)| point).collect())
+}
+
+/// Mount points and their kinds of /proc/self/mountinfo (`proc_pid_mountinfo(5)`), with its octal escapes undone.
+fn mounts() -> Result<Vec<(PathBuf, Vec<u8>)>> {
     let text = fs::read("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
-    let points = text.split(|byte| *byte == b'\n').filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
-    Ok(points.map(unescape).collect())
+    let mount = |line: &[u8]| {
+        let mut fields = line.split(|byte| *byte == b' ');
+        let point = fields.nth(4)?;
+        let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
+        Some((unescape(point), kind.to_vec()))
+    };
+    Ok(text.split(|byte| *byte == b'\n').filter_map(mount).collect())
 }
 
 fn unescape(field: &[u8]) -> PathBuf {

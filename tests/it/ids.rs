@@ -212,3 +212,39 @@ fn a_map_of_ids_that_are_not_ours_is_refused() {
         Dir::new().run(&["--uidmap", "0:0:1", "--uidmap", "1:70000:5"], &["/bin/guest"]).fails(125);
     assert!(!sentence.is_empty());
 }
+
+#[test]
+fn numbers_need_no_passwd_file() {
+    needs!(userns);
+    let dir = Dir::new();
+    let root = dir.root();
+    let passwd = std::path::Path::new(&root).join("etc/passwd");
+    let group = std::path::Path::new(&root).join("etc/group");
+    let make_fifo = |path: &std::path::Path| {
+        assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+    };
+    std::fs::remove_file(&group).unwrap();
+    make_fifo(&group);
+    for kind in ["a loop of links", "a FIFO"] {
+        std::fs::remove_file(&passwd).unwrap();
+        match kind {
+            "a FIFO" => make_fifo(&passwd),
+            _ => std::os::unix::fs::symlink("passwd", &passwd).unwrap(),
+        }
+        assert_eq!(dir.run(&[], &["/bin/guest", "say", "x"]).ok().out, "x\n", "{kind}");
+        assert_eq!(dir.run(&["-u", "0:0"], &["/bin/guest", "say", "x"]).ok().out, "x\n", "{kind}");
+        let said = dir.run(&["-u", "kelpie"], &["/bin/guest", "say", "x"]).fails(125);
+        crate::kelp::says(&said, &["/etc/passwd"]);
+    }
+}
+
+#[test]
+fn a_group_that_cannot_be_added_is_said() {
+    needs!(userns, ordinary);
+    let dir = Dir::new();
+    let said = dir.run(&["--userns=single", "--group-add", "4242"], &["/bin/guest", "say", "x"]).ok();
+    assert_eq!(said.out, "x\n");
+    crate::kelp::says(&said.err, &["group 4242 is not added", "one id"]);
+    let said = dir.run(&["--userns=single"], &["/bin/guest", "say", "x"]).ok();
+    assert!(!said.err.contains("group"), "{}", said.err);
+}

@@ -3,7 +3,7 @@
 //! terminals; `network` none and host; `security` attacks that must fail; `failure` sentences; `faults` kill -9
 //! and crowds; `doctor` and `explain` what kelp says of itself; `real` a Debian root; `unshare` the founding texts;
 //! `volume` folders that outlive containers; `cdi` devices by name;
-//! `secret`; `docs` what is made from the tables of flags.
+//! `secret`; `surroundings` of the caller; `docs` what is made from the tables of flags.
 //! The rest is the bench: `dir` folders and roots, `kelp` commands, `needs` facilities, `host` what is outside,
 //! `nested` hosts that refuse something, `pty`, `sys`.
 #![allow(clippy::unwrap_used, reason = "a test that meets the unexpected must fail there")]
@@ -31,5 +31,6 @@ mod real;
 mod run;
 mod secret;
 mod security;
+mod surroundings;
 mod unshare;
 mod volume;

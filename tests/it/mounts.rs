@@ -282,3 +282,48 @@ fn temporary_folders_inside_are_usable() {
         .all(&[], &["write", "/tmp/x", "1", ",", "write", "/dev/shm/x", "1", ",", "umask-file", "/tmp/y"]);
     assert_eq!(seen, json!([{"written": true}, {"written": true}, "644"]));
 }
+
+#[test]
+fn a_folder_can_be_mounted_over_dev() {
+    needs!(userns);
+    let dir = Dir::new();
+    dir.file("devices/only", "here");
+    let volume = format!("{}:/dev", dir.text("devices"));
+    for options in [&["-v", &volume][..], &["-t", "-v", &volume], &["--ipc", "host", "-v", &volume]] {
+        let seen = dir.all(options, &["list", "/dev", ",", "read", "/dev/only"]);
+        assert_eq!(seen, json!([{"names": ["only"]}, {"text": "here"}]), "{options:?}");
+    }
+    let left: Vec<_> = fs::read_dir(dir.path("devices")).unwrap().flatten().map(|e| e.file_name()).collect();
+    assert_eq!(left, ["only"], "mount points stayed in the folder");
+}
+
+#[test]
+fn the_options_of_the_roots_mount_name_no_path_of_the_host() {
+    needs!(userns, overlay);
+    let dir = Dir::new();
+    let seen = dir.all(&["--storage-driver", "overlay"], &["read", "/proc/self/mountinfo"]);
+    let text = seen[0]["text"].as_str().unwrap();
+    assert!(text.contains("overlay"), "{text}");
+    let folder = dir.text("");
+    assert!(!text.contains(folder.trim_end_matches('/')), "{text}");
+}
+
+/// A separate /home is as much the machine's userland as the rest.
+#[test]
+fn other_file_systems_of_the_host_are_seen_on_the_user_space_overlay() {
+    needs!(userns, fuse);
+    let dir = Dir::new();
+    let other = dir.folder("other");
+    let run = format!(
+        "mount -t tmpfs none {other} && echo text > {other}/letter && exec {} run --rm --storage-driver fuse --network none @host cat {other}/letter",
+        crate::dir::kelp().display()
+    );
+    let ended = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "sh", "-ec", &run])
+        .env("KELP_ROOT", dir.path("store"))
+        .env("KELP_RUNDIR", dir.path("run"))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&ended.stdout);
+    assert_eq!(said, "text\n", "{}", String::from_utf8_lossy(&ended.stderr));
+}
