@@ -68,6 +68,11 @@ impl fmt::Display for ContainerName {
 pub struct Name(String);
 
 impl Name {
+    /// A name that kelp itself makes of words that are allowed.
+    pub fn generated(name: String) -> Self {
+        Self(name)
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }

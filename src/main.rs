@@ -57,6 +57,7 @@ fn stage_by_name() -> Option<std::process::ExitCode> {
         launch::stage::NAME => launch::stage::resume(),
         rootfs::fuse::NAME => rootfs::fuse::serve(),
         network::engine::NAME => network::engine::serve(),
+        verbs::monitor::NAME => verbs::monitor::serve(),
         _ => return None,
     };
     Some(match outcome {

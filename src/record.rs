@@ -3,14 +3,14 @@
 //! It knows nothing of what the records mean.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use nix::fcntl::{Flock, FlockArg};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -71,17 +71,18 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
 
 /// A held lock; it ends with the value or with the process.
 #[derive(Debug)]
-pub struct Lock(Flock<File>);
+pub struct Lock(File);
 
 impl Lock {
     /// Takes the lock if nobody holds it.
     pub fn now(path: &Path) -> Result<Option<Self>> {
         let file = lock_file(path)?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(held) if is_at(&held, path) => Ok(Some(Self(held))),
-            Ok(_) => Ok(None),
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
-            Err((_, errno)) => Err(errno).with_context(|| format!("cannot lock {}", path.display())),
+        match file.try_lock() {
+            Ok(()) if is_at(&file, path) => Ok(Some(Self(file))),
+            Ok(()) | Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => {
+                Err(error).with_context(|| format!("cannot lock {}", path.display()))
+            }
         }
     }
 
@@ -103,13 +104,22 @@ impl Lock {
         }
     }
 
-    /// Replaces what the lock file says of its holder: one `write(2)`, so that a reader sees it whole unless
-    /// the machine itself goes down.
-    pub fn sign(&mut self, words: &str) -> io::Result<()> {
-        let file = &mut *self.0;
-        file.rewind()?;
-        file.write_all(words.as_bytes())?;
-        file.set_len(words.len() as u64)
+    /// Replaces what the lock file says by who holds it.
+    pub fn sign(&self, words: &str) -> io::Result<()> {
+        self.0.write_all_at(words.as_bytes(), 0)?;
+        self.0.set_len(words.len() as u64)
+    }
+
+    /// Writes words that never change, and before them the first page: a record with a page is whole.
+    pub fn inscribe(&self, words: &str, kept: &str) -> io::Result<()> {
+        self.0.write_all_at(kept.as_bytes(), PAGE as u64)?;
+        self.turn_page(words)
+    }
+
+    /// Replaces the first page: one `write(2)` over blocks that exist, so that a full disk does not matter. A
+    /// reader that is in the middle of it sees a wrong sum and looks again.
+    pub fn turn_page(&self, words: &str) -> io::Result<()> {
+        self.0.write_all_at(&page(words)?, 0)
     }
 
     /// What `fstat(2)` says of the lock's file, to compare with what its path names now.
@@ -118,12 +128,101 @@ impl Lock {
     }
 
     /// What the last holder wrote.
-    pub fn signature(&mut self) -> io::Result<String> {
-        let mut text = String::new();
-        self.0.rewind()?;
-        self.0.read_to_string(&mut text)?;
-        Ok(text)
+    pub fn inscription(&self) -> io::Result<Option<Inscription>> {
+        inscription(&self.0)
     }
+
+    /// The lock's descriptor, for the process that takes the lock over.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    /// Takes a lock over from the process that started this one: a lock belongs to the open file.
+    pub fn inherited(fd: OwnedFd) -> Result<Self> {
+        let file = File::from(fd);
+        file.try_lock().context("cannot take the lock over")?;
+        Ok(Self(file))
+    }
+}
+
+/// The text of a lock file: what its holder says, and what never changes.
+#[derive(Debug)]
+pub struct Inscription {
+    pub signature: String,
+    pub kept: String,
+}
+
+/// A lock file's text, and whether somebody holds the lock. Looking does not keep others from taking it for more
+/// than a moment.
+pub fn look(path: &Path) -> Result<Option<(Inscription, Held)>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("cannot open {}", path.display())),
+    };
+    let cannot = || format!("cannot read {}", path.display());
+    let Some(found) = inscription(&file).with_context(cannot)? else { return Ok(None) };
+    Ok(Some((found, Held(file))))
+}
+
+/// An opened lock file of somebody else.
+#[derive(Debug)]
+pub struct Held(File);
+
+impl Held {
+    /// Whether its lock is held.
+    pub fn now(self) -> bool {
+        matches!(self.0.try_lock_shared(), Err(TryLockError::WouldBlock))
+    }
+}
+
+const PAGE: usize = 4096;
+
+/// Sum, words, and white space up to the end of the page.
+fn page(words: &str) -> io::Result<Vec<u8>> {
+    let mut page = format!("{:016x} {words}", sum(words.as_bytes())).into_bytes();
+    if page.len() >= PAGE {
+        return Err(io::Error::other("the words do not fit on a page"));
+    }
+    page.resize(PAGE - 1, b' ');
+    page.push(b'\n');
+    Ok(page)
+}
+
+/// `None` for a file that was never signed, or whose page was torn by a crash of the machine.
+fn inscription(file: &File) -> io::Result<Option<Inscription>> {
+    for _ in 0..100 {
+        let mut text = vec![0; 16 * 1024];
+        let mut length = 0;
+        loop {
+            match file.read_at(&mut text[length..], length as u64)? {
+                0 => break,
+                count => length += count,
+            }
+            if length == text.len() {
+                text.resize(2 * length, 0);
+            }
+        }
+        text.truncate(length);
+        let kept = text.split_off(PAGE.min(length));
+        let words = text.get(17..).unwrap_or_default().trim_ascii_end();
+        if text.get(..16) == Some(format!("{:016x}", sum(words)).as_bytes()) {
+            let word = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            return Ok(Some(Inscription { signature: word(words), kept: word(&kept) }));
+        }
+        if words.first().is_none_or(|byte| *byte == 0) {
+            return Ok(None);
+        }
+        std::thread::yield_now();
+    }
+    Ok(None)
+}
+
+/// FNV-1a, 64 bits.
+fn sum(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// Whoever held the lock before may have removed the file between our open and our lock.

@@ -77,6 +77,12 @@ pub fn parse_duration(text: &str) -> Result<Duration> {
     Duration::try_from_secs_f64(total).map_err(|_| refused().into())
 }
 
+/// Now, in nanoseconds since 1970.
+pub fn now() -> i64 {
+    let elapsed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    elapsed.map_or(0, |elapsed| i64::try_from(elapsed.as_nanos()).unwrap_or(0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

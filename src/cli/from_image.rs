@@ -61,5 +61,7 @@ fn defaults(image: &Image) -> Result<ImageDefaults> {
         user: said(&config.user),
         cwd: said(&config.working_dir).map(|path| PathBuf::from("/").join(path)),
         stop_signal: said(&config.stop_signal).map(|word| words::signal(&word)).transpose()?,
+        labels: config.labels.clone(),
+        health: None,
     })
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::cli::filter::{self, Filter};
 use crate::cli::{archive, history, images, inside, mount, pull, push, report, rmi, table, tag};
-use crate::container::folder::made_from;
+use crate::container::list::made_from;
 use crate::image::collect;
 use crate::image::config::rfc3339;
 use crate::image::store::{Image, Store};

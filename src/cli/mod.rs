@@ -17,13 +17,16 @@ pub mod inside;
 pub mod login;
 pub mod manifest;
 pub mod mount;
+pub mod orders;
 pub mod progress;
+pub mod ps;
 pub mod pull;
 pub mod push;
 pub mod rmi;
 pub mod run;
 pub mod search;
 pub mod secret;
+pub mod start;
 pub mod surroundings;
 pub mod system;
 pub mod table;
@@ -53,6 +56,16 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Run(Box<run::RunArgs>),
+    #[command(about = "Make a container, to be started later")]
+    Create(Box<run::RunArgs>),
+    Start(start::StartArgs),
+    Stop(orders::StopArgs),
+    Restart(orders::RestartArgs),
+    Kill(orders::KillArgs),
+    Wait(orders::WaitArgs),
+    Rm(orders::RmArgs),
+    Rename(orders::RenameArgs),
+    Ps(ps::PsArgs),
     Unshare(unshare::UnshareArgs),
     Doctor(doctor::DoctorArgs),
     Pull(pull::PullArgs),
@@ -106,6 +119,15 @@ pub fn main() -> ExitCode {
     }
     let outcome = match cli.verb {
         Verb::Run(arguments) => run::run(*arguments, &run::Places::new(&matches)),
+        Verb::Create(arguments) => run::create(*arguments, &places(&matches)),
+        Verb::Start(arguments) => start::run(&arguments),
+        Verb::Stop(arguments) => orders::stop(arguments),
+        Verb::Restart(arguments) => orders::restart(arguments),
+        Verb::Kill(arguments) => orders::kill(arguments),
+        Verb::Wait(arguments) => orders::wait(arguments),
+        Verb::Rm(arguments) => orders::rm(arguments),
+        Verb::Rename(arguments) => orders::rename(arguments),
+        Verb::Ps(arguments) => ps::run(&arguments),
         Verb::Unshare(arguments) => unshare::run(arguments),
         Verb::Doctor(arguments) => doctor::run(&arguments),
         Verb::Pull(arguments) => pull::run(arguments),
@@ -148,6 +170,11 @@ pub fn main() -> ExitCode {
             ExitCode::from(report(&error))
         }
     }
+}
+
+/// Where the words of a verb's own flags stand.
+fn places(matches: &ArgMatches) -> run::Places {
+    matches.subcommand().map(|(_, matches)| run::Places::new(matches)).unwrap_or_default()
 }
 
 /// `run` is parsed without building the tables of all other verbs: its start is what people wait for.

@@ -5,7 +5,7 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::cli::{inside, report};
-use crate::container::folder::made_from;
+use crate::container::list::made_from;
 use crate::image::collect::{self, Removed};
 use crate::image::reference::Digest;
 use crate::image::store::Store;

@@ -13,7 +13,9 @@ use crate::cli::{cdi, from_image, warn, words};
 use crate::error::Error;
 use crate::spec::cdi::{QualifiedName, qualified};
 use crate::spec::mount;
-use crate::spec::request::{ImageDefaults, Network, Request, SeccompChoice, Security, Unmask, UserNamespace};
+use crate::spec::request::{
+    ImageDefaults, Life, Network, Request, SeccompChoice, Security, Unmask, UserNamespace,
+};
 use crate::spec::{Root, Writes};
 use crate::units;
 use crate::verbs;
@@ -91,6 +93,9 @@ pub struct RunArgs {
     /// Print the plan instead of running it
     #[arg(long, help_heading = "Container")]
     explain: bool,
+    /// Run in the background and print the id
+    #[arg(short = 'd', long, help_heading = "Container")]
+    detach: bool,
     /// Keep stdin open
     #[arg(short = 'i', long, help_heading = "Process")]
     interactive: bool,
@@ -199,14 +204,24 @@ impl Places {
 }
 
 pub fn run(arguments: RunArgs, places: &Places) -> Result<i32> {
-    let explain = arguments.explain;
+    let (explain, detach) = (arguments.explain, arguments.detach);
     let request = request(arguments, places)?;
     if explain {
         use std::io::Write;
-        std::io::stdout().write_all(verbs::run::explain(&request)?.as_bytes())?;
+        std::io::stdout().write_all(verbs::begin::explain(&request)?.as_bytes())?;
         return Ok(0);
     }
-    verbs::run::run(&request, &mut warn)
+    if detach {
+        println!("{}", verbs::run::detached(request, &mut warn)?);
+        return Ok(0);
+    }
+    verbs::run::run(request, &mut warn)
+}
+
+/// `kelp create`
+pub fn create(arguments: RunArgs, places: &Places) -> Result<i32> {
+    println!("{}", verbs::start::create(request(arguments, places)?)?);
+    Ok(0)
 }
 
 fn each<T>(list: &[String], parse: impl Fn(&str) -> Result<T>) -> Result<Vec<T>> {
@@ -219,6 +234,7 @@ fn request(arguments: RunArgs, places: &Places) -> Result<Request> {
         arguments.device.iter().cloned().partition(|word| qualified(word).is_some());
     let named: Vec<QualifiedName> = named.iter().filter_map(|word| qualified(word)).collect();
     let mut request = Request {
+        root_name: root_name(&arguments),
         root,
         image,
         read_only: arguments.read_only,
@@ -268,10 +284,19 @@ fn request(arguments: RunArgs, places: &Places) -> Result<Request> {
         stop_signal: arguments.stop_signal.as_deref().map(words::signal).transpose()?,
         timeout: arguments.timeout.as_deref().map(units::parse_duration).transpose()?,
         storage: words::storage(arguments.storage_driver.as_deref(), &arguments.storage_opt)?,
+        life: Life::default(),
     };
     cdi::add(&mut request, &named, &arguments.cdi)?;
     surroundings::add(&mut request, &arguments.surroundings)?;
     Ok(request)
+}
+
+/// What the user called the root.
+fn root_name(arguments: &RunArgs) -> String {
+    let directory = arguments.rootfs.as_ref().map(|path| path.display().to_string());
+    let word =
+        || arguments.words.iter().find(|word| *word != "--").map(|word| word.to_string_lossy().into_owned());
+    directory.or_else(word).unwrap_or_default()
 }
 
 /// With `--rootfs` all words are the command; without it the first names the root. A `--` between the two is

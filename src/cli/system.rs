@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::cli::table::{self, Column};
 use crate::cli::{inside, rmi};
-use crate::container::folder::made_from;
+use crate::container::list::made_from;
 use crate::error::Error;
 use crate::image::check::{self, Depth};
 use crate::image::collect;

@@ -1,9 +1,11 @@
-//! The folder of one container in the store: `lock` (held by the monitor, and saying which process it watches),
-//! `record.json` (unless the container is removed with its monitor), `upper`, `work` and `root`. Few files on
-//! purpose: ext4 searches long for an inode number that was not freed in the last seconds.
+//! The folder of one container in the store: `lock` (held by the monitor), `upper`, `work` and `root`, and a log.
+//! The lock file is also the record: its first page is the status, which the lock's holder replaces in place,
+//! and behind it stands what never changes. Few files on purpose: ext4 searches long for an inode number that
+//! was not freed in the last seconds (docs/decisions/0003).
 
 use std::fs::{self, DirBuilder};
 use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,36 +13,81 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::container::names;
+use crate::container::state::State;
 use crate::error::Error;
 use crate::ids::{ContainerName, Name};
 use crate::paths::{self, Paths};
-use crate::record::{self, Durability, Lock};
+use crate::record::{self, Held, Inscription, Lock};
+use crate::rootfs::rung::Rung;
 use crate::rootfs::tree;
+use crate::spec::request::Request;
+use crate::units;
 use crate::userns::maps::IdMaps;
 use crate::userns::within;
 
-/// What later commands need to know of a container that stays.
+/// What never changes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Record {
+pub struct Made {
     pub id: ContainerName,
-    pub name: Option<Name>,
-    #[serde(default)]
-    pub image: Option<String>,
-    pub exit: Option<i32>,
+    /// Nanoseconds since 1970, as all times here.
+    pub created: i64,
+    pub request: Request,
 }
 
-/// What the lock file says while its holder lives, and what a later kelp finds when it does not.
+/// What changes; only the holder of the lock changes it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Watched {
-    pub process: Option<Process>,
+#[serde(default)]
+pub struct Status {
+    pub state: State,
+    /// Without one, the name that `names` makes of the id.
     pub name: Option<Name>,
-    /// The id of its image.
-    #[serde(default)]
-    pub image: Option<String>,
-    /// The container is removed with its monitor.
+    /// The container is removed when it has ended.
     pub remove: bool,
-    /// What ends it gently.
-    pub stop_signal: i32,
+    /// Who watches it.
+    pub monitor: Option<Process>,
+    /// Its first process.
+    pub process: Option<Process>,
+    pub started: i64,
+    pub finished: i64,
+    pub exit: i32,
+    pub error: String,
+    pub oom_killed: bool,
+    pub restarts: u32,
+    /// Ended by a user's word, so that no restart policy starts it again.
+    pub stopped: bool,
+    pub rung: Option<Rung>,
+    pub health: Option<Healthiness>,
+}
+
+impl Default for Status {
+    fn default() -> Self {
+        Self {
+            state: State::Starting,
+            name: None,
+            remove: true,
+            monitor: None,
+            process: None,
+            started: 0,
+            finished: 0,
+            exit: 0,
+            error: String::new(),
+            oom_killed: false,
+            restarts: 0,
+            stopped: false,
+            rung: None,
+            health: None,
+        }
+    }
+}
+
+/// What the health check found last, in docker's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Healthiness {
+    Starting,
+    Healthy,
+    Unhealthy,
 }
 
 /// A process that can be told from a stranger with the same number.
@@ -72,23 +119,35 @@ fn start_time(pid: i32) -> Option<u64> {
 /// What the name of a folder that is being removed begins with: nobody takes it for a container any more.
 pub const GONE: &str = ".gone-";
 
-/// How long the lock of the names is waited for.
+/// How long a lock is waited for whose holder is about to let it go.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The longest sentence that is kept.
+const LONGEST_ERROR: usize = 1500;
 
 /// A container whose lock is ours.
 #[derive(Debug)]
 pub struct Container {
     pub folder: PathBuf,
-    pub id: ContainerName,
-    pub watched: Watched,
+    pub made: Made,
+    pub status: Status,
     lock: Lock,
+}
+
+/// What a container is called: a name that is reserved, or, if it lives only as long as the command that made
+/// it, the one that its id gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Naming {
+    Reserved,
+    OfId,
 }
 
 impl Container {
     /// Makes the folder of a new container and takes its lock. A sweep that sees the folder before its lock is
     /// held takes it for the remains of a killed kelp; then another id is used.
-    pub fn create(paths: &Paths, name: Option<Name>, image: Option<&str>, remove: bool) -> Result<Self> {
+    pub fn create(paths: &Paths, request: Request, naming: Naming) -> Result<Self> {
         let parent = paths.containers();
+        let status = Status { name: request.name.clone(), remove: request.remove, ..Status::default() };
         for _ in 0..100 {
             let id = ContainerName::fresh()?;
             let folder = parent.join(id.as_str());
@@ -102,10 +161,9 @@ impl Container {
                     return Err(error);
                 }
             };
-            let image = image.map(str::to_owned);
-            let watched = Watched { process: None, name, image, remove, stop_signal: libc::SIGTERM };
-            let mut container = Self { folder, id, watched, lock };
-            if let Err(error) = container.sign().and_then(|()| container.take_name(paths)) {
+            let made = Made { id, created: units::now(), request };
+            let mut container = Self { folder, made, status, lock };
+            if let Err(error) = container.enter(paths, naming) {
                 let _ = tree::remove(&container.folder);
                 return Err(error);
             }
@@ -115,72 +173,97 @@ impl Container {
             .into())
     }
 
-    /// A name belongs to the container whose id the link of that name holds; a link to a container that is no
-    /// more is what a killed kelp left.
-    fn take_name(&self, paths: &Paths) -> Result<()> {
-        let Some(name) = &self.watched.name else { return Ok(()) };
-        let names = paths.store.join("names");
-        paths::private_folder(&names)?;
-        let _lock = Lock::within(&names.join(".lock"), PATIENCE)?;
-        let link = names.join(name.as_str());
-        if let Ok(holder) = fs::read_link(&link) {
-            if paths.containers().join(&holder).exists() {
-                return Err(Error::usage(format!(
-                    "the container name {name} is already in use by container {}",
-                    holder.display()
-                ))
-                .hint("remove that container, or use another name")
-                .into());
-            }
-            fs::remove_file(&link).with_context(|| format!("cannot free the name {name}"))?;
+    fn enter(&mut self, paths: &Paths, naming: Naming) -> Result<()> {
+        if let Some(name) = self.status.name.clone() {
+            names::take(paths, &name, &self.made.id)?;
+        } else if naming == Naming::Reserved {
+            self.status.name = Some(names::take_any(paths, &self.made.id)?);
         }
-        std::os::unix::fs::symlink(self.id.as_str(), &link)
-            .with_context(|| format!("cannot take the name {name}"))
+        let words = serde_json::to_string(&self.status)?;
+        let kept = serde_json::to_string(&self.made)?;
+        self.lock
+            .inscribe(&words, &kept)
+            .with_context(|| format!("cannot write {}/lock", self.folder.display()))
+    }
+
+    /// Takes over the lock that the process which started this one held.
+    pub fn inherited(folder: &Path, lock: OwnedFd) -> Result<Self> {
+        let lock = Lock::inherited(lock)?;
+        let container = Self::read(folder, lock)?;
+        container.with_context(|| format!("{} has no record", folder.display()))
+    }
+
+    /// The lock's descriptor, for `inherited`.
+    pub fn lock(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
+    }
+
+    /// Takes the lock of a container that nobody watches; `None` while somebody does, and if it is gone.
+    pub fn open(folder: &Path) -> Result<Option<Self>> {
+        match Lock::now(&folder.join("lock")) {
+            Ok(Some(lock)) => Self::read(folder, lock),
+            Ok(None) => Ok(None),
+            Err(_) if !folder.exists() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The same, waiting for a holder who is about to let it go.
+    pub fn wait(folder: &Path) -> Result<Option<Self>> {
+        match Lock::within(&folder.join("lock"), PATIENCE) {
+            Ok(lock) => Self::read(folder, lock),
+            Err(_) if !folder.exists() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn read(folder: &Path, lock: Lock) -> Result<Option<Self>> {
+        let Some(Inscription { signature, kept }) = lock.inscription()? else { return Ok(None) };
+        let made = serde_json::from_str(&kept).with_context(|| unreadable(folder))?;
+        let status = serde_json::from_str(&signature).with_context(|| unreadable(folder))?;
+        Ok(Some(Self { folder: folder.to_owned(), made, status, lock }))
+    }
+
+    /// What it is called.
+    pub fn name(&self) -> Name {
+        called(&self.status, &self.made.id)
     }
 
     /// Says which process is watched, so that whoever finds the lock free can end it.
     pub fn watch(&mut self, pid: i32) -> Result<()> {
-        self.watched.process = Process::of(pid);
-        self.sign()
+        self.status.process = Process::of(pid);
+        self.keep()
     }
 
-    fn sign(&mut self) -> Result<()> {
-        let words = serde_json::to_string(&self.watched)?;
-        self.lock.sign(&words).with_context(|| format!("cannot write {}/lock", self.folder.display()))
+    /// Goes to `next` and keeps it with whatever else has changed.
+    pub fn become_state(&mut self, next: State) -> Result<()> {
+        self.status.state = self.status.state.moved(next)?;
+        self.keep()
     }
 
-    /// Keeps how a container that stays has ended.
-    pub fn keep_exit(&self, exit: Option<i32>) -> Result<()> {
-        let Watched { name, image, .. } = self.watched.clone();
-        let record = Record { id: self.id.clone(), name, image, exit };
-        record::write(&self.folder.join("record.json"), &record, Durability::Boot)
-    }
-
-    /// Takes up a folder whose monitor is gone; `None` while it lives, and for a container that has ended and
-    /// stays.
-    pub fn adopt(folder: &Path) -> Result<Option<Self>> {
-        if folder.join("record.json").exists() {
-            return Ok(None);
+    /// Keeps the status.
+    pub fn keep(&self) -> Result<()> {
+        let mut status = self.status.clone();
+        if status.error.len() > LONGEST_ERROR {
+            let end = (0..=LONGEST_ERROR).rev().find(|at| status.error.is_char_boundary(*at));
+            status.error.truncate(end.unwrap_or(0));
         }
-        let Some(mut lock) = Lock::now(&folder.join("lock"))? else { return Ok(None) };
-        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let unfinished =
-            Watched { process: None, name: None, image: None, remove: true, stop_signal: libc::SIGTERM };
-        let watched = serde_json::from_str(&lock.signature()?).unwrap_or(unfinished);
-        Ok(Some(Self { folder: folder.to_owned(), id: ContainerName::from_folder(name), watched, lock }))
+        let words = serde_json::to_string(&status)?;
+        self.lock.turn_page(&words).with_context(|| format!("cannot write {}/lock", self.folder.display()))
     }
 
     /// Removes the folder with all layers; with `maps`, as the root that made them where the user alone can't.
-    pub fn remove(self, paths: &Paths, maps: Option<&IdMaps>) -> Result<()> {
-        if let Some(name) = &self.watched.name {
-            let link = paths.store.join("names").join(name.as_str());
-            if fs::read_link(&link).is_ok_and(|id| id == Path::new(self.id.as_str())) {
-                let _ = fs::remove_file(link);
+    pub fn remove(mut self, paths: &Paths, maps: Option<&IdMaps>) -> Result<()> {
+        let gone = self.folder.with_file_name(format!("{GONE}{}", self.made.id));
+        if let Err(error) = fs::rename(&self.folder, &gone) {
+            if !self.status.state.is_live() && self.status.state != State::Dead {
+                let _ = self.become_state(State::Dead);
             }
+            return Err(error).with_context(|| format!("cannot remove {}", self.folder.display()));
         }
-        let gone = self.folder.with_file_name(format!("{GONE}{}", self.id));
-        fs::rename(&self.folder, &gone)
-            .with_context(|| format!("cannot remove {}", self.folder.display()))?;
+        if let Some(name) = &self.status.name {
+            names::release(paths, name, &self.made.id);
+        }
         remove_layers(&gone, maps).with_context(|| format!("cannot remove {}", gone.display()))
     }
 
@@ -193,22 +276,38 @@ impl Container {
     }
 }
 
-/// The containers, by name or short id, that were made from the image `id`.
-pub fn made_from(paths: &Paths, id: &str) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(paths.containers()) else { return Vec::new() };
-    let holder = |folder: &Path| -> Option<String> {
-        let record: Option<Record> = record::read(&folder.join("record.json")).ok().flatten();
-        let (image, name) = match record {
-            Some(record) => (record.image, record.name),
-            None => {
-                let watched: Watched = record::read(&folder.join("lock")).ok().flatten()?;
-                (watched.image, watched.name)
-            }
+fn unreadable(folder: &Path) -> String {
+    format!("cannot read {}/lock: it is not a record of this kelp", folder.display())
+}
+
+/// What a container is called.
+pub fn called(status: &Status, id: &ContainerName) -> Name {
+    status.name.clone().unwrap_or_else(|| names::of(id))
+}
+
+/// A container as it stands, whoever holds its lock.
+#[derive(Clone, Debug)]
+pub struct Known {
+    pub folder: PathBuf,
+    pub made: Made,
+    pub status: Status,
+}
+
+impl Known {
+    /// Reads the record; `None` if there is no container, or none yet. With it, what tells whether it is watched.
+    pub fn read(folder: &Path) -> Result<Option<(Self, Held)>> {
+        let Some((Inscription { signature, kept }, held)) = record::look(&folder.join("lock"))? else {
+            return Ok(None);
         };
-        let short = || folder.file_name()?.to_str()?.get(..12).map(str::to_owned);
-        (image.as_deref() == Some(id)).then(|| name.map(|name| name.to_string()).or_else(short)).flatten()
-    };
-    entries.filter_map(|entry| holder(&entry.ok()?.path())).collect()
+        let made = serde_json::from_str(&kept).with_context(|| unreadable(folder))?;
+        let status = serde_json::from_str(&signature).with_context(|| unreadable(folder))?;
+        Ok(Some((Self { folder: folder.to_owned(), made, status }, held)))
+    }
+
+    /// What it is called.
+    pub fn name(&self) -> Name {
+        called(&self.status, &self.made.id)
+    }
 }
 
 fn make_folder(parent: &Path, folder: &Path) -> io::Result<()> {

@@ -1,8 +1,13 @@
-//! One folder a container: made under a lock that its monitor holds for life, with a record of the process, so
-//! that any later kelp can tell a living container from the remains of a killed one and put things right.
+//! One folder a container: made under a lock that its monitor holds for life, with a record in the lock's file,
+//! so that any later kelp can tell a living container from the remains of a killed one and put things right.
 
+pub mod call;
 pub mod files;
 pub mod folder;
+pub mod list;
+pub mod log;
+pub mod names;
 pub mod secret;
+pub mod state;
 pub mod sweep;
 pub mod volume;

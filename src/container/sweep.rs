@@ -1,17 +1,27 @@
-//! Putting right what a killed monitor left: each folder whose lock nobody holds belonged to one. Its process
-//! is killed if it lives, and a container that was to be removed is.
+//! Putting right what a killed monitor or a reboot left: a container whose record says that it is watched, and
+//! whose lock nobody holds. Its process is ended if it lives, and the container is removed if it was to be.
 
 use std::fs;
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use anyhow::Result;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::container::folder::{self, Container, GONE, Process};
-use crate::paths::Paths;
+use crate::container::folder::{self, Container, GONE, Known, Process, Status};
+use crate::container::state::State;
+use crate::paths::{self, Paths};
+use crate::record::Lock;
+use crate::rootfs::tree;
 use crate::spec::request::UserNamespace;
 use crate::sys::process;
+use crate::units;
 use crate::userns::maps;
+
+/// The exit status of a container whose end nobody saw: killed with its monitor, or by the end of the machine
+/// (docker's number for it).
+const KILLED: i32 = 128 + libc::SIGKILL;
+const UNSEEN: i32 = 255;
 
 /// Looks at every container; what can't be put right now is left for the next command.
 pub fn sweep(paths: &Paths) -> Result<()> {
@@ -22,18 +32,64 @@ pub fn sweep(paths: &Paths) -> Result<()> {
             let _ = folder::remove_layers(&entry.path(), maps.as_ref());
             continue;
         }
-        let Ok(Some(container)) = Container::adopt(&entry.path()) else { continue };
-        if let Some(process) = &container.watched.process {
-            end(process);
-        }
-        if !container.watched.remove {
-            let _ = container.keep_exit(None);
-        } else {
-            let maps = maps::choose(&UserNamespace::Auto).ok();
-            let _ = container.remove(paths, maps.as_ref());
-        }
+        let _ = look(paths, &entry.path());
     }
     Ok(())
+}
+
+/// The container in `folder` as it is, after putting it right; `None` if there is none.
+pub fn look(paths: &Paths, folder: &Path) -> Result<Option<Known>> {
+    for _ in 0..100 {
+        let Some((known, held)) = Known::read(folder)? else {
+            unfinished(folder)?;
+            return Ok(None);
+        };
+        if !is_watched(&known.status) || held.now() {
+            return Ok(Some(known));
+        }
+        if let Some(container) = Container::open(folder)? {
+            recover(paths, container)?;
+        }
+    }
+    Ok(None)
+}
+
+/// Whether a monitor must be about by the record: also between the end of a container and its removal.
+fn is_watched(status: &Status) -> bool {
+    status.state.is_live() || (status.remove && status.state == State::Exited)
+}
+
+/// A folder without a record belongs to a kelp that was killed before it wrote one, or that has just made it.
+fn unfinished(folder: &Path) -> Result<()> {
+    match Lock::now(&folder.join("lock")) {
+        Ok(Some(lock)) if lock.inscription()?.is_none() => Ok(tree::remove(folder)?),
+        _ => Ok(()),
+    }
+}
+
+fn recover(paths: &Paths, mut container: Container) -> Result<()> {
+    if !is_watched(&container.status) {
+        return Ok(());
+    }
+    let process = container.status.process.take();
+    if let Some(process) = &process {
+        end(process);
+    }
+    if container.status.remove {
+        let maps = maps::choose(&container.made.request.userns).ok();
+        return container.remove(paths, maps.as_ref());
+    }
+    let status = &mut container.status;
+    if status.state == State::Starting && status.started == 0 {
+        status.error = "kelp was killed while it started the container".to_owned();
+        return container.become_state(State::Created);
+    }
+    let monitor = status.monitor.take().or(process);
+    let same_boot = monitor.is_some_and(|monitor| monitor.boot == paths::boot_id());
+    status.exit = if same_boot { KILLED } else { UNSEEN };
+    status.error = if same_boot { "its monitor was killed" } else { "the machine went down" }.to_owned();
+    status.finished = units::now();
+    container.become_state(State::Exited)
 }
 
 /// Kills the process if it is still the same one, and waits until it is gone: its mounts go with it.

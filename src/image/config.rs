@@ -153,6 +153,12 @@ pub fn rfc3339(seconds: i64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest % 3600 / 60, rest % 60)
 }
 
+/// Nanoseconds since 1970 as Go's RFC3339Nano has them, always with nine digits.
+pub fn rfc3339_nanos(nanoseconds: i64) -> String {
+    let seconds = rfc3339(nanoseconds.div_euclid(1_000_000_000));
+    format!("{}.{:09}Z", seconds.trim_end_matches('Z'), nanoseconds.rem_euclid(1_000_000_000))
+}
+
 /// Now, in whole seconds since 1970.
 pub fn now() -> i64 {
     let elapsed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);

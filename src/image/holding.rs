@@ -18,7 +18,7 @@ pub fn wait(path: &Path, purpose: &str, patience: Duration) -> Result<Lock> {
     let deadline = Instant::now() + patience;
     let mut pause = Duration::from_millis(1);
     loop {
-        if let Some(mut lock) = Lock::now(path)? {
+        if let Some(lock) = Lock::now(path)? {
             let words = format!("pid {} ({purpose})\n", std::process::id());
             lock.sign(&words).with_context(|| format!("cannot sign {}", path.display()))?;
             return Ok(lock);

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::Result;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signalfd::SignalFd;
+use nix::sys::signalfd::{SignalFd, siginfo};
 
 use crate::error::{Error, Kind};
 use crate::launch::child::{self, Streams, Task};
@@ -48,6 +48,8 @@ pub trait Watcher {
     /// The root is a user-space overlay on `device`, in the user namespace of the child; returns once it is
     /// served.
     fn serve_root(&mut self, device: OwnedFd) -> Result<()>;
+    /// A signal arrived that does not end the start.
+    fn signal(&mut self, found: &siginfo);
     /// The container's terminal was made; the program does not run yet.
     fn terminal(&mut self, master: &OwnedFd);
 }
@@ -101,7 +103,7 @@ impl Child {
         let mut master = None;
         let mut started = false;
         loop {
-            if let Some(signal) = self.wait(signals)? {
+            if let Some(signal) = self.wait(signals, watcher)? {
                 return Ok(Progress::Ended(Launched::Interrupted(signal)));
             }
             match message::receive::<ToParent>(self.socket.as_fd())? {
@@ -146,7 +148,7 @@ impl Child {
     }
 
     /// Waits for the child's next word, or for a signal that asks us to end.
-    fn wait(&self, signals: &SignalFd) -> Result<Option<i32>> {
+    fn wait(&self, signals: &SignalFd, watcher: &mut dyn Watcher) -> Result<Option<i32>> {
         loop {
             let mut polled = [
                 PollFd::new(self.socket.as_fd(), PollFlags::POLLIN),
@@ -162,10 +164,12 @@ impl Child {
                 return Ok(None);
             }
             if ready(1) {
-                let signal = signals.read_signal()?.map_or(0, |found| found.ssi_signo as i32);
+                let Some(found) = signals.read_signal()? else { continue };
+                let signal = found.ssi_signo as i32;
                 if [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT].contains(&signal) {
                     return Ok(Some(signal));
                 }
+                watcher.signal(&found);
             }
         }
     }
@@ -188,13 +192,4 @@ fn failed(failure: Failure) -> Result<Progress> {
     let mut error = Error::new(kind, failure.sentence).exit(failure.exit);
     error.hint = failure.hint;
     Err(error.into())
-}
-
-/// Streams of a container whose terminal replaces them at once: nothing of the caller's goes inside.
-pub fn no_streams() -> Result<Streams> {
-    let null = |_| {
-        let flags = nix::fcntl::OFlag::O_RDWR | nix::fcntl::OFlag::O_CLOEXEC;
-        nix::fcntl::open("/dev/null", flags, nix::sys::stat::Mode::empty())
-    };
-    Ok(Streams { stdin: Some(null(0)?), stdout: Some(null(1)?), stderr: Some(null(2)?) })
 }

@@ -82,6 +82,14 @@ pub struct RootStep {
     pub folder: PathBuf,
     pub source: RootSource,
     pub persistence: Persistence,
+    pub upper: Upper,
+}
+
+/// Whether the throw-away layer is there from an earlier start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Upper {
+    Fresh,
+    Used,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -157,6 +165,7 @@ pub struct Surroundings {
     pub folder: PathBuf,
     pub rung: Rung,
     pub persistence: Persistence,
+    pub upper: Upper,
     pub maps: IdMaps,
     /// The pieces of `@host`; empty for other roots.
     pub pieces: Vec<Piece>,
@@ -257,7 +266,8 @@ fn root(spec: &Spec, around: &Surroundings) -> RootStep {
         Root::Layers(layers) => RootSource::Layers(layers.clone()),
         Root::Host => RootSource::Host(around.pieces.clone()),
     };
-    RootStep { rung: around.rung, folder: around.folder.clone(), source, persistence: around.persistence }
+    let (folder, persistence, upper) = (around.folder.clone(), around.persistence, around.upper);
+    RootStep { rung: around.rung, folder, source, persistence, upper }
 }
 
 /// The default mounts, kelp's files, then the user's mounts, so that a user can cover any of them.

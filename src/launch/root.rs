@@ -14,7 +14,7 @@ use nix::sys::stat::Mode;
 
 use crate::error::Error;
 use crate::launch::message::{self, ToChild, ToParent};
-use crate::launch::plan::{RootSource, RootStep};
+use crate::launch::plan::{RootSource, RootStep, Upper};
 use crate::rootfs::host::Piece;
 use crate::rootfs::rung::Rung;
 use crate::rootfs::{fuse, host, overlay, target, tree};
@@ -49,8 +49,10 @@ pub fn make(step: &RootStep, socket: BorrowedFd<'_>) -> Result<OwnedFd> {
             attach(layered(&topmost_first, "upper", "work", step)?)
         }
         (RootSource::Directory(path), Rung::Copy) => {
-            fs::create_dir("copy").context("make the folder of the copy")?;
-            tree::copy(path, Path::new("copy")).with_context(|| format!("copy {}", path.display()))?;
+            if step.upper == Upper::Fresh {
+                fs::create_dir("copy").context("make the folder of the copy")?;
+                tree::copy(path, Path::new("copy")).with_context(|| format!("copy {}", path.display()))?;
+            }
             attach(open_tree(folder(Path::new("copy"))?.as_fd(), Depth::This)?)
         }
         (RootSource::Host(pieces), _) => host_overlays(step, pieces),
@@ -59,7 +61,7 @@ pub fn make(step: &RootStep, socket: BorrowedFd<'_>) -> Result<OwnedFd> {
 
 fn served(step: &RootStep, socket: BorrowedFd<'_>) -> Result<OwnedFd> {
     for name in ["upper", "work"] {
-        fs::create_dir(name).with_context(|| format!("make {name} in the container's folder"))?;
+        make_folder(name, step)?;
     }
     let below = match &step.source {
         RootSource::Directory(path) => {
@@ -69,10 +71,12 @@ fn served(step: &RootStep, socket: BorrowedFd<'_>) -> Result<OwnedFd> {
         RootSource::Layers(layers) => layers.last().map_or(Path::new("/"), PathBuf::as_path),
         RootSource::Host(_) => Path::new("/"),
     };
-    let mode = below.metadata().map_or(0o755, |found| found.permissions().mode() & 0o7777);
-    fs::set_permissions("upper", fs::Permissions::from_mode(mode))?;
-    if let RootSource::Host(pieces) = &step.source {
-        replace(pieces).context("make the container's own folders")?;
+    if step.upper == Upper::Fresh {
+        let mode = below.metadata().map_or(0o755, |found| found.permissions().mode() & 0o7777);
+        fs::set_permissions("upper", fs::Permissions::from_mode(mode))?;
+        if let RootSource::Host(pieces) = &step.source {
+            replace(pieces).context("make the container's own folders")?;
+        }
     }
     let (device, mount) = fuse::mount().context(Refused)?;
     message::send(socket, &ToParent::Device, Some(device.as_fd()))?;
@@ -120,11 +124,22 @@ fn folder(path: &Path) -> Result<OwnedFd> {
     })
 }
 
+/// A layer that was used before is there already.
+fn make_folder(name: &str, step: &RootStep) -> Result<()> {
+    match fs::create_dir(name) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && step.upper == Upper::Used => Ok(()),
+        other => other.with_context(|| format!("make {name} in the container's folder")),
+    }
+}
+
 fn layered(lowers: &[&Path], upper: &str, work: &str, step: &RootStep) -> Result<OwnedFd> {
     for name in [upper, work] {
-        fs::create_dir(name).with_context(|| format!("make {name} in the container's folder"))?;
+        make_folder(name, step)?;
     }
-    if let Some(Ok(found)) = lowers.first().map(|lower| lower.metadata()) {
+    if step.upper == Upper::Used {
+        // What an unmounted volatile overlay leaves, so that nobody takes it for whole after a power cut.
+        let _ = fs::remove_dir_all(Path::new(work).join("work/incompat"));
+    } else if let Some(Ok(found)) = lowers.first().map(|lower| lower.metadata()) {
         let _ = fs::set_permissions(upper, fs::Permissions::from_mode(found.permissions().mode() & 0o7777));
     }
     overlay::mount(lowers, upper, work, step.persistence)
@@ -148,7 +163,7 @@ fn attach(root: OwnedFd) -> Result<OwnedFd> {
 
 fn host_overlays(step: &RootStep, pieces: &[Piece]) -> Result<OwnedFd> {
     for name in ["root", "upper", "work"] {
-        fs::create_dir(name).with_context(|| format!("make {name} in the container's folder"))?;
+        make_folder(name, step)?;
     }
     fs::set_permissions("root", fs::Permissions::from_mode(0o755))?;
     let root = attach(open_tree(folder(Path::new("root"))?.as_fd(), Depth::This)?)?;
@@ -163,13 +178,17 @@ fn host_overlays(step: &RootStep, pieces: &[Piece]) -> Result<OwnedFd> {
 fn make_piece(step: &RootStep, root: BorrowedFd<'_>, number: usize, piece: &Piece) -> Result<()> {
     let inside = |path: &Path| PathBuf::from("root").join(path.strip_prefix("/").unwrap_or(path));
     match piece {
+        Piece::Directory { path, .. } | Piece::Link { path, .. }
+            if step.upper == Upper::Used && inside(path).symlink_metadata().is_ok() => {}
         Piece::Directory { path, mode } => {
             fs::create_dir(inside(path))?;
             fs::set_permissions(inside(path), fs::Permissions::from_mode(*mode))?;
         }
         Piece::Link { path, to } => std::os::unix::fs::symlink(to, inside(path))?,
         Piece::Overlay(path) => {
-            fs::create_dir(inside(path))?;
+            if step.upper == Upper::Fresh || !inside(path).exists() {
+                fs::create_dir(inside(path))?;
+            }
             let (upper, work) = (format!("upper/{number}"), format!("work/{number}"));
             let mount = layered(&[path], &upper, &work, step)?;
             move_mount(mount.as_fd(), target::open_unlinked(root, path)?.as_fd())?;

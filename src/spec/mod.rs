@@ -5,6 +5,7 @@
 pub mod capability;
 pub mod cdi;
 pub mod defaults;
+pub mod life;
 pub mod mount;
 pub mod request;
 pub mod resolve;
@@ -40,7 +41,6 @@ pub struct Spec {
     pub sysctls: Vec<(String, String)>,
     pub process: Process,
     pub init: bool,
-    pub stop_signal: i32,
     pub timeout: Option<Duration>,
 }
 
@@ -67,7 +67,7 @@ pub enum Writes {
 }
 
 /// Whether the container has a namespace of its own or shares the caller's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Sharing {
     Private,
     Host,

@@ -1,32 +1,48 @@
 //! What the user asked, unresolved: only words that were said, no default, no look at the machine. Filled by
 //! a door, turned into a `Spec` by `resolve`.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::ids::Name;
+use crate::spec::life::{Health, LogDriver, Restart};
 use crate::spec::mount::Mount;
 use crate::spec::{Device, Rlimit, Root, Sharing, TimeOffsets};
 use crate::units::Bytes;
 
 /// What an image says of the containers that are made from it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ImageDefaults {
     /// The image's id, kept with the container so that the image is not removed under it.
     pub id: String,
+    #[serde(with = "crate::raw::variables")]
     pub environment: Vec<(OsString, OsString)>,
+    #[serde(with = "crate::raw::words")]
     pub entrypoint: Vec<OsString>,
+    #[serde(with = "crate::raw::words")]
     pub command: Vec<OsString>,
     pub user: Option<String>,
+    #[serde(with = "crate::raw::maybe_path")]
     pub cwd: Option<PathBuf>,
     pub stop_signal: Option<i32>,
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    #[serde(default)]
+    pub health: Option<Health>,
 }
 
-/// `kelp run`, as asked.
-#[derive(Clone, Debug)]
+/// `kelp run` or `kelp create`, as asked; kept with the container, which is started again from it. A field that
+/// is added later has a default, so that older containers can still be read.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Request {
     pub root: Root,
+    /// What the user called the root: `debian:12`, `@host`, or a directory.
+    #[serde(default)]
+    pub root_name: String,
     pub image: ImageDefaults,
     pub read_only: bool,
     pub name: Option<Name>,
@@ -34,9 +50,13 @@ pub struct Request {
     pub init: bool,
     pub interactive: bool,
     pub terminal: bool,
+    #[serde(with = "crate::raw::words")]
     pub command: Vec<OsString>,
+    #[serde(default, with = "crate::raw::word")]
     pub entrypoint: Option<OsString>,
+    #[serde(with = "crate::raw::variables")]
     pub environment: Vec<(OsString, OsString)>,
+    #[serde(default, with = "crate::raw::maybe_path")]
     pub cwd: Option<PathBuf>,
     pub user: Option<String>,
     pub groups: Vec<String>,
@@ -46,6 +66,7 @@ pub struct Request {
     pub mounts: Vec<Mount>,
     pub devices: Vec<Device>,
     /// Symbolic links that a device's libraries want: what each leads to, and where it is.
+    #[serde(default)]
     pub links: Vec<(PathBuf, PathBuf)>,
     pub shm_size: Option<Bytes>,
     pub userns: UserNamespace,
@@ -65,10 +86,57 @@ pub struct Request {
     pub stop_signal: Option<i32>,
     pub timeout: Option<Duration>,
     pub storage: Storage,
+    #[serde(default)]
+    pub life: Life,
+}
+
+impl Request {
+    /// What ends the container gently.
+    pub fn stop_signal(&self) -> i32 {
+        self.stop_signal.or(self.image.stop_signal).unwrap_or(libc::SIGTERM)
+    }
+
+    /// The user's entrypoint takes the place of the image's with its command; the user's command that of the image's.
+    pub fn arguments(&self) -> Vec<OsString> {
+        let image = &self.image;
+        let words: Vec<OsString> = match &self.entrypoint {
+            Some(program) => [program]
+                .into_iter()
+                .filter(|program| !program.is_empty())
+                .chain(&self.command)
+                .cloned()
+                .collect(),
+            None if self.command.is_empty() => {
+                image.entrypoint.iter().chain(&image.command).cloned().collect()
+            }
+            None => image.entrypoint.iter().chain(&self.command).cloned().collect(),
+        };
+        if words.is_empty() && self.root == Root::Host {
+            return vec![OsString::from("/bin/sh")];
+        }
+        words
+    }
+}
+
+/// What is asked of a container beside what it is: how it is watched and told apart.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Life {
+    pub restart: Restart,
+    /// How long `stop` waits; docker's ten seconds if nothing is said.
+    pub stop_timeout: Option<i64>,
+    pub labels: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
+    pub log: LogDriver,
+    /// `None` is the image's.
+    pub health: Option<Health>,
+    /// The keys that leave an attached container running; docker's grammar.
+    pub detach_keys: Option<String>,
+    #[serde(default, with = "crate::raw::maybe_path")]
+    pub pidfile: Option<PathBuf>,
 }
 
 /// `--storage-driver` and `--storage-opt`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Storage {
     pub driver: Option<Driver>,
     /// How much the throw-away layer may hold; 0 is no limit.
@@ -77,7 +145,7 @@ pub struct Storage {
 }
 
 /// What makes the root.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Driver {
     Overlay,
     Fuse,
@@ -85,10 +153,11 @@ pub enum Driver {
 }
 
 /// `--security-opt`, taken apart.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Security {
     pub no_new_privileges: bool,
     pub seccomp: SeccompChoice,
+    #[serde(with = "crate::raw::paths")]
     pub mask: Vec<PathBuf>,
     pub unmask: Unmask,
     /// Whether refused changes of owner, groups and ids are answered with success when only one id is mapped.
@@ -96,23 +165,23 @@ pub struct Security {
 }
 
 /// Which seccomp profile to use.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum SeccompChoice {
     Default,
     Unconfined,
     /// The text of a profile in docker's JSON format, with the name of the file it came from.
-    Text(PathBuf, String),
+    Text(#[serde(with = "crate::raw::path")] PathBuf, String),
 }
 
 /// Which default masks and read-only paths are lifted.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Unmask {
-    Paths(Vec<PathBuf>),
+    Paths(#[serde(with = "crate::raw::paths")] Vec<PathBuf>),
     All,
 }
 
 /// `--userns`, `--uidmap`, `--gidmap`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum UserNamespace {
     Auto,
     Single,
@@ -122,7 +191,7 @@ pub enum UserNamespace {
 
 /// One line of an id map as the user writes it: CONTAINER:HOST:COUNT, where HOST counts the ids that the
 /// user has (0 is the user's own id, 1 the first subordinate one), as in `podman-run(1)`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Extent {
     pub container: u32,
     pub host: u32,
@@ -130,7 +199,7 @@ pub struct Extent {
 }
 
 /// `--network`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Network {
     None,
     Host,

@@ -12,7 +12,7 @@ use crate::spec::capability::CapabilitySet;
 use crate::spec::mount::Mount;
 use crate::spec::request::{Network, Request, SeccompChoice, Unmask, UserNamespace};
 use crate::spec::seccomp::{self, Filter, Profile};
-use crate::spec::{Namespaces, Process, Root, Sharing, Spec, defaults};
+use crate::spec::{Namespaces, Process, Sharing, Spec, defaults};
 
 /// What is known of the host before anything is made: facts that a spec may name.
 #[derive(Clone, Debug)]
@@ -53,7 +53,7 @@ pub fn resolve(request: &Request, facts: &Facts) -> Result<Spec> {
         links: request.links.clone(),
         sysctls: sysctls(request)?,
         process: Process {
-            arguments: arguments(request),
+            arguments: request.arguments(),
             environment: environment(request, hostname.as_deref(), facts),
             cwd: request.cwd.clone().or_else(|| image.cwd.clone()).unwrap_or_else(|| PathBuf::from("/")),
             user: user(request),
@@ -72,7 +72,6 @@ pub fn resolve(request: &Request, facts: &Facts) -> Result<Spec> {
         hostname,
         domainname: request.domainname.clone(),
         init: request.init,
-        stop_signal: request.stop_signal.or(image.stop_signal).unwrap_or(libc::SIGTERM),
         timeout: request.timeout,
     })
 }
@@ -143,27 +142,6 @@ fn hidden(defaults: &[&str], more: &[PathBuf], unmask: &Unmask) -> Vec<PathBuf> 
         Unmask::Paths(paths) => paths.iter().any(|shown| shown == path),
     };
     defaults.iter().map(PathBuf::from).filter(|path| !lifted(path)).chain(more.iter().cloned()).collect()
-}
-
-/// The user's entrypoint takes the place of the image's with its command; the user's command that of the image's.
-fn arguments(request: &Request) -> Vec<OsString> {
-    let image = &request.image;
-    let words: Vec<OsString> = match &request.entrypoint {
-        Some(program) => [program]
-            .into_iter()
-            .filter(|program| !program.is_empty())
-            .chain(&request.command)
-            .cloned()
-            .collect(),
-        None if request.command.is_empty() => {
-            image.entrypoint.iter().chain(&image.command).cloned().collect()
-        }
-        None => image.entrypoint.iter().chain(&request.command).cloned().collect(),
-    };
-    if words.is_empty() && request.root == Root::Host {
-        return vec![OsString::from("/bin/sh")];
-    }
-    words
 }
 
 fn user(request: &Request) -> String {

@@ -1,6 +1,10 @@
 //! The monitor: what stays beside a running container, moves its streams, passes signals on, keeps the time
-//! limit and tells how it ended. It knows nothing of verbs.
+//! limit and tells how it ended; and the terminal that is attached to one. It knows nothing of verbs.
 
-pub mod foreground;
+pub mod attached;
+pub mod callers;
+pub mod keys;
+pub mod monitor;
 pub mod orphans;
+pub mod signals;
 pub mod streams;

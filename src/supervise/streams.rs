@@ -1,164 +1,257 @@
-//! The streams between caller and container. Without a terminal asked for, no descriptor of the caller's
-//! terminal goes inside (CVE-2017-5226): a pipe stands between, as in docker. With `-t`, the caller's
-//! terminal is raw while the container runs and is restored on every path.
+//! The container's streams as its monitor holds them: what it writes goes to the log and to everybody who is
+//! attached, what they type goes to its stdin. Without a terminal asked for, no descriptor of the caller's
+//! terminal goes inside (CVE-2017-5226): a pipe stands between, as in docker. Nobody is read ahead of who
+//! takes it, so that nothing is lost and memory stays small.
 
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::Mode;
-use nix::sys::termios::{self, SetArg, Termios};
 
+use crate::container::call::Stream;
+use crate::container::log::Log;
 use crate::launch::child::Streams;
 
 /// The longest piece that is moved at once.
-const PIECE: usize = 64 * 1024;
+pub const PIECE: usize = 64 * 1024;
 
-/// One direction: what is read from one end is written to the other, never more than a piece ahead.
+/// What may be written to a pipe that says it is writable without ever waiting: `PIPE_BUF` of `pipe(7)`.
+const ATOMIC: usize = 4096;
+
+/// Somebody who takes output.
 #[derive(Debug)]
-pub struct Pump {
-    from: OwnedFd,
-    to: Option<OwnedFd>,
+pub struct Sink {
+    to: OwnedFd,
     held: Vec<u8>,
-    /// Whether the container's output waits for the end of this direction.
-    pub is_output: bool,
+    piece: usize,
 }
 
-/// Which event a pump waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wants {
-    Read,
-    Write,
-    Nothing,
-}
-
-impl Pump {
-    pub fn new(from: OwnedFd, to: OwnedFd, is_output: bool) -> Self {
-        Self { from, to: Some(to), held: Vec::new(), is_output }
+impl Sink {
+    /// The end of a pipe that an attached caller made for us.
+    pub fn of_caller(to: OwnedFd) -> io::Result<Self> {
+        without_waiting(&to)?;
+        Ok(Self { to, held: Vec::new(), piece: PIECE })
     }
 
-    pub fn wants(&self) -> Wants {
-        match (&self.to, self.held.is_empty()) {
-            (None, _) => Wants::Nothing,
-            (Some(_), true) => Wants::Read,
-            (Some(_), false) => Wants::Write,
-        }
-    }
-
-    /// The descriptor whose event it waits for.
-    pub fn waits_on(&self) -> Option<BorrowedFd<'_>> {
-        match self.wants() {
-            Wants::Read => Some(self.from.as_fd()),
-            Wants::Write => self.to.as_ref().map(AsFd::as_fd),
-            Wants::Nothing => None,
-        }
-    }
-
-    /// Moves one piece; the end of the source, or a broken target, closes the direction.
-    pub fn turn(&mut self) {
-        let outcome = match self.wants() {
-            Wants::Read => self.fill(),
-            Wants::Write => self.drain(),
-            Wants::Nothing => Ok(()),
-        };
-        if outcome.is_err() {
-            self.to = None;
-        }
-    }
-
-    fn fill(&mut self) -> io::Result<()> {
-        let mut piece = vec![0u8; PIECE];
-        match nix::unistd::read(&self.from, &mut piece) {
-            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(length) => {
-                piece.truncate(length);
-                self.held = piece;
-                Ok(())
-            }
-            Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => Ok(()),
-            Err(errno) => Err(errno.into()),
-        }
+    /// A stream of this process, which others may hold too: its flags are not ours to change.
+    fn own(to: OwnedFd) -> Self {
+        Self { to, held: Vec::new(), piece: ATOMIC }
     }
 
     fn drain(&mut self) -> io::Result<()> {
-        let Some(to) = &self.to else { return Ok(()) };
-        match nix::unistd::write(to, &self.held) {
+        let piece = self.held.get(..self.piece.min(self.held.len())).unwrap_or_default();
+        match nix::unistd::write(&self.to, piece) {
             Ok(length) => {
                 self.held.drain(..length);
                 Ok(())
             }
-            Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => Ok(()),
+            Err(Errno::EAGAIN | Errno::EINTR) => Ok(()),
             Err(errno) => Err(errno.into()),
         }
     }
 }
 
-/// The container's streams without a terminal, and the pumps that serve those that the caller's terminal
-/// would otherwise be.
-pub fn without_terminal(interactive: bool) -> io::Result<(Streams, Vec<Pump>)> {
-    let mut streams = Streams::default();
-    let mut pumps = Vec::new();
-    if !interactive {
-        let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC;
-        streams.stdin = Some(nix::fcntl::open("/dev/null", flags, Mode::empty())?);
-    } else if io::stdin().is_terminal() {
-        let (read, write) = pipe()?;
-        streams.stdin = Some(read);
-        pumps.push(Pump::new(io::stdin().as_fd().try_clone_to_owned()?, write, false));
-    }
-    if io::stdout().is_terminal() {
-        let (read, write) = pipe()?;
-        streams.stdout = Some(write);
-        pumps.push(Pump::new(read, io::stdout().as_fd().try_clone_to_owned()?, true));
-    }
-    if io::stderr().is_terminal() {
-        let (read, write) = pipe()?;
-        streams.stderr = Some(write);
-        pumps.push(Pump::new(read, io::stderr().as_fd().try_clone_to_owned()?, true));
-    }
-    Ok((streams, pumps))
+/// One stream that the container writes.
+#[derive(Debug)]
+pub struct Outlet {
+    pub stream: Stream,
+    from: Option<OwnedFd>,
+    pub sinks: Vec<Sink>,
 }
 
-fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+impl Outlet {
+    pub fn new(stream: Stream) -> Self {
+        Self { stream, from: None, sinks: Vec::new() }
+    }
+
+    /// What it waits for: whoever has not taken the last piece yet, else the next one.
+    pub fn waits_on(&self) -> Vec<(BorrowedFd<'_>, Wants)> {
+        let slow: Vec<_> = self.sinks.iter().filter(|sink| !sink.held.is_empty()).collect();
+        if slow.is_empty() {
+            return self.from.iter().map(|from| (from.as_fd(), Wants::Read)).collect();
+        }
+        slow.into_iter().map(|sink| (sink.to.as_fd(), Wants::Write)).collect()
+    }
+
+    /// Moves what can be moved; whoever is gone is forgotten.
+    pub fn turn(&mut self, log: &mut Log, buffer: &mut Vec<u8>) {
+        if self.sinks.iter().all(|sink| sink.held.is_empty()) {
+            self.fill(log, buffer);
+        } else {
+            self.sinks.retain_mut(|sink| sink.held.is_empty() || sink.drain().is_ok());
+        }
+    }
+
+    fn fill(&mut self, log: &mut Log, buffer: &mut Vec<u8>) {
+        let Some(from) = &self.from else { return };
+        buffer.resize(PIECE, 0);
+        match nix::unistd::read(from, buffer) {
+            Ok(length @ 1..) => {
+                let piece = buffer.get(..length).unwrap_or_default();
+                log.write(self.stream, piece);
+                for sink in &mut self.sinks {
+                    sink.held.extend_from_slice(piece);
+                }
+                self.sinks.retain_mut(|sink| sink.piece == ATOMIC || sink.drain().is_ok());
+            }
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            // The end, or EIO: nobody holds the terminal any more.
+            Ok(0) | Err(_) => self.from = None,
+        }
+    }
+}
+
+/// What a descriptor is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wants {
+    Read,
+    Write,
+}
+
+/// The container's stdin.
+#[derive(Debug, Default)]
+pub struct Inlet {
+    to: Option<OwnedFd>,
+    from: Vec<(OwnedFd, Option<u64>)>,
+    held: Vec<u8>,
+    /// The end of the first input is the end of stdin.
+    once: bool,
+}
+
+impl Inlet {
+    pub fn new(audience: Audience) -> Self {
+        Self { once: audience != Audience::Nobody, ..Self::default() }
+    }
+
+    pub fn add(&mut self, from: OwnedFd, caller: Option<u64>) {
+        self.from.push((from, caller));
+    }
+
+    pub fn forget(&mut self, caller: u64) {
+        self.from.retain(|(_, whose)| *whose != Some(caller));
+    }
+
+    pub fn waits_on(&self) -> Vec<(BorrowedFd<'_>, Wants)> {
+        match &self.to {
+            None => Vec::new(),
+            Some(to) if !self.held.is_empty() => vec![(to.as_fd(), Wants::Write)],
+            Some(_) => self.from.iter().map(|(from, _)| (from.as_fd(), Wants::Read)).collect(),
+        }
+    }
+
+    /// Moves one piece; `ready` says of each awaited descriptor whether it is ready.
+    pub fn turn(&mut self, ready: &[bool]) {
+        let Some(to) = &self.to else { return };
+        if !self.held.is_empty() {
+            match nix::unistd::write(to, &self.held) {
+                Ok(length) => drop(self.held.drain(..length)),
+                Err(Errno::EAGAIN | Errno::EINTR) => {}
+                Err(_) => self.to = None,
+            }
+            return;
+        }
+        let Some(at) = ready.iter().position(|ready| *ready) else { return };
+        let Some((from, _)) = self.from.get(at) else { return };
+        let mut piece = vec![0; PIECE];
+        match nix::unistd::read(from, &mut piece) {
+            Ok(length @ 1..) => {
+                piece.truncate(length);
+                self.held = piece;
+            }
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            Ok(0) | Err(_) => {
+                self.from.remove(at);
+                if self.once {
+                    self.to = None;
+                }
+            }
+        }
+    }
+}
+
+/// Who takes the container's output beside those who call later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audience {
+    /// The streams of this process go inside as they are, but for terminals.
+    Through,
+    /// This process's own streams, by way of the monitor.
+    Own,
+    /// Nobody yet.
+    Nobody,
+}
+
+/// Connects a new container without a terminal: its ends, and ours in `inlet` and `outlets` (stdout and stderr).
+pub fn connect(
+    audience: Audience,
+    interactive: bool,
+    inlet: &mut Inlet,
+    outlets: &mut [Outlet],
+) -> io::Result<Streams> {
+    let mut streams = Streams::default();
+    let through = audience == Audience::Through;
+    if !interactive {
+        streams.stdin = Some(null()?);
+    } else if !through || io::stdin().is_terminal() {
+        let (read, write) = pipe()?;
+        without_waiting(&write)?;
+        streams.stdin = Some(read);
+        inlet.to = Some(write);
+        if audience != Audience::Nobody && inlet.from.is_empty() {
+            inlet.add(io::stdin().as_fd().try_clone_to_owned()?, None);
+        }
+    }
+    for outlet in outlets {
+        let own = || match outlet.stream {
+            Stream::Stderr => (io::stderr().as_fd().try_clone_to_owned(), io::stderr().is_terminal()),
+            _ => (io::stdout().as_fd().try_clone_to_owned(), io::stdout().is_terminal()),
+        };
+        if through && !own().1 {
+            continue;
+        }
+        let (read, write) = pipe()?;
+        if outlet.stream == Stream::Stderr {
+            streams.stderr = Some(write)
+        } else {
+            streams.stdout = Some(write)
+        }
+        outlet.from = Some(read);
+        if audience != Audience::Nobody && outlet.sinks.is_empty() {
+            outlet.sinks.push(Sink::own(own().0?));
+        }
+    }
+    Ok(streams)
+}
+
+/// Connects a terminal's master.
+pub fn connect_terminal(
+    master: &OwnedFd,
+    interactive: bool,
+    inlet: &mut Inlet,
+    outlets: &mut [Outlet],
+) -> io::Result<()> {
+    without_waiting(master)?;
+    if interactive {
+        inlet.to = Some(master.try_clone()?);
+    }
+    if let Some(outlet) = outlets.first_mut() {
+        outlet.from = Some(master.try_clone()?);
+    }
+    Ok(())
+}
+
+/// /dev/null for both directions.
+pub fn null() -> io::Result<OwnedFd> {
+    Ok(nix::fcntl::open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?)
+}
+
+/// `pipe2(2)`, close-on-exec: the end that is read, and the end that is written.
+pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(nix::unistd::pipe2(OFlag::O_CLOEXEC)?)
 }
 
-/// The pumps of a container with a terminal of its own.
-pub fn with_terminal(master: &OwnedFd, interactive: bool) -> io::Result<Vec<Pump>> {
-    let mut pumps = vec![Pump::new(master.try_clone()?, io::stdout().as_fd().try_clone_to_owned()?, true)];
-    if interactive {
-        let stdin = io::stdin().as_fd().try_clone_to_owned()?;
-        pumps.push(Pump::new(stdin, master.try_clone()?, false));
-    }
-    fcntl(master, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-    Ok(pumps)
-}
-
-/// The caller's terminal in raw mode until this value ends.
-#[derive(Debug)]
-pub struct Raw {
-    terminal: OwnedFd,
-    before: Termios,
-}
-
-impl Raw {
-    /// `None` where stdin is no terminal.
-    pub fn enter() -> io::Result<Option<Self>> {
-        let stdin = io::stdin();
-        if !stdin.is_terminal() {
-            return Ok(None);
-        }
-        let terminal = stdin.as_fd().try_clone_to_owned()?;
-        let before = termios::tcgetattr(&terminal)?;
-        let mut raw = before.clone();
-        termios::cfmakeraw(&mut raw);
-        termios::tcsetattr(&terminal, SetArg::TCSADRAIN, &raw)?;
-        Ok(Some(Self { terminal, before }))
-    }
-}
-
-impl Drop for Raw {
-    fn drop(&mut self) {
-        let _ = termios::tcsetattr(&self.terminal, SetArg::TCSADRAIN, &self.before);
-    }
+fn without_waiting(fd: &OwnedFd) -> io::Result<()> {
+    fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    Ok(())
 }

@@ -224,6 +224,38 @@ pub fn pidfd_send_signal(process: BorrowedFd<'_>, signal: i32) -> io::Result<()>
     done(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal, none, 0) })
 }
 
+/// `siginfo_t` as `sigqueue(3)` fills it.
+#[repr(C)]
+struct Queued {
+    signal: i32,
+    errno: i32,
+    code: i32,
+    pad: i32,
+    pid: i32,
+    uid: u32,
+    value: u64,
+    rest: [u64; 12],
+}
+
+/// `pidfd_send_signal(2)` with a number, as `sigqueue(3)` sends it. The receiver is told the caller's pid and uid
+/// by the caller itself, so it must not believe them.
+pub fn pidfd_queue_signal(process: BorrowedFd<'_>, signal: i32, value: i32) -> io::Result<()> {
+    let queued = Queued {
+        signal,
+        errno: 0,
+        code: libc::SI_QUEUE,
+        pad: 0,
+        pid: std::process::id() as i32,
+        uid: nix::unistd::getuid().as_raw(),
+        value: u64::from(value as u32),
+        rest: [0; 12],
+    };
+    // SAFETY: the struct has the size and the layout of siginfo_t and outlives the call.
+    done(unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal, &raw const queued, 0)
+    })
+}
+
 /// `prlimit(2)` of the calling process.
 pub fn setrlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
     let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };

@@ -28,11 +28,17 @@ pub fn take(slave: BorrowedFd<'_>) -> io::Result<()> {
     done(unsafe { libc::ioctl(slave.as_raw_fd(), libc::TIOCSCTTY, 0) })
 }
 
-/// `TIOCGWINSZ` of one terminal written to another by `TIOCSWINSZ`.
-pub fn copy_size(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
+/// `TIOCGWINSZ`: rows and columns.
+pub fn window(terminal: BorrowedFd<'_>) -> io::Result<(u16, u16)> {
     let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: the ioctl fills the winsize, which outlives the call.
-    done(unsafe { libc::ioctl(from.as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) })?;
+    done(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) })?;
+    Ok((size.ws_row, size.ws_col))
+}
+
+/// `TIOCSWINSZ`.
+pub fn set_window(terminal: BorrowedFd<'_>, (rows, columns): (u16, u16)) -> io::Result<()> {
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: the ioctl reads the winsize, which outlives the call.
-    done(unsafe { libc::ioctl(to.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) })
+    done(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) })
 }

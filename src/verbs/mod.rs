@@ -1,8 +1,14 @@
 //! What each verb means across rooms. No terminal, no words: a verb takes values and gives values; what is to
 //! be said on the way goes through a callback.
 
+pub mod begin;
 pub mod contents;
 pub mod copy;
+pub mod life;
+pub mod monitor;
+pub mod order;
+pub mod remove;
 pub mod run;
+pub mod start;
 pub mod unshare;
 pub mod volume;

@@ -1,0 +1,215 @@
+//! The verbs that give an order to containers by name: start, stop, restart, kill, wait, rm, rename. Each takes
+//! several; one that fails does not keep the others from it.
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::cli::{report, warn, words};
+use crate::container::call::{Condition, Then};
+use crate::container::list;
+use crate::error::Error;
+use crate::paths::Paths;
+use crate::verbs::order::{self, Given};
+use crate::verbs::remove;
+
+/// Does `work` for each word and prints what it gives; 1 if one failed.
+pub fn each(words: &[String], mut work: impl FnMut(&str) -> Result<String>) -> Result<i32> {
+    let mut status = 0;
+    for word in words {
+        match work(word) {
+            Ok(said) => println!("{said}"),
+            Err(error) => {
+                report(&error);
+                status = 1;
+            }
+        }
+    }
+    Ok(status)
+}
+
+/// The containers that are named, or all that `fits`.
+fn chosen(
+    paths: &Paths,
+    named: &[String],
+    all: bool,
+    fits: impl Fn(&crate::container::folder::Known) -> bool,
+) -> Vec<String> {
+    if !all {
+        return named.to_vec();
+    }
+    list::all(paths).iter().filter(|known| fits(known)).map(|known| known.made.id.to_string()).collect()
+}
+
+/// Gives an order to all, then waits for each.
+fn together(words: &[String], paths: &Paths, give: impl Fn(&str) -> Result<Given>) -> Result<i32> {
+    let given: Vec<(&String, Result<Given>)> = words.iter().map(|word| (word, give(word))).collect();
+    let mut status = 0;
+    for (word, given) in given {
+        match given.and_then(|given| given.ended(paths)) {
+            Ok(_) => println!("{word}"),
+            Err(error) => {
+                report(&error);
+                status = 1;
+            }
+        }
+    }
+    Ok(status)
+}
+
+/// Stop containers
+#[derive(Debug, Args)]
+pub struct StopArgs {
+    #[arg(value_name = "CONTAINER", required_unless_present = "all")]
+    containers: Vec<String>,
+    /// Seconds until the container is killed; -1 waits for ever
+    #[arg(short, long, visible_alias = "timeout", value_name = "SECONDS", allow_negative_numbers = true)]
+    time: Option<i64>,
+    /// Signal to send
+    #[arg(short, long)]
+    signal: Option<String>,
+    /// All that run
+    #[arg(short, long)]
+    all: bool,
+    /// A container that is not there is no error
+    #[arg(short, long)]
+    ignore: bool,
+}
+
+pub fn stop(arguments: StopArgs) -> Result<i32> {
+    let paths = Paths::find()?;
+    let signal = arguments.signal.as_deref().map(words::signal).transpose()?;
+    let mut containers =
+        chosen(&paths, &arguments.containers, arguments.all, |known| known.status.state.is_live());
+    if arguments.ignore {
+        containers.retain(|word| list::find(&paths, word).is_ok());
+    }
+    together(&containers, &paths, |word| order::stop(&paths, word, signal, arguments.time, Then::Stay))
+}
+
+/// Restart containers
+#[derive(Debug, Args)]
+pub struct RestartArgs {
+    #[arg(required = true, value_name = "CONTAINER")]
+    containers: Vec<String>,
+    /// Seconds until the container is killed; -1 waits for ever
+    #[arg(short, long, visible_alias = "timeout", value_name = "SECONDS", allow_negative_numbers = true)]
+    time: Option<i64>,
+    /// Signal to send
+    #[arg(short, long)]
+    signal: Option<String>,
+}
+
+pub fn restart(arguments: RestartArgs) -> Result<i32> {
+    let paths = Paths::find()?;
+    let signal = arguments.signal.as_deref().map(words::signal).transpose()?;
+    each(&arguments.containers, |word| {
+        order::restart(&paths, word, signal, arguments.time, &mut warn)?;
+        Ok(word.to_owned())
+    })
+}
+
+/// Send a signal to containers
+#[derive(Debug, Args)]
+pub struct KillArgs {
+    #[arg(value_name = "CONTAINER", required_unless_present = "all")]
+    containers: Vec<String>,
+    /// Signal to send
+    #[arg(short, long, default_value = "KILL")]
+    signal: String,
+    /// All that run
+    #[arg(short, long)]
+    all: bool,
+}
+
+pub fn kill(arguments: KillArgs) -> Result<i32> {
+    let paths = Paths::find()?;
+    let signal = words::signal(&arguments.signal)?;
+    let containers =
+        chosen(&paths, &arguments.containers, arguments.all, |known| known.status.state.is_live());
+    each(&containers, |word| order::kill(&paths, word, signal).map(|()| word.to_owned()))
+}
+
+/// Wait until containers end, and print their exit status
+#[derive(Debug, Args)]
+pub struct WaitArgs {
+    #[arg(required = true, value_name = "CONTAINER")]
+    containers: Vec<String>,
+    /// not-running, next-exit or removed
+    #[arg(long, value_name = "CONDITION", default_value = "not-running")]
+    condition: String,
+}
+
+pub fn wait(arguments: WaitArgs) -> Result<i32> {
+    let paths = Paths::find()?;
+    let condition = match arguments.condition.as_str() {
+        "not-running" | "stopped" | "exited" | "" => Condition::NotRunning,
+        "next-exit" => Condition::NextExit,
+        "removed" => Condition::Removed,
+        other => {
+            let sentence = format!("--condition {other}: not-running, next-exit or removed is expected");
+            return Err(Error::usage(sentence).into());
+        }
+    };
+    let given: Vec<Result<Given>> =
+        arguments.containers.iter().map(|word| order::wait(&paths, word, condition)).collect();
+    let mut status = 0;
+    for given in given {
+        match given.and_then(|given| given.ended(&paths)) {
+            Ok(exit) => println!("{exit}"),
+            Err(error) => {
+                report(&error);
+                status = 1;
+            }
+        }
+    }
+    Ok(status)
+}
+
+/// Remove containers
+#[derive(Debug, Args)]
+pub struct RmArgs {
+    #[arg(value_name = "CONTAINER", required_unless_present = "all")]
+    containers: Vec<String>,
+    /// Kill a container that runs
+    #[arg(short, long)]
+    force: bool,
+    /// All containers
+    #[arg(short, long)]
+    all: bool,
+    /// A container that is not there is no error
+    #[arg(short, long)]
+    ignore: bool,
+    /// Remove its anonymous volumes too
+    #[arg(short, long)]
+    volumes: bool,
+}
+
+pub fn rm(arguments: RmArgs) -> Result<i32> {
+    let paths = Paths::find()?;
+    let mut containers = chosen(&paths, &arguments.containers, arguments.all, |_| true);
+    if arguments.ignore {
+        containers.retain(|word| list::find(&paths, word).is_ok());
+    }
+    each(&containers, |word| {
+        match remove::remove(&paths, word, arguments.force) {
+            // Docker: a container that is not there is as good as removed, and said.
+            Err(error) if arguments.force && error.to_string().starts_with("No such container") => {
+                warn(&format!("{error:#}"));
+                Ok(word.to_owned())
+            }
+            other => other.map(|_| word.to_owned()),
+        }
+    })
+}
+
+/// Rename a container
+#[derive(Debug, Args)]
+pub struct RenameArgs {
+    container: String,
+    name: String,
+}
+
+pub fn rename(arguments: RenameArgs) -> Result<i32> {
+    order::rename(&Paths::find()?, &arguments.container, &arguments.name.parse()?)?;
+    Ok(0)
+}

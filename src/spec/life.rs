@@ -1,0 +1,157 @@
+//! How a container is watched: restart policy, health check, log driver, as docker words them. Plain data with
+//! its grammar; the monitor acts on it.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::units::Bytes;
+
+/// `--restart`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Restart {
+    #[default]
+    No,
+    /// After an exit status other than 0, at most so often; 0 is without limit.
+    OnFailure(u32),
+    Always,
+    /// Always, but not after a `stop`, also not after a reboot.
+    UnlessStopped,
+}
+
+impl Restart {
+    /// Whether a container that ended with `status` is started again, having been so `count` times.
+    pub fn after(self, status: i32, count: u32) -> bool {
+        match self {
+            Self::No => false,
+            Self::OnFailure(most) => status != 0 && (most == 0 || count < most),
+            Self::Always | Self::UnlessStopped => true,
+        }
+    }
+}
+
+impl FromStr for Restart {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let refused = |why: &str| Err(Error::usage(format!("--restart {text}: {why}")).into());
+        match text.split_once(':').unwrap_or((text, "")) {
+            ("no" | "", "") => Ok(Self::No),
+            ("always", "") => Ok(Self::Always),
+            ("unless-stopped", "") => Ok(Self::UnlessStopped),
+            ("on-failure", "") => Ok(Self::OnFailure(0)),
+            ("on-failure", count) => match count.parse() {
+                Ok(count) => Ok(Self::OnFailure(count)),
+                Err(_) => refused("the maximum retry count must be a number"),
+            },
+            _ => refused("no, on-failure[:COUNT], always or unless-stopped is expected"),
+        }
+    }
+}
+
+/// The wait before a container is started for the `count`th time again: docker's, from 100 ms to a minute.
+pub fn back_off(count: u32) -> Duration {
+    let doubled = Duration::from_millis(100).saturating_mul(1u32 << count.min(10));
+    doubled.min(Duration::from_secs(60))
+}
+
+/// A container that ran this long starts its back-off anew.
+pub const STEADY: Duration = Duration::from_secs(10);
+
+/// A health check; the defaults are docker's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    pub test: HealthTest,
+    pub interval: Duration,
+    pub timeout: Duration,
+    pub start_period: Duration,
+    pub start_interval: Duration,
+    pub retries: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HealthTest {
+    /// `--no-healthcheck`: not even the image's.
+    None,
+    /// Words as they are.
+    Exec(Vec<String>),
+    /// Given to `/bin/sh -c`.
+    Shell(String),
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self {
+            test: HealthTest::None,
+            interval: Duration::from_secs(30),
+            timeout: Duration::from_secs(30),
+            start_period: Duration::ZERO,
+            start_interval: Duration::from_secs(5),
+            retries: 3,
+        }
+    }
+}
+
+/// `--log-driver` and `--log-opt`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogDriver {
+    pub format: LogFormat,
+    /// A file that has grown to this is put aside; no limit if there is none.
+    pub max_size: Option<Bytes>,
+    /// How many files there are at most, the present one included.
+    pub max_file: u32,
+}
+
+impl Default for LogDriver {
+    fn default() -> Self {
+        Self { format: LogFormat::JsonFile, max_size: None, max_file: 1 }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LogFormat {
+    JsonFile,
+    K8sFile,
+    None,
+    /// The caller's own streams go inside.
+    Passthrough,
+}
+
+impl FromStr for LogFormat {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "json-file" | "local" | "" => Ok(Self::JsonFile),
+            "k8s-file" => Ok(Self::K8sFile),
+            "none" => Ok(Self::None),
+            "passthrough" => Ok(Self::Passthrough),
+            _ => Err(Error::usage(format!("--log-driver {text}: it is not known"))
+                .hint("json-file, k8s-file, none and passthrough are")
+                .into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn restart_policies_are_dockers() {
+        assert_eq!("on-failure:3".parse::<Restart>().unwrap(), Restart::OnFailure(3));
+        assert!("on-failure:x".parse::<Restart>().is_err() && "never".parse::<Restart>().is_err());
+        assert!(Restart::OnFailure(2).after(1, 1) && !Restart::OnFailure(2).after(1, 2));
+        assert!(!Restart::OnFailure(0).after(0, 0) && Restart::Always.after(0, 9));
+    }
+
+    #[test]
+    fn the_back_off_doubles_up_to_a_minute() {
+        let waits: Vec<u128> = (0..4).map(|count| back_off(count).as_millis()).collect();
+        assert_eq!(waits, [100, 200, 400, 800]);
+        assert_eq!(back_off(40), Duration::from_secs(60));
+    }
+}

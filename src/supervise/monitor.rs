@@ -1,0 +1,369 @@
+//! The monitor: one loop that waits for the container's streams, its end, signals, callers and the clock. It is
+//! the same for a container in the foreground, whose monitor is the `kelp run` that the user started, and for one
+//! in the background. It outlives the program when a restart policy starts that again, and knows no verb.
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signalfd::SignalFd;
+
+use crate::container::call::{self, FromMonitor, Line, Stream};
+use crate::container::folder::Container;
+use crate::container::log::Log;
+use crate::launch::child::Streams;
+use crate::launch::parent::Running;
+use crate::spec::Spec;
+use crate::supervise::callers::{Callers, Order};
+use crate::supervise::streams::{self, Audience, Inlet, Outlet, Sink, Wants};
+use crate::supervise::{orphans, signals};
+use crate::sys::{process, terminal};
+
+/// Once its first process has ended, what it wrote is still moved, but nobody is waited for longer than this:
+/// a process that it left to the host's pid namespace may hold a pipe open.
+const LINGER: u16 = 200;
+
+/// An attached reader that takes nothing for so long, in milliseconds, keeps a container that has ended no more.
+const STUCK: u16 = 60_000;
+
+/// How long a container has to end by itself: docker's `--stop-timeout`.
+pub const GRACE: Duration = Duration::from_secs(10);
+
+/// How a run of the program came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// By itself, or by a signal from anywhere.
+    Itself,
+    /// By a user's word, which no restart policy overrules.
+    Stopped,
+    /// By `kelp restart`.
+    Restart,
+}
+
+pub struct Monitor {
+    pub signals: SignalFd,
+    pub callers: Callers,
+    audience: Audience,
+    inlet: Inlet,
+    outlets: Vec<Outlet>,
+    log: Log,
+    pub window: Option<(u16, u16)>,
+    buffer: Vec<u8>,
+    /// When the container is killed.
+    kill_at: Option<Instant>,
+    end: End,
+}
+
+/// Whether a caller may have more to say first.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Heard {
+    More,
+    Last,
+}
+
+/// What a descriptor of the loop belongs to.
+#[derive(Clone, Copy)]
+enum Whose {
+    Signals,
+    Program,
+    Caller(u64),
+    Outlet(usize),
+    Inlet,
+}
+
+impl Monitor {
+    pub fn new(container: &Container, signals: SignalFd, audience: Audience) -> Self {
+        let request = &container.made.request;
+        Self {
+            signals,
+            callers: Callers::default(),
+            audience,
+            inlet: Inlet::new(audience),
+            outlets: vec![Outlet::new(Stream::Stdout), Outlet::new(Stream::Stderr)],
+            log: Log::new(&container.folder, &request.life.log),
+            window: None,
+            buffer: Vec::new(),
+            kill_at: None,
+            end: End::Itself,
+        }
+    }
+
+    /// The streams for a start of the program; with a terminal they are replaced at once.
+    pub fn connect(&mut self, with_terminal: bool, interactive: bool) -> io::Result<Streams> {
+        if with_terminal {
+            return Ok(Streams {
+                stdin: Some(streams::null()?),
+                stdout: Some(streams::null()?),
+                stderr: Some(streams::null()?),
+            });
+        }
+        streams::connect(self.audience, interactive, &mut self.inlet, &mut self.outlets)
+    }
+
+    /// Somebody who is there before the container starts.
+    pub fn admit(&mut self, line: Line) {
+        self.callers.admit(line);
+    }
+
+    /// Hears whoever started this monitor up to the word that begins; a starter that is gone wants it too.
+    pub fn greet(&mut self, container: &mut Container, line: Line) -> Result<()> {
+        let starter = self.callers.admit(line);
+        while self.hear(starter, container, None)? == Heard::More {}
+        Ok(())
+    }
+
+    /// Serves the program to its end; gives its exit status, 128+n if signal n ended it, and how that came.
+    pub fn serve(&mut self, container: &mut Container, running: &Running, spec: &Spec) -> Result<(i32, End)> {
+        self.end = End::Itself;
+        let timeout = spec.timeout.filter(|timeout| !timeout.is_zero());
+        self.kill_at = timeout.map(|timeout| Instant::now() + timeout);
+        if let Some(master) = &running.master {
+            streams::connect_terminal(master, spec.process.stdin, &mut self.inlet, &mut self.outlets)?;
+        }
+        loop {
+            let ended = self.turn(container, Some(running), self.kill_at)?;
+            if self.kill_at.is_some_and(|at| at <= Instant::now()) {
+                self.kill_at = None;
+                let _ = process::pidfd_send_signal(running.pidfd.as_fd(), libc::SIGKILL);
+            }
+            if ended {
+                let status = signals::reap(running.pidfd.as_fd())?;
+                self.finish();
+                return Ok((status, self.end));
+            }
+        }
+    }
+
+    /// Waits before the program is started again; callers are served meanwhile. Says whether it is to be started.
+    pub fn rest(&mut self, container: &mut Container, pause: Duration) -> Result<bool> {
+        self.end = End::Itself;
+        let until = Instant::now() + pause;
+        while Instant::now() < until && self.end != End::Stopped {
+            self.turn(container, None, Some(until))?;
+            if self.end == End::Restart {
+                return Ok(true);
+            }
+        }
+        Ok(self.end != End::Stopped)
+    }
+
+    /// Waits once and does what there is to do; says whether the program has ended.
+    fn turn(
+        &mut self,
+        container: &mut Container,
+        running: Option<&Running>,
+        until: Option<Instant>,
+    ) -> Result<bool> {
+        let (mut polled, mut whose) = (Vec::with_capacity(6), Vec::with_capacity(6));
+        let mut add = |fd, wants, who| {
+            let events = if wants == Wants::Write { PollFlags::POLLOUT } else { PollFlags::POLLIN };
+            polled.push(PollFd::new(fd, events));
+            whose.push(who);
+        };
+        add(self.signals.as_fd(), Wants::Read, Whose::Signals);
+        if let Some(running) = running {
+            add(running.pidfd.as_fd(), Wants::Read, Whose::Program);
+        }
+        for (number, line) in self.callers.lines() {
+            add(line.as_fd(), Wants::Read, Whose::Caller(number));
+        }
+        for (number, outlet) in self.outlets.iter().enumerate() {
+            outlet.waits_on().into_iter().for_each(|(fd, wants)| add(fd, wants, Whose::Outlet(number)));
+        }
+        self.inlet.waits_on().into_iter().for_each(|(fd, wants)| add(fd, wants, Whose::Inlet));
+        match poll(&mut polled, remaining(until)) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let ready: Vec<bool> = polled.iter().map(|fd| fd.any().unwrap_or(false)).collect();
+        drop(polled);
+        let inputs: Vec<bool> = whose
+            .iter()
+            .zip(&ready)
+            .filter(|(who, _)| matches!(who, Whose::Inlet))
+            .map(|(_, ready)| *ready)
+            .collect();
+        if inputs.contains(&true) {
+            self.inlet.turn(&inputs);
+        }
+        let (mut ended, mut served) = (false, HashSet::new());
+        for (who, _) in whose.into_iter().zip(ready).filter(|(_, ready)| *ready) {
+            match who {
+                Whose::Signals => self.heed(container, running)?,
+                Whose::Program => ended = true,
+                Whose::Caller(number) => {
+                    self.hear(number, container, running)?;
+                }
+                Whose::Outlet(number) if served.insert(number) => self.pour(number),
+                Whose::Outlet(_) | Whose::Inlet => {}
+            }
+        }
+        Ok(ended)
+    }
+
+    fn pour(&mut self, number: usize) {
+        if let Some(outlet) = self.outlets.get_mut(number) {
+            outlet.turn(&mut self.log, &mut self.buffer);
+        }
+    }
+
+    /// Pending signals: calls are answered, others go on to the program or end it.
+    fn heed(&mut self, container: &Container, running: Option<&Running>) -> Result<()> {
+        while let Some(found) = self.signals.read_signal()? {
+            let signal = found.ssi_signo as i32;
+            let in_foreground = self.audience != Audience::Nobody;
+            match signal {
+                call::CALL if found.ssi_code == libc::SI_QUEUE => {
+                    signals::caller(&found).into_iter().for_each(|line| self.admit(line));
+                }
+                libc::SIGCHLD | libc::SIGWINCH | libc::SIGPIPE => {}
+                libc::SIGHUP if !in_foreground || signals::ignored(libc::SIGHUP) => {}
+                libc::SIGHUP => self.hang_up(running),
+                libc::SIGTERM | libc::SIGINT | libc::SIGQUIT if !in_foreground => {
+                    self.stop(container, running, None, None);
+                }
+                _ => send(running, signal),
+            }
+        }
+        Ok(())
+    }
+
+    /// The caller's terminal is gone, and nobody sees a container in the foreground any more. Pid 1 ignores
+    /// SIGHUP unless it has a handler, so it is given as long as `docker stop` gives, and is killed then.
+    fn hang_up(&mut self, running: Option<&Running>) {
+        send(running, libc::SIGHUP);
+        self.kill_at = Some(Instant::now() + GRACE);
+    }
+
+    fn stop(
+        &mut self,
+        container: &Container,
+        running: Option<&Running>,
+        signal: Option<i32>,
+        seconds: Option<i64>,
+    ) {
+        let request = &container.made.request;
+        let patience = seconds.or(request.life.stop_timeout).unwrap_or(GRACE.as_secs() as i64);
+        send(running, signal.unwrap_or_else(|| request.stop_signal()));
+        if let Ok(seconds) = u64::try_from(patience) {
+            self.kill_at = Some(Instant::now() + Duration::from_secs(seconds));
+        }
+        self.end = End::Stopped;
+    }
+
+    /// One word of a caller.
+    fn hear(&mut self, caller: u64, container: &mut Container, running: Option<&Running>) -> Result<Heard> {
+        let Some(order) = self.callers.hear(caller) else {
+            self.inlet.forget(caller);
+            return Ok(Heard::Last);
+        };
+        let answer = match order {
+            Order::Attach { stdin, sinks } => {
+                stdin.into_iter().for_each(|fd| self.inlet.add(fd, Some(caller)));
+                for (stream, to) in sinks {
+                    let (Ok(sink), Some(outlet)) =
+                        (Sink::of_caller(to), self.outlets.iter_mut().find(|outlet| outlet.stream == stream))
+                    else {
+                        continue;
+                    };
+                    outlet.sinks.push(sink);
+                }
+                Some(FromMonitor::Done)
+            }
+            Order::Resize(window) => {
+                self.window = Some(window);
+                running.and_then(|running| running.master.as_ref()).into_iter().for_each(|master| {
+                    let _ = terminal::set_window(master.as_fd(), window);
+                });
+                None
+            }
+            Order::Signal { signal, for_good } => {
+                send(running, signal);
+                if for_good {
+                    self.end = End::Stopped;
+                }
+                Some(FromMonitor::Done)
+            }
+            Order::Stop { signal, seconds, end } => {
+                self.stop(container, running, signal, seconds);
+                self.end = end;
+                None
+            }
+            Order::Rename(name) => {
+                container.status.name = Some(name);
+                Some(match container.keep() {
+                    Ok(()) => FromMonitor::Done,
+                    Err(error) => FromMonitor::Refused(format!("{error:#}")),
+                })
+            }
+            Order::Refuse(sentence) => Some(FromMonitor::Refused(sentence)),
+            Order::Begin => return Ok(Heard::Last),
+            Order::Nothing => None,
+        };
+        if let Some(answer) = answer {
+            self.callers.tell(caller, &answer);
+        }
+        Ok(Heard::More)
+    }
+
+    /// How long a reader may take for the last pieces: as long as it wants if it reads from this process.
+    fn slowest(&self) -> PollTimeout {
+        if self.audience == Audience::Nobody { PollTimeout::from(STUCK) } else { PollTimeout::NONE }
+    }
+
+    /// Moves what the container has written to the end.
+    fn finish(&mut self) {
+        loop {
+            let (mut polled, mut whose, mut patience) = (Vec::new(), Vec::new(), PollTimeout::from(LINGER));
+            for (number, outlet) in self.outlets.iter().enumerate() {
+                for (fd, wants) in outlet.waits_on() {
+                    let events = if wants == Wants::Write { PollFlags::POLLOUT } else { PollFlags::POLLIN };
+                    if wants == Wants::Write {
+                        patience = self.slowest();
+                    }
+                    polled.push(PollFd::new(fd, events));
+                    whose.push(number);
+                }
+            }
+            if polled.is_empty() {
+                break;
+            }
+            match poll(&mut polled, patience) {
+                Ok(0) => break,
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(_) => break,
+            }
+            let ready: Vec<bool> = polled.iter().map(|fd| fd.any().unwrap_or(false)).collect();
+            drop(polled);
+            whose.dedup();
+            for number in whose.into_iter().zip(ready).filter(|(_, ready)| *ready).map(|(number, _)| number) {
+                self.pour(number);
+            }
+        }
+        self.log.end();
+    }
+}
+
+/// With the host's pid namespace nothing ends what the program left behind but its monitor.
+pub fn end_orphans(spec: &Spec) {
+    if spec.namespaces.pid == crate::spec::Sharing::Host {
+        orphans::end();
+    }
+}
+
+fn send(running: Option<&Running>, signal: i32) {
+    if let Some(running) = running {
+        let _ = process::pidfd_send_signal(running.pidfd.as_fd(), signal);
+    }
+}
+
+/// Rounded up, so that the time has come when the wait is over.
+fn remaining(until: Option<Instant>) -> PollTimeout {
+    let Some(until) = until else { return PollTimeout::NONE };
+    let left = until.saturating_duration_since(Instant::now()).as_micros().div_ceil(1000);
+    PollTimeout::try_from(i32::try_from(left).unwrap_or(i32::MAX)).unwrap_or(PollTimeout::MAX)
+}

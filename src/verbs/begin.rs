@@ -1,0 +1,324 @@
+//! One start of a container: from its request to a running program, down the ladder of roots, with everything
+//! outside that the program needs. Nothing is kept of a start that failed.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::Child;
+
+use anyhow::{Context, Result};
+use nix::sys::signalfd::siginfo;
+
+use crate::container::call::Line;
+use crate::container::folder::Container;
+use crate::container::{files, volume};
+use crate::error::Error;
+use crate::ids::{ContainerName, Name};
+use crate::launch::parent::{self, Launched, Running, Watcher};
+use crate::launch::plan::{self, Plan, Surroundings, Upper};
+use crate::launch::stage;
+use crate::network::engine::Engine;
+use crate::paths::Paths;
+use crate::rootfs::overlay::Persistence;
+use crate::rootfs::rung::{self, Rung};
+use crate::rootfs::{fuse, host};
+use crate::spec::mount::{MountKind, Propagation};
+use crate::spec::request::{Driver, Request, Storage, UserNamespace};
+use crate::spec::resolve::{self, Facts};
+use crate::spec::{Root, Sharing, Spec};
+use crate::supervise::monitor::Monitor;
+use crate::supervise::{orphans, signals};
+use crate::userns::maps::{self, IdMaps};
+
+/// A program that runs, and what it needs outside.
+#[derive(Debug)]
+pub struct Begun {
+    pub running: Running,
+    pub spec: Spec,
+    serving: Serving,
+}
+
+/// How a start ended.
+#[derive(Debug)]
+pub enum Start {
+    Begun(Box<Begun>),
+    /// A signal came before the program ran.
+    Interrupted(i32),
+}
+
+enum Attempt {
+    Done(Start),
+    MapsRefused(anyhow::Error),
+}
+
+/// Starts the program of `container`; `warn` is told what is weaker than it could be.
+///
+/// # Errors
+/// Whatever keeps the program from running.
+pub fn begin(
+    paths: &Paths,
+    container: &mut Container,
+    monitor: &mut Monitor,
+    warn: &mut dyn FnMut(&str),
+) -> Result<Start> {
+    let request = with_volumes(&container.made.request, paths, volume::ensure)?;
+    let mut maps = maps::choose(&request.userns)?;
+    loop {
+        match attempt(&request, paths, container, &maps, monitor, warn)? {
+            Attempt::MapsRefused(error) if request.userns == UserNamespace::Auto && !maps.one_id() => {
+                warn(&format!("only one id is mapped: {error:#}"));
+                maps = IdMaps::single(format!("{error:#}"));
+            }
+            Attempt::MapsRefused(error) => return Err(error),
+            Attempt::Done(start) => return Ok(start),
+        }
+    }
+}
+
+/// The plan of `request` as text, without running it.
+pub fn explain(request: &Request) -> Result<String> {
+    let paths = Paths::find()?;
+    let request = &with_volumes(request, &paths, |paths, name| Ok(volume::folder(paths, name)))?;
+    let maps = maps::choose(&request.userns)?;
+    let id = ContainerName::fresh()?;
+    let folder = paths.containers().join(id.as_str());
+    let spec = resolve::resolve(request, &facts(id, &maps))?;
+    let first = first_rung(&paths, &spec.root, &ladder(request)?);
+    Ok(plan::explain(&plan_for(
+        &spec,
+        &folder,
+        &maps,
+        first,
+        Layer { upper: Upper::Fresh, remove: request.remove },
+    )?))
+}
+
+/// The request with each named volume as a bind of its folder.
+fn with_volumes(
+    request: &Request,
+    paths: &Paths,
+    folder: impl Fn(&Paths, &Name) -> Result<PathBuf>,
+) -> Result<Request> {
+    let mut request = request.clone();
+    for mount in &mut request.mounts {
+        if let MountKind::Volume(name) = &mount.kind {
+            let source = folder(paths, name)?;
+            mount.kind = MountKind::Bind { source, recursive: false, propagation: Propagation::Private };
+        }
+    }
+    Ok(request)
+}
+
+/// What is known of this host for a container with these maps.
+pub fn facts(id: ContainerName, maps: &IdMaps) -> Facts {
+    let shared = ["/dev/shm", "/dev/mqueue"].map(PathBuf::from);
+    Facts {
+        id,
+        one_id: maps.one_id() && maps.has_root(),
+        term: std::env::var_os("TERM"),
+        shared_memory: shared.into_iter().filter(|path| path.exists()).collect(),
+    }
+}
+
+fn attempt(
+    request: &Request,
+    paths: &Paths,
+    container: &mut Container,
+    maps: &IdMaps,
+    monitor: &mut Monitor,
+    warn: &mut dyn FnMut(&str),
+) -> Result<Attempt> {
+    if let Some(because) = &maps.weaker_because {
+        warn(&format!("only one id is mapped: {because}"));
+    }
+    let spec = resolve::resolve(request, &facts(container.made.id.clone(), maps))?;
+    if spec.namespaces.pid == Sharing::Host {
+        orphans::adopt()?;
+    }
+    // The layer of an earlier start can be used on the rung that made it only.
+    let used = container.status.rung;
+    let ladder = used.map_or_else(|| ladder(request), |rung| Ok(vec![rung]))?;
+    let from = used.unwrap_or_else(|| first_rung(paths, &spec.root, &ladder));
+    let upper = if used.is_some() { Upper::Used } else { Upper::Fresh };
+    let mut reasons = Vec::new();
+    for rung in ladder.iter().skip_while(|rung| **rung != from) {
+        let plan = plan_for(&spec, &container.folder, maps, *rung, Layer { upper, remove: request.remove })?;
+        let streams = monitor.connect(request.terminal, request.interactive)?;
+        let called = container.name();
+        let mut watch = Watch {
+            container,
+            warn,
+            root: &spec.root,
+            storage: request.storage,
+            maps,
+            store: &paths.store,
+            namespace: None,
+            server: None,
+            network: spec.engine.as_ref(),
+            engine: None,
+            window: monitor.window,
+            calls: Vec::new(),
+        };
+        let launched = parent::launch(&plan, streams, &monitor.signals, &mut watch);
+        let serving = Serving { _server: Server(watch.server), _engine: watch.engine };
+        watch.calls.into_iter().for_each(|line| monitor.admit(line));
+        if used.is_none() && !matches!(launched, Ok(Launched::Running(_))) {
+            let _ = container.clear_layers(maps);
+        }
+        match launched.with_context(|| format!("cannot start {called}"))? {
+            Launched::Running(running) => {
+                container.status.rung = Some(*rung);
+                let begun = Begun { running, spec, serving };
+                return Ok(Attempt::Done(Start::Begun(Box::new(begun))));
+            }
+            Launched::MapsRefused(error) => return Ok(Attempt::MapsRefused(error)),
+            Launched::Interrupted(signal) => return Ok(Attempt::Done(Start::Interrupted(signal))),
+            Launched::RootRefused { reason, lasting } => {
+                drop(serving);
+                warn(&format!("{rung} is refused here: {reason}"));
+                // A full runtime folder only means that the rung is tried again next time.
+                if lasting {
+                    let _ = rung::refuse(paths, *rung, &spec.root, &reason);
+                }
+                reasons.push(format!("{rung}: {reason}"));
+            }
+        }
+    }
+    Err(Error::host(format!("no way to make the root works here ({})", reasons.join("; ")))
+        .hint("see `kelp doctor`")
+        .into())
+}
+
+/// The rungs for what was asked.
+fn ladder(request: &Request) -> Result<Vec<Rung>> {
+    let only = request.storage.driver.map(|driver| match driver {
+        Driver::Overlay => Rung::KernelOverlay,
+        Driver::Fuse => Rung::FuseOverlay,
+        Driver::Copy => Rung::Copy,
+    });
+    let ladder = rung::ladder(&request.root, only);
+    if ladder.is_empty() {
+        return Err(Error::usage("--storage-driver: that driver can't make this root").into());
+    }
+    Ok(ladder)
+}
+
+/// A rung that was refused for this root on this boot is not tried again.
+fn first_rung(paths: &Paths, root: &Root, ladder: &[Rung]) -> Rung {
+    let refused = rung::refused(paths, root).map(|refusal| refusal.rung);
+    let next = ladder.iter().position(|rung| Some(*rung) == refused).and_then(|at| ladder.get(at + 1));
+    next.or(ladder.first()).copied().unwrap_or(Rung::Through)
+}
+
+/// What is known of the throw-away layer.
+#[derive(Clone, Copy)]
+struct Layer {
+    upper: Upper,
+    remove: bool,
+}
+
+fn plan_for(spec: &Spec, folder: &Path, maps: &IdMaps, rung: Rung, layer: Layer) -> Result<Plan> {
+    let pieces = match (&spec.root, rung) {
+        (Root::Host, Rung::FuseOverlay) => host::replaced()?,
+        (Root::Host, _) => host::pieces()?,
+        _ => Vec::new(),
+    };
+    let Layer { upper, remove } = layer;
+    let persistence = if remove { Persistence::Volatile } else { Persistence::Kept };
+    let folder = folder.to_owned();
+    let files = files::texts(spec);
+    let seal = spec.init || stage::needs_seal(maps)?;
+    let maps = maps.clone();
+    Ok(plan::from_spec(spec, &Surroundings { folder, rung, persistence, upper, maps, pieces, files, seal }))
+}
+
+/// What serves the container from outside; it ends with the value.
+#[derive(Debug)]
+struct Serving {
+    _server: Server,
+    _engine: Option<Engine>,
+}
+
+impl Begun {
+    /// Ends what serves the container.
+    pub fn end(self) {
+        drop(self.serving);
+    }
+}
+
+struct Watch<'a, 'b> {
+    container: &'a mut Container,
+    warn: &'b mut dyn FnMut(&str),
+    root: &'a Root,
+    storage: Storage,
+    maps: &'a IdMaps,
+    store: &'a Path,
+    /// Opened while the child can still be looked at: later it is not dumpable.
+    namespace: Option<std::fs::File>,
+    server: Option<Child>,
+    network: Option<&'a kelp_net::config::Config>,
+    engine: Option<Engine>,
+    window: Option<(u16, u16)>,
+    /// Who called meanwhile.
+    calls: Vec<Line>,
+}
+
+impl Watcher for Watch<'_, '_> {
+    fn cloned(&mut self, pid: i32) -> Result<()> {
+        self.namespace = Some(std::fs::File::open(format!("/proc/{pid}/ns/user"))?);
+        if let Some(config) = self.network {
+            self.engine = Some(Engine::start(config, pid)?);
+        }
+        self.container.watch(pid)
+    }
+
+    fn warn(&mut self, sentence: &str) {
+        (self.warn)(sentence);
+    }
+
+    fn ready(&mut self) -> Result<()> {
+        self.engine.as_mut().map_or(Ok(()), Engine::wait)
+    }
+
+    fn serve_root(&mut self, device: OwnedFd) -> Result<()> {
+        let namespace = self.namespace.as_ref().context("the user namespace was not kept")?;
+        let (hear, word) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+        let request = fuse::Request {
+            layers: fuse::layers(self.root, self.store, &host::replaced()?),
+            folder: self.container.folder.clone(),
+            volatile: self.container.status.remove,
+            has_root: self.maps.has_root(),
+            bytes: self.storage.bytes,
+            inodes: self.storage.inodes,
+            device: device.as_raw_fd(),
+            user_namespace: namespace.as_raw_fd(),
+            word: word.as_raw_fd(),
+        };
+        let kept = [device.as_fd(), namespace.as_fd(), word.as_fd()];
+        self.server = Some(crate::stage::start(fuse::NAME, &request, &kept)?);
+        drop((device, word));
+        crate::stage::hear(hear)
+    }
+
+    fn signal(&mut self, found: &siginfo) {
+        self.calls.extend(signals::caller(found));
+    }
+
+    fn terminal(&mut self, master: &OwnedFd) {
+        if let Some(window) = self.window {
+            let _ = crate::sys::terminal::set_window(master.as_fd(), window);
+        }
+    }
+}
+
+/// The server of a root; it ends with the container.
+#[derive(Debug)]
+struct Server(Option<Child>);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(server) = &mut self.0 {
+            let _ = server.kill();
+            let _ = server.wait();
+        }
+    }
+}

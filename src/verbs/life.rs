@@ -1,0 +1,147 @@
+//! The life of a container under its monitor: started, served, started again if its policy says so, and closed.
+//! The same story for `kelp run` in the foreground and for a monitor in the background.
+
+use std::os::fd::AsFd;
+
+use anyhow::{Context, Result};
+
+use crate::container::call::{Condition, FromMonitor};
+use crate::container::folder::{Container, Process};
+use crate::container::state::State;
+use crate::error;
+use crate::paths::Paths;
+use crate::spec::life::{STEADY, back_off};
+use crate::supervise::monitor::{self, End, Monitor};
+use crate::supervise::signals;
+use crate::sys::process;
+use crate::units;
+use crate::userns::maps;
+use crate::verbs::begin::{self, Begun, Start};
+
+/// Lives the life of `container`, whose state is `Starting`; gives the exit status of its program.
+///
+/// # Errors
+/// The program could not be started the first time.
+pub fn live(
+    paths: &Paths,
+    mut container: Container,
+    mut monitor: Monitor,
+    warn: &mut dyn FnMut(&str),
+) -> Result<i32> {
+    let outcome = starts(paths, &mut container, &mut monitor, warn);
+    if let Err(error) = &outcome {
+        failed(&mut container, error);
+        let named = error::find(error);
+        monitor.callers.tell_all(&FromMonitor::Failed {
+            sentence: format!("{error:#}"),
+            hint: named.and_then(|named| named.hint.clone()),
+            exit: named.map_or(125, |named| named.exit),
+        });
+    }
+    let kept = close(paths, container, warn);
+    if let Ok(status) = &outcome {
+        monitor.callers.announce(*status, &[Condition::NextExit, Condition::NotRunning, Condition::Removed]);
+    }
+    kept.and(outcome)
+}
+
+fn starts(
+    paths: &Paths,
+    container: &mut Container,
+    monitor: &mut Monitor,
+    warn: &mut dyn FnMut(&str),
+) -> Result<i32> {
+    let policy = container.made.request.life.restart;
+    let mut in_a_row = 0;
+    loop {
+        let begun = match begin::begin(paths, container, monitor, warn)? {
+            Start::Begun(begun) => *begun,
+            Start::Interrupted(signal) => {
+                end(container, 128 + signal, State::Exited)?;
+                return Ok(128 + signal);
+            }
+        };
+        run(container, &begun)?;
+        monitor.callers.tell_all(&FromMonitor::Running);
+        let (status, how) = serve(container, monitor, begun)?;
+        if units::now() - container.status.started > STEADY.as_nanos() as i64 {
+            in_a_row = 0;
+        }
+        let again = match how {
+            End::Restart => true,
+            End::Stopped => false,
+            End::Itself => policy.after(status, container.status.restarts),
+        };
+        container.status.stopped = how == End::Stopped;
+        if !again {
+            end(container, status, State::Exited)?;
+            return Ok(status);
+        }
+        end(container, status, State::Restarting)?;
+        monitor.callers.announce(status, &[Condition::NextExit]);
+        if how == End::Itself {
+            container.status.restarts += 1;
+            if !monitor.rest(container, back_off(in_a_row))? {
+                container.status.stopped = true;
+                container.become_state(State::Exited)?;
+                return Ok(status);
+            }
+            in_a_row += 1;
+        }
+    }
+}
+
+fn run(container: &mut Container, begun: &Begun) -> Result<()> {
+    let status = &mut container.status;
+    status.started = units::now();
+    status.error.clear();
+    status.stopped = false;
+    if status.monitor.is_none() {
+        status.monitor = Process::of(std::process::id() as i32);
+    }
+    let moved = container.become_state(State::Running);
+    if moved.is_err() {
+        let _ = process::pidfd_send_signal(begun.running.pidfd.as_fd(), libc::SIGKILL);
+    }
+    moved
+}
+
+fn serve(container: &mut Container, monitor: &mut Monitor, begun: Begun) -> Result<(i32, End)> {
+    let served = monitor.serve(container, &begun.running, &begun.spec);
+    if served.is_err() {
+        let _ = process::pidfd_send_signal(begun.running.pidfd.as_fd(), libc::SIGKILL);
+        let _ = signals::reap(begun.running.pidfd.as_fd());
+    }
+    monitor::end_orphans(&begun.spec);
+    begun.end();
+    served
+}
+
+fn end(container: &mut Container, exit: i32, next: State) -> Result<()> {
+    container.status.exit = exit;
+    container.status.finished = units::now();
+    container.status.process = None;
+    container.become_state(next).context("cannot keep the exit status")
+}
+
+/// A container that could not be started stays as it was before, with the reason, as docker keeps it.
+fn failed(container: &mut Container, reason: &anyhow::Error) {
+    let status = &mut container.status;
+    status.process = None;
+    status.error = format!("{reason:#}");
+    status.exit = error::find(reason).map_or(125, |error| i32::from(error.exit));
+    let next = if status.started == 0 { State::Created } else { State::Exited };
+    let _ =
+        container.become_state(if container.status.state == State::Starting { next } else { State::Exited });
+}
+
+fn close(paths: &Paths, container: Container, warn: &mut dyn FnMut(&str)) -> Result<()> {
+    if !container.status.remove {
+        return Ok(());
+    }
+    let maps = maps::choose(&container.made.request.userns);
+    if let Err(error) = maps.and_then(|maps| container.remove(paths, Some(&maps))) {
+        warn(&format!("{error:#}"));
+    }
+    Ok(())
+}

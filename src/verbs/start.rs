@@ -1,0 +1,56 @@
+//! `kelp create` and `kelp start`: a container as its request says, made now and started later, any number of
+//! times, on the layer that its first start made.
+
+use anyhow::Result;
+
+use crate::container::call::{Line, ToMonitor};
+use crate::container::folder::{Container, Known, Naming};
+use crate::container::state::State;
+use crate::container::{list, sweep};
+use crate::ids::ContainerName;
+use crate::paths::Paths;
+use crate::spec::request::Request;
+use crate::verbs::order::refusal;
+use crate::verbs::{monitor, run};
+
+/// Makes a container and starts nothing.
+pub fn create(request: Request) -> Result<ContainerName> {
+    let paths = Paths::find()?;
+    sweep::sweep(&paths)?;
+    let mut container = Container::create(&paths, request, Naming::Reserved)?;
+    container.become_state(State::Created)?;
+    Ok(container.made.id.clone())
+}
+
+/// Starts the monitor of a container that does not run, which waits for `Begin`; `None` if it runs already.
+pub fn begin(paths: &Paths, word: &str) -> Result<Option<(Known, Line)>> {
+    let known = list::find(paths, word)?;
+    match known.status.state {
+        State::Paused => {
+            return Err(refusal("cannot start a paused container, try unpause instead".to_owned()));
+        }
+        State::Dead => {
+            return Err(refusal("container is marked for removal and cannot be started".to_owned()));
+        }
+        state if state.is_live() => return Ok(None),
+        _ => {}
+    }
+    let Some(mut container) = Container::wait(&known.folder)? else { return Err(list::no_such(word)) };
+    if container.status.state.is_live() {
+        return Ok(None);
+    }
+    container.status.restarts = 0;
+    container.become_state(State::Starting)?;
+    Ok(Some((known, monitor::start(container)?)))
+}
+
+/// Starts a container and waits until its program runs.
+pub fn start(paths: &Paths, word: &str, warn: &mut dyn FnMut(&str)) -> Result<()> {
+    match begin(paths, word)? {
+        Some((_, line)) => {
+            line.say(&ToMonitor::Begin, None)?;
+            run::await_running(&line, warn)
+        }
+        None => Ok(()),
+    }
+}
