@@ -45,7 +45,7 @@ pub struct RunArgs {
     /// Make the root read-only
     #[arg(long, help_heading = "Root")]
     read_only: bool,
-    /// Bind a file or folder of the host: SRC:DST[:ro,rw,rslave,rshared,rprivate,nosuid,noexec,nodev]
+    /// Bind a file or folder of the host, or a volume: SRC:DST[:ro,rw,rslave,rshared,rprivate,nosuid,noexec,nodev,U,nocopy]
     #[arg(short = 'v', long = "volume", value_name = "SRC:DST", help_heading = "Root")]
     volume: Vec<String>,
     /// Mount: type=bind|tmpfs,source=,target=,readonly,...

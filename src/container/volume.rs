@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use crate::container::folder;
@@ -23,6 +24,7 @@ use crate::error::Error;
 use crate::ids::{ContainerName, Name};
 use crate::paths::{self, Paths};
 use crate::record::{self, Durability, Lock};
+use crate::rootfs::tree;
 use crate::userns::maps::IdMaps;
 
 /// What is known of a volume beside its files.
@@ -175,6 +177,33 @@ pub fn no_longer_fresh(paths: &Paths, name: &Name) -> Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
         _ => Ok(()),
     }
+}
+
+/// Copies `from`, a folder of an image, into a volume whose files lie in `data`, if no container had the volume
+/// before. Others that start with it at the same time wait, so that nobody sees half of the files.
+pub fn fill(data: &Path, from: Option<&Path>) -> Result<()> {
+    let Some(home) = data.parent() else { return Ok(()) };
+    let fresh = home.join("fresh");
+    let file = match File::open(&fresh) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    let _lock = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
+    if !fresh.exists() {
+        return Ok(());
+    }
+    let is_empty = fs::read_dir(data)?.next().is_none();
+    if let Some(from) = from.filter(|_| is_empty) {
+        let filling = home.join(".filling");
+        tree::remove(&filling)?;
+        fs::create_dir(&filling)?;
+        if let Err(error) = tree::copy(from, &filling) {
+            let _ = tree::remove(&filling);
+            return Err(error.into());
+        }
+        fs::rename(&filling, data)?;
+    }
+    Ok(fs::remove_file(fresh)?)
 }
 
 /// Removes the volume with all its files, unless a container has it.

@@ -194,7 +194,7 @@ fn change(
     mask: &SigSet,
 ) -> Result<Environment> {
     let process = &plan.process;
-    let identity = credentials::look_up(process, &plan.maps)?;
+    let identity = credentials::look_up(process, &plan.maps, None)?;
     if plan.maps.deny_setgroups && !process.keep_groups && !process.additional_groups.is_empty() {
         let groups = process.additional_groups.join(", ");
         let sentence =

@@ -4,13 +4,15 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
 use crate::error::Error;
 use crate::ids::{ContainerId, parse_id};
+use crate::rootfs::target;
 use crate::spec::Process;
 use crate::spec::capability::{CapabilitySet, NAMES};
 use crate::sys::process::{self, CapabilitySets};
@@ -28,13 +30,13 @@ pub struct Identity {
     pub home: PathBuf,
 }
 
-/// Looks `USER[:GROUP]` up. A number is never taken for a name.
-pub fn look_up(process: &Process, maps: &IdMaps) -> Result<Identity> {
+/// Looks `USER[:GROUP]` up, in `root` where the process is not inside it yet. A number is never taken for a name.
+pub fn look_up(process: &Process, maps: &IdMaps, root: Option<BorrowedFd<'_>>) -> Result<Identity> {
     let (user, wanted_group) = process.user.split_once(':').unwrap_or((&process.user, ""));
     let is_name = |word: &str| !word.is_empty() && parse_id(word).is_none();
     let names_a_group = is_name(wanted_group) || process.additional_groups.iter().any(|group| is_name(group));
-    let passwd = read_table("/etc/passwd", is_name(user))?;
-    let group = read_table("/etc/group", names_a_group)?;
+    let passwd = read_table(root, "/etc/passwd", is_name(user))?;
+    let group = read_table(root, "/etc/group", names_a_group)?;
     let identity = find(process, &passwd, &group)?;
     for (kind, lines, id) in [("user", &maps.uid, identity.uid), ("group", &maps.gid, identity.gid)] {
         if maps_to(lines, ContainerId(id)).is_none() {
@@ -50,22 +52,26 @@ pub fn look_up(process: &Process, maps: &IdMaps) -> Result<Identity> {
 }
 
 /// The text of the file; one that can't be used is as good as an empty one where numbers alone are looked up.
-fn read_table(path: &str, is_needed: bool) -> Result<String> {
-    match read(path) {
+fn read_table(root: Option<BorrowedFd<'_>>, path: &str, is_needed: bool) -> Result<String> {
+    match read(root, path) {
         Err(_) if !is_needed => Ok(String::new()),
         other => other,
     }
 }
 
-fn read(path: &str) -> Result<String> {
-    let file = match OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)
-    {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(String::new()),
-        Err(error) if error.raw_os_error() == Some(libc::EACCES) => return Ok(String::new()),
-        Err(error) => return Err(error).with_context(|| format!("open the container's {path}")),
-    };
-    read_regular(file, path)
+fn read(root: Option<BorrowedFd<'_>>, path: &str) -> Result<String> {
+    match open(root, path) {
+        Ok(file) => read_regular(file, path),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        Err(error) if error.raw_os_error() == Some(libc::EACCES) => Ok(String::new()),
+        Err(error) => Err(error).with_context(|| format!("open the container's {path}")),
+    }
+}
+
+fn open(root: Option<BorrowedFd<'_>>, path: &str) -> std::io::Result<File> {
+    let found = root.map(|root| target::open(root, Path::new(path))).transpose()?;
+    let path = found.as_ref().map_or_else(|| PathBuf::from(path), |found| target::path_of(found.as_fd()));
+    OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)
 }
 
 fn read_regular(file: File, path: &str) -> Result<String> {

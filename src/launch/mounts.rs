@@ -7,13 +7,16 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use nix::fcntl::OFlag;
-use nix::sys::stat::{Mode, mkdirat};
+use nix::fcntl::{AtFlags, OFlag};
+use nix::sys::stat::{Mode, SFlag, mkdirat};
+use nix::unistd::{Gid, Uid, fchownat};
 
+use crate::container::volume;
 use crate::error::{Error, Kind};
 use crate::ids::ContainerId;
-use crate::launch::device;
+use crate::image::tree;
 use crate::launch::step::Site;
+use crate::launch::{credentials, device};
 use crate::rootfs::target::{self, Want};
 use crate::spec::defaults;
 use crate::spec::mount::{Mount, MountFlags, MountKind, Propagation};
@@ -151,6 +154,13 @@ fn bind(
     recursive: bool,
     propagation: Propagation,
 ) -> Result<()> {
+    if mount.flags.fill {
+        let image = target::open(site.root()?, &mount.target).ok();
+        let image = image.filter(|image| target::is_directory(image.as_fd()).unwrap_or(false));
+        // With the dot it is the folder, not the link of procfs, whose mode and owner are read.
+        let from = image.as_ref().map(|image| target::path_of(image.as_fd()).join("."));
+        volume::fill(source, from.as_deref()).context("copy the image's files into the volume")?;
+    }
     let from = open_path(source).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => anyhow::Error::from(
             Error::usage(format!("the source {} does not exist", source.display()))
@@ -158,6 +168,11 @@ fn bind(
         ),
         _ => anyhow::Error::from(error).context(format!("open the source {}", source.display())),
     })?;
+    if mount.flags.own {
+        let identity = credentials::look_up(&site.plan.process, &site.plan.maps, Some(site.root()?))?;
+        own(&target::path_of(from.as_fd()), (identity.uid, identity.gid))
+            .with_context(|| format!("give {} to the container's user", source.display()))?;
+    }
     let want = if target::is_directory(from.as_fd())? { Want::Directory } else { Want::File };
     let depth = if recursive { Depth::Recursive } else { Depth::This };
     let tree = open_tree(from.as_fd(), depth).map_err(|error| locked(error, source, depth))?;
@@ -178,6 +193,30 @@ fn bind(
         .into());
     }
     Ok(move_mount(tree.as_fd(), place.as_fd())?)
+}
+
+/// `U`: the file or folder and all below it. Another container may be changing it, so no link is followed.
+fn own(path: &Path, (uid, gid): (u32, u32)) -> Result<()> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let opened = nix::fcntl::open(path, flags, Mode::empty())?;
+    std::os::unix::fs::fchown(&opened, Some(uid), Some(gid))?;
+    if target::is_directory(opened.as_fd())? {
+        own_below(opened.as_fd(), (Uid::from_raw(uid), Gid::from_raw(gid)))?;
+    }
+    Ok(())
+}
+
+fn own_below(folder: BorrowedFd<'_>, owner: (Uid, Gid)) -> Result<()> {
+    for name in tree::names(folder)? {
+        let name = &name[..];
+        fchownat(folder, name, Some(owner.0), Some(owner.1), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        if tree::stat_in(folder, name)?.is_some_and(|found| tree::kind_of(&found) == SFlag::S_IFDIR) {
+            let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            let below = nix::fcntl::openat(folder, name, flags, Mode::empty())?;
+            own_below(below.as_fd(), owner)?;
+        }
+    }
+    Ok(())
 }
 
 /// Where a mount of the user's goes: anywhere in the root but in procfs, whose masks it could cover or whose

@@ -59,7 +59,13 @@ const SHM: Bytes = Bytes(64 << 20);
 /// The mounts that every container has, before the user's. With the host's IPC namespace, its /dev/shm and
 /// /dev/mqueue are bound where they exist.
 pub fn mounts(shm_size: Option<Bytes>, host_ipc: Option<&[PathBuf]>) -> Vec<Mount> {
-    let flags = |read_only, nodev, noexec| MountFlags { read_only, nosuid: true, nodev, noexec };
+    let flags = |read_only, nodev, noexec| MountFlags {
+        read_only,
+        nosuid: true,
+        nodev,
+        noexec,
+        ..MountFlags::default()
+    };
     let mount = |kind, target: &str, flags| Mount { kind, target: PathBuf::from(target), flags };
     let shm = MountKind::Tmpfs { size: Some(shm_size.unwrap_or(SHM)), mode: Some(0o1777) };
     let mut mounts = vec![

@@ -49,6 +49,10 @@ pub struct MountFlags {
     pub nosuid: bool,
     pub nodev: bool,
     pub noexec: bool,
+    /// What the image has on the place is copied into a volume that nobody had before.
+    pub fill: bool,
+    /// Everything in the source is given to the container's user.
+    pub own: bool,
 }
 
 /// `mount_namespaces(7)`: what later mounts on the host or in the container do to the other side.
@@ -86,8 +90,8 @@ pub fn parse_volume(text: &str) -> Result<Mount> {
         true => bind(source)?,
         false => MountKind::Volume(source.parse().with_context(|| format!("{option} {text}"))?),
     };
-    let mut mount =
-        Mount { kind, target: container_path(option, text, target)?, flags: MountFlags::default() };
+    let flags = MountFlags { fill: matches!(kind, MountKind::Volume(_)), ..MountFlags::default() };
+    let mut mount = Mount { kind, target: container_path(option, text, target)?, flags };
     for word in options.split(',').filter(|word| !word.is_empty()) {
         apply(&mut mount, word).ok_or_else(|| refused(option, text, &format!("{word:?} is no option")))?;
     }
@@ -111,6 +115,8 @@ fn apply(mount: &mut Mount, word: &str) -> Option<()> {
         "noexec" => flags.noexec = true,
         "exec" => flags.noexec = false,
         "z" | "Z" => {}
+        "U" if !matches!(mount.kind, MountKind::Tmpfs { .. }) => flags.own = true,
+        "copy" | "nocopy" if matches!(mount.kind, MountKind::Volume(_)) => flags.fill = word == "copy",
         _ => return apply_bind(&mut mount.kind, word),
     }
     Some(())
@@ -136,7 +142,7 @@ pub fn parse_tmpfs(text: &str) -> Result<Mount> {
     let mut mount = Mount {
         kind: MountKind::Tmpfs { size: None, mode: Some(0o1777) },
         target: container_path(option, text, target)?,
-        flags: MountFlags { read_only: false, nosuid: true, nodev: true, noexec: true },
+        flags: MountFlags { nosuid: true, nodev: true, noexec: true, ..MountFlags::default() },
     };
     for word in options.split(',').filter(|word| !word.is_empty()) {
         tmpfs_option(&mut mount, word)
@@ -187,8 +193,8 @@ pub fn parse_mount(text: &str) -> Result<Mount> {
         }
         Some(other) => return Err(refused(option, text, &format!("type {other:?} is not known"))),
     };
-    let mut mount =
-        Mount { kind, target: container_path(option, text, &target)?, flags: MountFlags::default() };
+    let flags = MountFlags { fill: matches!(kind, MountKind::Volume(_)), ..MountFlags::default() };
+    let mut mount = Mount { kind, target: container_path(option, text, &target)?, flags };
     for (key, value) in fields {
         mount_field(&mut mount, key, value)
             .ok_or_else(|| refused(option, text, &format!("{key}={value} is not understood")))?;
@@ -206,6 +212,11 @@ fn mount_field(mount: &mut Mount, key: &str, value: &str) -> Option<()> {
         "type" | "target" | "destination" | "dst" | "source" | "src" | "relabel" | "consistency" => Some(()),
         "readonly" | "ro" => {
             mount.flags.read_only = on?;
+            Some(())
+        }
+        "volume-nocopy" => apply(mount, if on? { "nocopy" } else { "copy" }),
+        "chown" => {
+            mount.flags.own = on?;
             Some(())
         }
         "bind-propagation" => apply_bind(&mut mount.kind, value),

@@ -229,3 +229,97 @@ fn a_killed_create_or_removal_leaves_nothing_wrong() {
     kelp(&dir, &["rm", "v"]);
     assert_eq!(leftovers(&dir), Vec::<String>::new());
 }
+
+/// A root with files where a volume will be.
+fn with_files(dir: &Dir, count: usize) {
+    dir.root();
+    for number in 0..count {
+        dir.file(&format!("root/srv/app/sub/{number}"), "from the image");
+    }
+    fs::set_permissions(dir.path("root/srv/app"), fs::Permissions::from_mode(0o751)).unwrap();
+}
+
+#[test]
+fn a_fresh_volume_begins_with_the_images_files_and_only_then() {
+    needs!(userns);
+    let dir = Dir::new();
+    with_files(&dir, 1);
+    let read = |options: &[&str]| dir.run(options, &["/bin/guest", "read", "/srv/app/sub/0"]).ok().json();
+    let found = serde_json::json!({"text": "from the image"});
+    assert_eq!(read(&["-v", "v:/srv/app"]), found);
+    let data = dir.path("store/volumes/v/_data");
+    assert_eq!(fs::metadata(&data).unwrap().permissions().mode() & 0o777, 0o751);
+    assert_eq!(fs::read_to_string(data.join("sub/0")).unwrap(), "from the image");
+    fs::remove_dir_all(data.join("sub")).unwrap();
+    let missing = serde_json::json!({"error": "ENOENT"});
+    assert_eq!(read(&["-v", "v:/srv/app"]), missing, "a volume that was emptied is filled again");
+    assert_eq!(read(&["-v", "w:/srv/app:nocopy"]), missing);
+    assert_eq!(read(&["--mount", "type=volume,source=x,target=/srv/app,volume-nocopy"]), missing);
+    assert_eq!(read(&["--mount", "type=volume,source=y,target=/srv/app"]), found);
+    says(&dir.run(&["-v", "/tmp:/x:nocopy"], &["/bin/guest"]).fails(125), &["nocopy"]);
+}
+
+#[test]
+fn a_crowd_that_starts_with_a_fresh_volume_sees_all_of_it() {
+    needs!(userns);
+    let dir = Dir::new();
+    with_files(&dir, 300);
+    let crowd: Vec<_> = (0..8)
+        .map(|_| dir.run(&["-v", "v:/srv/app"], &["/bin/guest", "list", "/srv/app/sub"]).start())
+        .collect();
+    for child in crowd {
+        let ended = crate::kelp::Outcome::from(child.wait_with_output().unwrap());
+        assert_eq!(ended.json()["names"].as_array().map(Vec::len), Some(300), "{}", ended.err);
+    }
+    let left: Vec<_> =
+        fs::read_dir(dir.path("store/volumes/v")).unwrap().flatten().map(|e| e.file_name()).collect();
+    assert!(
+        left.iter().all(|name| ["_data", "volume.json", "users"].contains(&name.to_str().unwrap())),
+        "{left:?}"
+    );
+}
+
+#[test]
+fn a_killed_start_does_not_leave_half_of_the_images_files() {
+    needs!(userns);
+    let dir = Dir::new();
+    with_files(&dir, 300);
+    for turn in 0..25 {
+        kelp(&dir, &["create", "v"]);
+        let mut child = dir.run(&["-v", "v:/srv/app"], &["/bin/guest", "say", "x"]).start();
+        std::thread::sleep(std::time::Duration::from_millis(turn * 2));
+        let _ = child.kill();
+        child.wait().unwrap();
+        let seen = dir.run(&["-v", "v:/srv/app"], &["/bin/guest", "list", "/srv/app/sub"]).ok().json();
+        assert_eq!(seen["names"].as_array().map(Vec::len), Some(300), "turn {turn}");
+        kelp(&dir, &["rm", "v"]);
+    }
+    assert_eq!(leftovers(&dir), Vec::<String>::new());
+}
+
+#[test]
+fn a_volume_is_given_to_the_containers_user() {
+    needs!(userns, many_ids);
+    let dir = Dir::new();
+    with_files(&dir, 1);
+    let options = ["-u", "kelpie", "-v", "v:/srv/app:U"];
+    let verbs = ["stat", "/srv/app/sub/0", ",", "stat", "/srv/app", ",", "write", "/srv/app/new", "x"];
+    let seen = dir.all(&options, &verbs);
+    for at in [0, 1] {
+        assert_eq!((&seen[at]["uid"], &seen[at]["gid"]), (&1234.into(), &1235.into()), "{seen}");
+    }
+    assert_eq!(seen[2], serde_json::json!({"written": true}));
+    kelp(&dir, &["rm", "v"]);
+}
+
+#[test]
+fn giving_a_volume_to_the_user_follows_no_link() {
+    needs!(userns, many_ids);
+    let dir = Dir::new();
+    let outside = dir.file("outside/file", "mine");
+    let data = made(&dir, "v");
+    std::os::unix::fs::symlink(&outside, format!("{data}/link")).unwrap();
+    dir.run(&["-u", "kelpie", "-v", "v:/x:U"], &["/bin/guest", "say", "x"]).ok();
+    assert_eq!(fs::metadata(&outside).unwrap().uid(), crate::sys::uid());
+    kelp(&dir, &["rm", "v"]);
+}
