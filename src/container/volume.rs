@@ -117,9 +117,14 @@ fn fill_home(new: &Path, volume: &Volume) -> Result<()> {
     record::write(&new.join("volume.json"), volume, Durability::Synced)
 }
 
-/// Makes the volume unless it is there; where its files lie.
-pub fn ensure(paths: &Paths, name: &Name) -> Result<PathBuf> {
-    create(paths, &Volume::named(name.clone()))?;
+/// Gives the volume to a container, and makes it first if it must be; where its files lie.
+pub fn take(paths: &Paths, name: &Name, container: &ContainerName) -> Result<PathBuf> {
+    let _lock = lock(paths)?;
+    make(paths, &Volume::named(name.clone()))?;
+    let users = home(paths, name).join("users");
+    fs::create_dir_all(&users)
+        .and_then(|()| File::create(users.join(container.as_str())))
+        .with_context(|| format!("cannot note who uses volume {name}"))?;
     Ok(folder(paths, name))
 }
 

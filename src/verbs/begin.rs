@@ -60,7 +60,8 @@ pub fn begin(
     monitor: &mut Monitor,
     warn: &mut dyn FnMut(&str),
 ) -> Result<Start> {
-    let request = with_volumes(&container.made.request, paths, volume::ensure)?;
+    let id = container.made.id.clone();
+    let request = with_volumes(&container.made.request, paths, |paths, name| volume::take(paths, name, &id))?;
     let mut maps = maps::choose(&request.userns)?;
     loop {
         match attempt(&request, paths, container, &maps, monitor, warn)? {

@@ -285,14 +285,13 @@ fn a_killed_start_does_not_leave_half_of_the_images_files() {
     let dir = Dir::new();
     with_files(&dir, 300);
     for turn in 0..25 {
-        kelp(&dir, &["create", "v"]);
-        let mut child = dir.run(&["-v", "v:/srv/app"], &["/bin/guest", "say", "x"]).start();
+        let volume = format!("v{turn}:/srv/app");
+        let mut child = dir.run(&["-v", &volume], &["/bin/guest", "say", "x"]).start();
         std::thread::sleep(std::time::Duration::from_millis(turn * 2));
         let _ = child.kill();
         child.wait().unwrap();
-        let seen = dir.run(&["-v", "v:/srv/app"], &["/bin/guest", "list", "/srv/app/sub"]).ok().json();
+        let seen = dir.run(&["-v", &volume], &["/bin/guest", "list", "/srv/app/sub"]).ok().json();
         assert_eq!(seen["names"].as_array().map(Vec::len), Some(300), "turn {turn}");
-        kelp(&dir, &["rm", "v"]);
     }
     assert_eq!(leftovers(&dir), Vec::<String>::new());
 }
@@ -322,4 +321,22 @@ fn giving_a_volume_to_the_user_follows_no_link() {
     dir.run(&["-u", "kelpie", "-v", "v:/x:U"], &["/bin/guest", "say", "x"]).ok();
     assert_eq!(fs::metadata(&outside).unwrap().uid(), crate::sys::uid());
     kelp(&dir, &["rm", "v"]);
+}
+
+#[test]
+fn a_volume_that_a_container_has_stays() {
+    needs!(userns);
+    let dir = Dir::new();
+    let root = dir.root();
+    let run = |name: &str| {
+        ["run", "--name", name, "-v", "v:/x", "--rootfs", root.as_str(), "/bin/guest", "say", "x"]
+            .map(str::to_owned)
+    };
+    dir.kelp(&run("stays")).ok();
+    let sentence = dir.kelp(&["volume", "rm", "v"]).fails(2);
+    says(&sentence, &["volume is in use"]);
+    assert_eq!(kelp(&dir, &["ls", "-q", "-f", "dangling=false"]), "v\n");
+    assert_eq!(kelp(&dir, &["prune", "-a", "-f"]), "Total reclaimed space: 0B\n");
+    dir.kelp(&["rm", "stays"]).ok();
+    assert_eq!(kelp(&dir, &["rm", "v"]), "v\n");
 }
