@@ -6,6 +6,7 @@ pub mod cdi;
 pub mod changes;
 pub mod cp;
 pub mod doctor;
+pub mod exec;
 pub mod filter;
 pub mod from_image;
 pub mod functions;
@@ -14,7 +15,9 @@ pub mod history;
 pub mod image;
 pub mod images;
 pub mod inside;
+pub mod life;
 pub mod login;
+pub mod logs;
 pub mod manifest;
 pub mod mount;
 pub mod orders;
@@ -66,6 +69,8 @@ enum Verb {
     Rm(orders::RmArgs),
     Rename(orders::RenameArgs),
     Ps(ps::PsArgs),
+    Exec(exec::ExecArgs),
+    Logs(logs::LogsArgs),
     Unshare(unshare::UnshareArgs),
     Doctor(doctor::DoctorArgs),
     Pull(pull::PullArgs),
@@ -113,7 +118,7 @@ pub fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
-    if !matches!(cli.verb, Verb::Run(_) | Verb::Unshare(_) | Verb::Cp(_)) {
+    if !matches!(cli.verb, Verb::Run(_) | Verb::Exec(_) | Verb::Unshare(_) | Verb::Cp(_)) {
         // `kelp images | head` ends quietly, as other programs do.
         let _ = process::default_action(libc::SIGPIPE);
     }
@@ -128,6 +133,8 @@ pub fn main() -> ExitCode {
         Verb::Rm(arguments) => orders::rm(arguments),
         Verb::Rename(arguments) => orders::rename(arguments),
         Verb::Ps(arguments) => ps::run(&arguments),
+        Verb::Exec(arguments) => exec::run(arguments),
+        Verb::Logs(arguments) => logs::run(&arguments),
         Verb::Unshare(arguments) => unshare::run(arguments),
         Verb::Doctor(arguments) => doctor::run(&arguments),
         Verb::Pull(arguments) => pull::run(arguments),
@@ -186,6 +193,13 @@ fn parse() -> Result<(Cli, ArgMatches), clap::Error> {
         let matches = command.try_get_matches_from(words)?;
         let arguments = run::RunArgs::from_arg_matches(&matches)?;
         return Ok((Cli { verb: Verb::Run(Box::new(arguments)) }, matches));
+    }
+    if words.get(1).is_some_and(|word| word == "exec") {
+        words.remove(0);
+        let command = exec::ExecArgs::augment_args(Command::new("exec").bin_name("kelp exec"));
+        let matches = command.try_get_matches_from(words)?;
+        let arguments = exec::ExecArgs::from_arg_matches(&matches)?;
+        return Ok((Cli { verb: Verb::Exec(arguments) }, matches));
     }
     let matches = Cli::command().try_get_matches_from(words)?;
     Ok((Cli::from_arg_matches(&matches)?, matches))

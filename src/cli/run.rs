@@ -2,20 +2,21 @@
 //! files that the words name.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::{ArgMatches, Args};
 
+use crate::cli::life::LifeArgs;
 use crate::cli::pull::{FetchArgs, PolicyWord};
 use crate::cli::surroundings::{self, SurroundingsArgs};
 use crate::cli::{cdi, from_image, warn, words};
 use crate::error::Error;
+use crate::ids::ContainerName;
 use crate::spec::cdi::{QualifiedName, qualified};
 use crate::spec::mount;
-use crate::spec::request::{
-    ImageDefaults, Life, Network, Request, SeccompChoice, Security, Unmask, UserNamespace,
-};
+use crate::spec::request::{ImageDefaults, Network, Request, SeccompChoice, Security, Unmask, UserNamespace};
 use crate::spec::{Root, Writes};
 use crate::units;
 use crate::verbs;
@@ -96,6 +97,8 @@ pub struct RunArgs {
     /// Run in the background and print the id
     #[arg(short = 'd', long, help_heading = "Container")]
     detach: bool,
+    #[command(flatten)]
+    life: LifeArgs,
     /// Keep stdin open
     #[arg(short = 'i', long, help_heading = "Process")]
     interactive: bool,
@@ -205,22 +208,40 @@ impl Places {
 
 pub fn run(arguments: RunArgs, places: &Places) -> Result<i32> {
     let (explain, detach) = (arguments.explain, arguments.detach);
+    let cidfile = cidfile(&arguments)?;
     let request = request(arguments, places)?;
     if explain {
         use std::io::Write;
         std::io::stdout().write_all(verbs::begin::explain(&request)?.as_bytes())?;
         return Ok(0);
     }
+    let mut cidfile = cidfile;
+    let mut made = |id: &ContainerName| write_id(cidfile.take(), id);
     if detach {
-        println!("{}", verbs::run::detached(request, &mut warn)?);
+        println!("{}", verbs::run::detached(request, &mut made, &mut warn)?);
         return Ok(0);
     }
-    verbs::run::run(request, &mut warn)
+    verbs::run::run(request, &mut made, &mut warn)
+}
+
+/// `--cidfile`, made before the container, so that two don't share one.
+fn cidfile(arguments: &RunArgs) -> Result<Option<File>> {
+    let Some(path) = &arguments.life.cidfile else { return Ok(None) };
+    let made = File::create_new(path).map_err(|error| Error::usage(error.to_string()));
+    Ok(Some(made.with_context(|| format!("cannot make the container id file {}", path.display()))?))
+}
+
+fn write_id(file: Option<File>, id: &ContainerName) -> Result<()> {
+    use std::io::Write;
+    file.map_or(Ok(()), |mut file| write!(file, "{id}")).context("cannot write the container id file")
 }
 
 /// `kelp create`
 pub fn create(arguments: RunArgs, places: &Places) -> Result<i32> {
-    println!("{}", verbs::start::create(request(arguments, places)?)?);
+    let cidfile = cidfile(&arguments)?;
+    let id = verbs::start::create(request(arguments, places)?)?;
+    write_id(cidfile, &id)?;
+    println!("{id}");
     Ok(0)
 }
 
@@ -245,7 +266,7 @@ fn request(arguments: RunArgs, places: &Places) -> Result<Request> {
         terminal: arguments.tty,
         command,
         entrypoint: arguments.entrypoint.clone(),
-        environment: environment(&arguments)?,
+        environment: variables(&arguments.env_file, &arguments.env)?,
         cwd: cwd(arguments.workdir.clone())?,
         user: arguments.user.clone(),
         groups: arguments.group_add.clone(),
@@ -284,7 +305,7 @@ fn request(arguments: RunArgs, places: &Places) -> Result<Request> {
         stop_signal: arguments.stop_signal.as_deref().map(words::signal).transpose()?,
         timeout: arguments.timeout.as_deref().map(units::parse_duration).transpose()?,
         storage: words::storage(arguments.storage_driver.as_deref(), &arguments.storage_opt)?,
-        life: Life::default(),
+        life: arguments.life.life(arguments.rm)?,
     };
     cdi::add(&mut request, &named, &arguments.cdi)?;
     surroundings::add(&mut request, &arguments.surroundings)?;
@@ -329,12 +350,13 @@ fn root(arguments: &RunArgs) -> Result<(Root, ImageDefaults, Vec<OsString>)> {
     Ok((root, image, words))
 }
 
-fn environment(arguments: &RunArgs) -> Result<Vec<(OsString, OsString)>> {
+/// `--env-file`, then `-e`.
+pub fn variables(files: &[PathBuf], given: &[OsString]) -> Result<Vec<(OsString, OsString)>> {
     let mut variables = Vec::new();
-    for file in &arguments.env_file {
+    for file in files {
         variables.extend(words::env_file(file)?);
     }
-    for word in &arguments.env {
+    for word in given {
         if word.as_encoded_bytes().first() == Some(&b'=') || word.is_empty() {
             return Err(Error::usage(format!("-e {word:?}: the name is empty")).into());
         }
@@ -343,7 +365,7 @@ fn environment(arguments: &RunArgs) -> Result<Vec<(OsString, OsString)>> {
     Ok(variables)
 }
 
-fn cwd(path: Option<PathBuf>) -> Result<Option<PathBuf>> {
+pub fn cwd(path: Option<PathBuf>) -> Result<Option<PathBuf>> {
     match path {
         Some(path) if !path.is_absolute() => {
             Err(Error::usage(format!("-w {}: an absolute path is expected", path.display())).into())

@@ -43,6 +43,11 @@ impl Log {
         }
     }
 
+    /// Keeps nothing.
+    pub fn none() -> Self {
+        Self::new(Path::new(""), &LogDriver { format: LogFormat::None, ..LogDriver::default() })
+    }
+
     fn is_kept(&self) -> bool {
         matches!(self.driver.format, LogFormat::JsonFile | LogFormat::K8sFile)
     }

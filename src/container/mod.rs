@@ -6,6 +6,7 @@ pub mod files;
 pub mod folder;
 pub mod list;
 pub mod log;
+pub mod logged;
 pub mod names;
 pub mod secret;
 pub mod state;

@@ -11,7 +11,7 @@ use nix::sys::stat::{Mode, umask};
 
 use crate::error::{self, Error};
 use crate::launch::message::{self, Failure, ToChild, ToParent};
-use crate::launch::plan::{Plan, Step};
+use crate::launch::plan::{Keeper, Plan, Step};
 use crate::launch::root::Refused;
 use crate::launch::step::{self, Site};
 use crate::launch::{credentials, filter, hide, init, program, stage};
@@ -54,12 +54,26 @@ pub fn run(task: Task<'_>, socket: OwnedFd) -> ! {
 
 /// Carries the plan out from step `first` on; the sealed copy of kelp comes in here.
 pub fn go_on(plan: &Plan, filter: &[Instruction], first: usize, socket: OwnedFd) -> ! {
-    let failure = match carry_out(plan, filter, first, socket) {
+    match carry_out(plan, filter, first, socket) {
         Ok(never) => match never {},
-        Err((socket, error)) => (socket, failure(&error)),
+        Err((socket, error)) => fail(&socket, &error),
+    }
+}
+
+/// The end of `exec`'s story, from the terminal to the program.
+pub fn finish(plan: &Plan, filter: &[Instruction], socket: OwnedFd, console: Result<Option<OwnedFd>>) -> ! {
+    let error = match console {
+        Ok(console) => become_program(plan, filter, socket.as_fd(), console, &SigSet::empty()),
+        Err(error) => error,
     };
-    let _ = message::send(failure.0.as_fd(), &ToParent::Failed(failure.1.clone()), None);
-    clone::exit(i32::from(failure.1.exit))
+    fail(&socket, &error)
+}
+
+/// Says why there will be no program, and ends.
+pub fn fail(socket: &OwnedFd, error: &anyhow::Error) -> ! {
+    let failure = failure(error);
+    let _ = message::send(socket.as_fd(), &ToParent::Failed(failure.clone()), None);
+    clone::exit(i32::from(failure.exit))
 }
 
 fn failure(error: &anyhow::Error) -> Failure {
@@ -98,7 +112,7 @@ fn bounded(mut sentence: String) -> String {
 }
 
 /// Takes the streams, moves the socket out of the way and closes everything else.
-fn prepare(streams: Streams, socket: OwnedFd) -> Result<OwnedFd> {
+pub fn prepare(streams: Streams, socket: OwnedFd) -> Result<OwnedFd> {
     umask(Mode::from_bits_truncate(0o022));
     process::parent_death_signal(libc::SIGKILL)?;
     for (number, stream) in [(0, streams.stdin), (1, streams.stdout), (2, streams.stderr)] {
@@ -219,7 +233,8 @@ fn change(
     credentials::assume(&identity, process, &plan.maps)?;
     // A folder that root may not enter may still be the user's own.
     entered.or_else(|_| enter_cwd(plan))?;
-    process::parent_death_signal(libc::SIGKILL)?;
+    // A program of `exec` outlives the command, as docker's does.
+    process::parent_death_signal(if plan.keeper == Keeper::Monitor { libc::SIGKILL } else { 0 })?;
     if is_gone(socket) {
         clone::exit(125);
     }

@@ -32,6 +32,8 @@ pub enum ToParent {
     /// Comes with the opened /dev/fuse of a root that the parent is to have served.
     Device,
     Ready,
+    /// Of `exec`: comes with the pidfd of the program's process.
+    Joined,
     Failed(Failure),
 }
 

@@ -8,6 +8,7 @@ pub mod device;
 pub mod filter;
 pub mod hide;
 pub mod init;
+pub mod join;
 pub mod message;
 pub mod mounts;
 pub mod parent;

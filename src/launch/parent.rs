@@ -108,6 +108,7 @@ impl Child {
             }
             match message::receive::<ToParent>(self.socket.as_fd())? {
                 Some((ToParent::Warn(sentence), _)) => watcher.warn(&sentence),
+                Some((ToParent::Joined, _)) => {}
                 Some((ToParent::Console, fd)) => {
                     fd.iter().for_each(|fd| watcher.terminal(fd));
                     master = fd;
@@ -188,8 +189,13 @@ fn failed(failure: Failure) -> Result<Progress> {
             lasting: failure.lasting,
         }));
     }
+    Err(error_of(failure).into())
+}
+
+/// A child's failure as an error.
+pub fn error_of(failure: Failure) -> Error {
     let kind = if failure.exit == 125 { Kind::Host } else { Kind::Container };
     let mut error = Error::new(kind, failure.sentence).exit(failure.exit);
     error.hint = failure.hint;
-    Err(error.into())
+    error
 }

@@ -24,6 +24,14 @@ pub struct Plan {
     pub process: Process,
     pub maps: IdMaps,
     pub init: bool,
+    pub keeper: Keeper,
+}
+
+/// Whose end is the program's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Keeper {
+    Monitor,
+    Nobody,
 }
 
 /// One step of the child. `Display` is its name in an error and in `--explain`.
@@ -208,6 +216,7 @@ pub fn from_spec(spec: &Spec, around: &Surroundings) -> Plan {
         process: spec.process.clone(),
         maps: around.maps.clone(),
         init: spec.init,
+        keeper: Keeper::Monitor,
     }
 }
 

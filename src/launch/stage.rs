@@ -84,6 +84,26 @@ fn memory_copy() -> Result<OwnedFd> {
     Ok(copy.into())
 }
 
+/// The same command again from a copy that nobody can write to, unless this is one already: a program that is
+/// about to enter a container whose ids own kelp's file. Returns only with an error, or if there is nothing to do.
+pub fn run_from_copy() -> Result<()> {
+    if fs::read_link("/proc/self/exe")?.as_os_str().as_encoded_bytes().starts_with(b"/memfd:") {
+        return Ok(());
+    }
+    let words = |list: Vec<std::ffi::OsString>| -> Result<Vec<CString>> {
+        list.into_iter().map(|word| Ok(CString::new(word.into_encoded_bytes())?)).collect()
+    };
+    let variable = |(mut name, value): (std::ffi::OsString, std::ffi::OsString)| {
+        name.push("=");
+        name.push(value);
+        name
+    };
+    let (arguments, environment) =
+        (words(std::env::args_os().collect())?, words(std::env::vars_os().map(variable).collect())?);
+    let copy = memory_copy().context("copy kelp's own file")?;
+    Err(process::execveat(copy.as_fd(), &arguments, &environment)).context("run the copy")
+}
+
 /// Exec takes the capabilities of a process that is not root inside, unless they are ambient.
 fn keep_capabilities() -> Result<()> {
     let sets = process::capget()?;

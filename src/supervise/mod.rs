@@ -6,5 +6,6 @@ pub mod callers;
 pub mod keys;
 pub mod monitor;
 pub mod orphans;
+pub mod session;
 pub mod signals;
 pub mod streams;

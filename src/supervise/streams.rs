@@ -13,6 +13,7 @@ use nix::sys::stat::Mode;
 use crate::container::call::Stream;
 use crate::container::log::Log;
 use crate::launch::child::Streams;
+use crate::supervise::keys::Keys;
 
 /// The longest piece that is moved at once.
 pub const PIECE: usize = 64 * 1024;
@@ -118,6 +119,9 @@ pub struct Inlet {
     held: Vec<u8>,
     /// The end of the first input is the end of stdin.
     once: bool,
+    /// The keys that detach, and whether they were typed.
+    pub keys: Option<Keys>,
+    pub detached: bool,
 }
 
 impl Inlet {
@@ -158,6 +162,9 @@ impl Inlet {
         match nix::unistd::read(from, &mut piece) {
             Ok(length @ 1..) => {
                 piece.truncate(length);
+                if let Some(keys) = &mut self.keys {
+                    (piece, self.detached) = keys.filter(&piece);
+                }
                 self.held = piece;
             }
             Err(Errno::EAGAIN | Errno::EINTR) => {}
@@ -237,6 +244,17 @@ pub fn connect_terminal(
     }
     if let Some(outlet) = outlets.first_mut() {
         outlet.from = Some(master.try_clone()?);
+    }
+    Ok(())
+}
+
+/// This process's own streams on a terminal that it serves itself.
+pub fn sit_down(interactive: bool, inlet: &mut Inlet, outlets: &mut [Outlet]) -> io::Result<()> {
+    if interactive {
+        inlet.add(io::stdin().as_fd().try_clone_to_owned()?, None);
+    }
+    if let Some(outlet) = outlets.first_mut() {
+        outlet.sinks.push(Sink::own(io::stdout().as_fd().try_clone_to_owned()?));
     }
     Ok(())
 }

@@ -67,6 +67,31 @@ impl IdMaps {
     }
 }
 
+impl IdMaps {
+    /// The maps of the user namespace of a process that runs.
+    pub fn of_process(pid: i32) -> Result<Self> {
+        let read = |name: &str| {
+            fs::read_to_string(format!("/proc/{pid}/{name}"))
+                .with_context(|| format!("cannot read the {name} of the container"))
+        };
+        let lines = |text: &str| -> Vec<Line> {
+            let line = |line: &str| {
+                let mut numbers = line.split_whitespace().map(str::parse);
+                let mut next = || numbers.next()?.ok();
+                Some(Line { container: ContainerId(next()?), host: HostId(next()?), count: next()? })
+            };
+            text.lines().filter_map(line).collect()
+        };
+        Ok(Self {
+            uid: lines(&read("uid_map")?),
+            gid: lines(&read("gid_map")?),
+            writer: Writer::Direct,
+            deny_setgroups: read("setgroups")?.trim() == "deny",
+            weaker_because: None,
+        })
+    }
+}
+
 /// The host's id behind one of the container's.
 pub fn maps_to(lines: &[Line], id: ContainerId) -> Option<HostId> {
     lines.iter().find_map(|line| {

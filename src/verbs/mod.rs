@@ -4,6 +4,7 @@
 pub mod begin;
 pub mod contents;
 pub mod copy;
+pub mod exec;
 pub mod life;
 pub mod monitor;
 pub mod order;

@@ -19,13 +19,16 @@ use crate::supervise::signals;
 use crate::supervise::streams::Audience;
 use crate::verbs::{life, monitor};
 
+/// Told the id once the container is made.
+type Made<'a> = &'a mut dyn FnMut(&ContainerName) -> Result<()>;
+
 /// Runs `request` in the foreground; `warn` is told what is weaker than it could be.
 ///
 /// # Errors
 /// Whatever keeps the program from running.
-pub fn run(request: Request, warn: &mut dyn FnMut(&str)) -> Result<i32> {
+pub fn run(request: Request, made: Made<'_>, warn: &mut dyn FnMut(&str)) -> Result<i32> {
     if request.terminal {
-        return in_a_terminal(request, warn);
+        return in_a_terminal(request, made, warn);
     }
     let signals = signals::signals()?;
     let paths = Paths::find()?;
@@ -36,15 +39,17 @@ pub fn run(request: Request, warn: &mut dyn FnMut(&str)) -> Result<i32> {
         _ => (Naming::Reserved, Audience::Own),
     };
     let container = Container::create(&paths, request, naming)?;
+    made(&container.made.id)?;
     let monitor = Monitor::new(&container, signals, audience);
     life::live(&paths, container, monitor, warn)
 }
 
 /// Runs `request` in the background; gives the id once the program runs.
-pub fn detached(request: Request, warn: &mut dyn FnMut(&str)) -> Result<ContainerName> {
+pub fn detached(request: Request, made: Made<'_>, warn: &mut dyn FnMut(&str)) -> Result<ContainerName> {
     let paths = Paths::find()?;
     sweep::sweep(&paths)?;
     let container = Container::create(&paths, request, Naming::Reserved)?;
+    made(&container.made.id)?;
     let id = container.made.id.clone();
     let line = monitor::start(container)?;
     line.say(&ToMonitor::Begin, None)?;
@@ -68,7 +73,7 @@ pub fn await_running(line: &Line, warn: &mut dyn FnMut(&str)) -> Result<()> {
     }
 }
 
-fn in_a_terminal(request: Request, warn: &mut dyn FnMut(&str)) -> Result<i32> {
+fn in_a_terminal(request: Request, made: Made<'_>, warn: &mut dyn FnMut(&str)) -> Result<i32> {
     let signals = signals::signals()?;
     let paths = Paths::find()?;
     sweep::sweep(&paths)?;
@@ -78,6 +83,7 @@ fn in_a_terminal(request: Request, warn: &mut dyn FnMut(&str)) -> Result<i32> {
         streams.push(Stream::Stdin);
     }
     let container = Container::create(&paths, request, Naming::Reserved)?;
+    made(&container.made.id)?;
     let line = monitor::start(container)?;
     let what = Attachment { streams, terminal: true, keys: Some(keys), pass_signals: true };
     let attached = Attached::new(&line, what)?;

@@ -1,0 +1,103 @@
+//! The flags of `run` and `create` that say how a container is watched: restart policy, log, labels, and the keys
+//! and times of its end.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::error::Error;
+use crate::spec::life::{LogDriver, Restart};
+use crate::spec::request::Life;
+use crate::supervise::keys::Keys;
+
+#[derive(Debug, Args)]
+pub struct LifeArgs {
+    /// When to start the container again: no, on-failure[:COUNT], always, unless-stopped
+    #[arg(long, value_name = "POLICY", default_value = "no", help_heading = "Container")]
+    restart: String,
+    /// Seconds that `stop` waits before it kills
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, help_heading = "Container")]
+    stop_timeout: Option<i64>,
+    /// Set a label: KEY[=VALUE]
+    #[arg(short = 'l', long, value_name = "LABEL", help_heading = "Container")]
+    label: Vec<String>,
+    /// Read labels from a file, one a line
+    #[arg(long, value_name = "FILE", help_heading = "Container")]
+    label_file: Vec<PathBuf>,
+    /// Set an annotation: KEY=VALUE
+    #[arg(long, value_name = "ANNOTATION", help_heading = "Container")]
+    annotation: Vec<String>,
+    /// Write the container's id to a file, which must not be there
+    #[arg(long, value_name = "FILE", help_heading = "Container")]
+    pub cidfile: Option<PathBuf>,
+    /// What is kept of the output: json-file, k8s-file, none, passthrough
+    #[arg(long, value_name = "DRIVER", default_value = "json-file", help_heading = "Container")]
+    log_driver: String,
+    /// max-size=BYTES, max-file=COUNT
+    #[arg(long, value_name = "OPTION", help_heading = "Container")]
+    log_opt: Vec<String>,
+    /// The keys that leave the container running [default: ctrl-p,ctrl-q]
+    #[arg(long, value_name = "KEYS", help_heading = "Container")]
+    detach_keys: Option<String>,
+}
+
+impl LifeArgs {
+    /// With `remove`, the container goes when it ends, so that nothing can start it again.
+    pub fn life(&self, remove: bool) -> Result<Life> {
+        let restart: Restart = self.restart.parse()?;
+        if remove && restart != Restart::No {
+            return Err(Error::usage("conflicting options: cannot specify both --restart and --rm").into());
+        }
+        if let Some(keys) = &self.detach_keys {
+            Keys::parse(keys)?;
+        }
+        let mut labels = BTreeMap::new();
+        for file in &self.label_file {
+            let text = std::fs::read_to_string(file)
+                .map_err(|error| Error::usage(error.to_string()))
+                .with_context(|| format!("cannot read the label file {}", file.display()))?;
+            let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+            labels.extend(lines.map(pair));
+        }
+        labels.extend(self.label.iter().map(|word| pair(word)));
+        Ok(Life {
+            restart,
+            stop_timeout: self.stop_timeout,
+            labels,
+            annotations: self.annotation.iter().map(|word| pair(word)).collect(),
+            log: self.log()?,
+            health: None,
+            detach_keys: self.detach_keys.clone(),
+            pidfile: None,
+        })
+    }
+
+    fn log(&self) -> Result<LogDriver> {
+        let mut log = LogDriver { format: self.log_driver.parse()?, ..LogDriver::default() };
+        for option in &self.log_opt {
+            match option.split_once('=') {
+                Some(("max-size", size)) if size != "-1" => log.max_size = Some(size.parse()?),
+                Some(("max-size", _)) => log.max_size = None,
+                Some(("max-file", count)) => {
+                    let count = count.parse().ok().filter(|count| *count > 0);
+                    log.max_file = count.ok_or_else(|| {
+                        Error::usage(format!("--log-opt {option}: a number above 0 is expected"))
+                    })?;
+                }
+                _ => {
+                    let sentence =
+                        format!("--log-opt {option}: max-size=BYTES or max-file=COUNT is expected");
+                    return Err(Error::usage(sentence).into());
+                }
+            }
+        }
+        Ok(log)
+    }
+}
+
+fn pair(word: &str) -> (String, String) {
+    let (key, value) = word.split_once('=').unwrap_or((word, ""));
+    (key.to_owned(), value.to_owned())
+}

@@ -1,0 +1,103 @@
+//! `kelp exec`: a further program in a container that runs, with the container's own credentials, capabilities
+//! and seccomp filter unless it asks for others. The command itself is the program's parent; no monitor is asked.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::container::list;
+use crate::container::state::State;
+use crate::launch::child::Streams;
+use crate::launch::join::{self, Target};
+use crate::launch::plan::{Keeper, Plan};
+use crate::launch::stage;
+use crate::paths::Paths;
+use crate::spec::capability::CapabilitySet;
+use crate::spec::resolve;
+use crate::supervise::keys::{self, Keys};
+use crate::supervise::session::Session;
+use crate::supervise::signals;
+use crate::supervise::streams::null;
+use crate::sys::process;
+use crate::userns::maps::IdMaps;
+use crate::verbs::begin;
+use crate::verbs::order::refusal;
+
+/// What to run and how.
+#[derive(Clone, Debug)]
+pub struct Exec {
+    pub command: Vec<OsString>,
+    pub environment: Vec<(OsString, OsString)>,
+    pub cwd: Option<PathBuf>,
+    pub user: Option<String>,
+    pub interactive: bool,
+    pub terminal: bool,
+    pub detach: bool,
+    pub privileged: bool,
+    pub detach_keys: Option<String>,
+}
+
+/// Runs it in the container that `word` means; its exit status, or 0 at once if it is detached.
+pub fn exec(paths: &Paths, word: &str, exec: Exec, warn: &mut dyn FnMut(&str)) -> Result<i32> {
+    let known = list::find(paths, word)?;
+    let id = &known.made.id;
+    let not_running = || refusal(format!("container {id} is not running"));
+    match known.status.state {
+        State::Running => {}
+        State::Paused => {
+            return Err(refusal(format!("container {id} is paused, unpause the container before exec")));
+        }
+        _ => return Err(not_running()),
+    }
+    let first = known.status.process.clone().ok_or_else(not_running)?;
+    let pidfd = process::pidfd_open(first.pid).map_err(|_| not_running())?;
+    if !first.lives() {
+        return Err(not_running());
+    }
+    let target = Target { pid: first.pid, pidfd };
+    let maps = IdMaps::of_process(first.pid)?;
+    if stage::needs_seal(&maps)? {
+        stage::run_from_copy()?;
+    }
+    let plan = plan(&known.made.request, &exec, begin::facts(id.clone(), &maps), maps)?;
+    let signals = signals::signals()?;
+    let keys = Keys::parse(exec.detach_keys.as_deref().unwrap_or(keys::DEFAULT))?;
+    let mut session = Session::new(exec.interactive && !exec.detach, exec.terminal.then_some(keys));
+    let streams = if exec.detach || exec.terminal {
+        Streams { stdin: Some(null()?), stdout: Some(null()?), stderr: Some(null()?) }
+    } else {
+        session.connect()?
+    };
+    let running = join::join(&target, &plan, streams, warn)?;
+    if exec.detach { Ok(0) } else { session.serve(&running, &signals) }
+}
+
+fn plan(
+    request: &crate::spec::request::Request,
+    exec: &Exec,
+    facts: resolve::Facts,
+    maps: IdMaps,
+) -> Result<Plan> {
+    let mut request = request.clone();
+    request.terminal = exec.terminal && !exec.detach;
+    request.interactive = exec.interactive;
+    request.environment.extend(exec.environment.iter().cloned());
+    request.entrypoint = Some(OsString::new());
+    request.command.clone_from(&exec.command);
+    request.cwd = exec.cwd.clone().or(request.cwd);
+    request.user = exec.user.clone().or(request.user);
+    let mut process = resolve::resolve(&request, &facts)?.process;
+    if exec.privileged {
+        process.capabilities = CapabilitySet::with(&["ALL".to_owned()], &[])?;
+    }
+    Ok(Plan {
+        namespaces: 0,
+        early: 0,
+        steps: Vec::new(),
+        process,
+        maps,
+        init: false,
+        keeper: Keeper::Nobody,
+    })
+}
