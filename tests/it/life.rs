@@ -1,0 +1,119 @@
+//! Containers that live in the background: what each order makes of them, who may be killed without harm, and
+//! that nothing is left. Orders are compared with docker's words in `docs/life.md`.
+
+use crate::dir::Dir;
+use crate::host::{containers, soon};
+use crate::kelp::says;
+use crate::{needs, sys};
+use serde_json::Value;
+use std::fs;
+
+/// A container in the background with these options, running this shell text on the host's userland.
+fn started(dir: &Dir, options: &[&str], text: &str) -> String {
+    let words = [&["run", "-d"], options, &["@host", "sh", "-c", text]].concat();
+    dir.kelp(&words).ok().out.trim().to_owned()
+}
+
+fn state(dir: &Dir, name: &str) -> String {
+    let filter = dir.kelp(&["ps", "-a", "--format", "{{.Names}} {{.State}} {{.Status}}"]).ok().out;
+    filter.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned()
+}
+
+#[test]
+fn a_container_is_created_started_stopped_started_again_and_removed() {
+    needs!(userns);
+    let dir = Dir::new();
+    dir.kelp(&[
+        "create",
+        "--name",
+        "reef",
+        "@host",
+        "sh",
+        "-c",
+        "echo x >>/root/f; cat /root/f; exec sleep 100",
+    ])
+    .ok();
+    assert!(state(&dir, "reef").starts_with("reef created Created"));
+    dir.kelp(&["start", "reef"]).ok();
+    assert!(state(&dir, "reef").starts_with("reef running Up"));
+    says(&dir.kelp(&["rm", "reef"]).fails(1), &["reef", "running", "stop"]);
+    dir.kelp(&["stop", "-t", "0", "reef"]).ok();
+    assert!(state(&dir, "reef").starts_with("reef exited Exited (137)"));
+    dir.kelp(&["start", "reef"]).ok();
+    let again = soon(|| dir.kelp(&["logs", "reef"]).ok().out == "x\nx\nx\n");
+    assert!(again, "the layer of the first start is gone: {}", dir.kelp(&["logs", "reef"]).ok().out);
+    dir.kelp(&["rm", "-f", "reef"]).ok();
+    assert_eq!(containers(&dir), Vec::<String>::new());
+    says(&dir.kelp(&["stop", "reef"]).fails(1), &["no such container", "reef"]);
+}
+
+#[test]
+fn exec_has_the_containers_view_and_the_programs_status() {
+    needs!(userns);
+    let dir = Dir::new();
+    let id = started(&dir, &["-e", "A=1"], "exec sleep 100");
+    let short = &id[..8];
+    assert_eq!(
+        dir.kelp(&["exec", "-e", "B=2", "-w", "/tmp", short, "sh", "-c", "echo $A$B; pwd"]).ok().out,
+        "12\n/tmp\n"
+    );
+    dir.kelp(&["exec", short, "sh", "-c", "exit 7"]).fails(7);
+    says(&dir.kelp(&["exec", short, "nosuch"]).fails(127), &["nosuch", "not found"]);
+    dir.kelp(&["exec", short, "/"]).fails(126);
+    assert_eq!(dir.kelp(&["exec", "-i", short, "cat"]).input(b"in\0\xff").ok().out.as_bytes()[..3], *b"in\0");
+    assert_eq!(dir.kelp(&["exec", short, "cat", "/proc/1/comm"]).ok().out, "sleep\n");
+    dir.kelp(&["rm", "-f", short]).ok();
+}
+
+/// Guard: the lock of a dead monitor is free, and the next command sees it.
+#[test]
+fn a_killed_monitor_is_noticed_by_the_next_command() {
+    needs!(userns);
+    sys::adopt_orphans();
+    let dir = Dir::new();
+    for (options, left) in
+        [(&["--name", "reef"][..], "reef exited Exited (137)"), (&["--rm", "--name", "reef"], "")]
+    {
+        let id = started(&dir, options, "exec sleep 100");
+        let text = fs::read_to_string(dir.path(&format!("store/containers/{id}/lock"))).unwrap();
+        let page: Value = serde_json::from_str(text[17..4096].trim()).unwrap();
+        let monitor = page["monitor"]["pid"].as_i64().unwrap() as i32;
+        sys::kill(monitor, libc::SIGKILL).unwrap();
+        let seen = soon(|| {
+            sys::reap();
+            let state = state(&dir, "reef");
+            if left.is_empty() { state.is_empty() } else { state.starts_with(left) }
+        });
+        assert!(seen, "{}", state(&dir, "reef"));
+        dir.kelp(&["rm", "-f", "reef"]).end();
+    }
+    assert_eq!(containers(&dir), Vec::<String>::new());
+}
+
+#[test]
+fn a_policy_starts_a_container_again_and_a_stop_overrules_it() {
+    needs!(userns);
+    let dir = Dir::new();
+    started(&dir, &["--name", "reef", "--restart", "on-failure:2"], "echo try; exit 3");
+    assert_eq!(dir.kelp(&["wait", "reef"]).ok().out, "3\n");
+    assert_eq!(dir.kelp(&["logs", "reef"]).ok().out, "try\ntry\ntry\n");
+    started(&dir, &["--name", "shoal", "--restart", "always"], "exit 0");
+    dir.kelp(&["stop", "shoal"]).ok();
+    assert!(state(&dir, "shoal").starts_with("shoal exited"), "{}", state(&dir, "shoal"));
+    dir.kelp(&["rm", "-a"]).ok();
+}
+
+#[test]
+fn fifty_containers_start_and_stop_at_once() {
+    needs!(userns);
+    let dir = Dir::new();
+    let crowd: Vec<_> = (0..50).map(|_| dir.kelp(&["run", "-d", "@host", "sleep", "100"]).start()).collect();
+    for child in crowd {
+        let ended = child.wait_with_output().unwrap();
+        assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    }
+    assert_eq!(dir.kelp(&["ps", "-q"]).ok().out.lines().count(), 50);
+    dir.kelp(&["stop", "-t", "0", "-a"]).ok();
+    dir.kelp(&["rm", "-a"]).ok();
+    assert_eq!(containers(&dir), Vec::<String>::new());
+}
