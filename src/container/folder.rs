@@ -13,17 +13,18 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::container::names;
 use crate::container::state::State;
+use crate::container::{names, spare};
 use crate::error::Error;
 use crate::ids::{ContainerName, Name};
 use crate::paths::{self, Paths};
 use crate::record::{self, Held, Inscription, Lock};
 use crate::rootfs::rung::Rung;
 use crate::rootfs::tree;
-use crate::spec::request::Request;
+use crate::spec::Sharing;
+use crate::spec::request::{Request, UserNamespace};
 use crate::units;
-use crate::userns::maps::IdMaps;
+use crate::userns::maps::{self, IdMaps};
 use crate::userns::within;
 
 /// What never changes.
@@ -132,6 +133,8 @@ pub struct Container {
     pub made: Made,
     pub status: Status,
     lock: Lock,
+    /// Its layer may hold what another container left, until `clear_spare`.
+    from_spare: bool,
 }
 
 /// What a container is called: a name that is reserved, or, if it lives only as long as the command that made
@@ -151,18 +154,13 @@ impl Container {
         for _ in 0..100 {
             let id = ContainerName::fresh()?;
             let folder = parent.join(id.as_str());
-            make_folder(&parent, &folder).with_context(|| format!("cannot make {}", folder.display()))?;
-            let lock = match Lock::now(&folder.join("lock")) {
-                Ok(Some(lock)) => lock,
-                Ok(None) => continue,
-                Err(_) if !folder.exists() => continue,
-                Err(error) => {
-                    let _ = tree::remove(&folder);
-                    return Err(error);
-                }
+            let spare = if may_be_spare(&request, naming) { spare::take(paths, &folder) } else { None };
+            let from_spare = spare.is_some();
+            let Some(lock) = spare.map_or_else(|| lock_new(&parent, &folder), |lock| Ok(Some(lock)))? else {
+                continue;
             };
             let made = Made { id, created: units::now(), request };
-            let mut container = Self { folder, made, status, lock };
+            let mut container = Self { folder, made, status, lock, from_spare };
             if let Err(error) = container.enter(paths, naming) {
                 let _ = tree::remove(&container.folder);
                 return Err(error);
@@ -221,7 +219,7 @@ impl Container {
         let Some(Inscription { signature, kept }) = lock.inscription()? else { return Ok(None) };
         let made = serde_json::from_str(&kept).with_context(|| unreadable(folder))?;
         let status = serde_json::from_str(&signature).with_context(|| unreadable(folder))?;
-        Ok(Some(Self { folder: folder.to_owned(), made, status, lock }))
+        Ok(Some(Self { folder: folder.to_owned(), made, status, lock, from_spare: false }))
     }
 
     /// What it is called.
@@ -254,6 +252,26 @@ impl Container {
 
     /// Removes the folder with all layers; with `maps`, as the root that made them where the user alone can't.
     pub fn remove(mut self, paths: &Paths, maps: Option<&IdMaps>) -> Result<()> {
+        let gone = self.leave(paths)?;
+        remove_layers(&gone, maps).with_context(|| format!("cannot remove {}", gone.display()))
+    }
+
+    /// Removes a container that has just ended under this monitor's eyes, so that nobody else is in its layer;
+    /// its folder may serve the next one.
+    pub fn retire(mut self, paths: &Paths) -> Result<()> {
+        let userns = self.made.request.userns.clone();
+        let alone =
+            self.made.request.pid == Sharing::Private && self.status.rung == Some(Rung::KernelOverlay);
+        let gone = self.leave(paths)?;
+        if alone && spare::give(paths, &gone) {
+            return Ok(());
+        }
+        let maps = maps::choose(&userns)?;
+        remove_layers(&gone, Some(&maps)).with_context(|| format!("cannot remove {}", gone.display()))
+    }
+
+    /// Gives up the place among the containers, and the name.
+    fn leave(&mut self, paths: &Paths) -> Result<PathBuf> {
         let gone = self.folder.with_file_name(format!("{GONE}{}", self.made.id));
         if let Err(error) = fs::rename(&self.folder, &gone) {
             if !self.status.state.is_live() && self.status.state != State::Dead {
@@ -264,7 +282,15 @@ impl Container {
         if let Some(name) = &self.status.name {
             names::release(paths, name, &self.made.id);
         }
-        remove_layers(&gone, maps).with_context(|| format!("cannot remove {}", gone.display()))
+        Ok(gone)
+    }
+
+    /// Empties what came from the spare folder; called when there is nothing else to do, before a root is made.
+    pub fn clear_spare(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.from_spare) {
+            spare::clean(&self.folder).context("cannot clean the spare folder")?;
+        }
+        Ok(())
     }
 
     /// Removes what a refused rung left, so that the next one starts afresh.
@@ -307,6 +333,25 @@ impl Known {
     /// What it is called.
     pub fn name(&self) -> Name {
         called(&self.status, &self.made.id)
+    }
+}
+
+/// Only whoever starts the container at once cleans a spare folder; and the layer in it belongs to the user, who
+/// is root inside with these maps only.
+fn may_be_spare(request: &Request, naming: Naming) -> bool {
+    naming == Naming::OfId && matches!(request.userns, UserNamespace::Auto | UserNamespace::Single)
+}
+
+/// Makes the folder and takes its lock; `None` if somebody took it away in between.
+fn lock_new(parent: &Path, folder: &Path) -> Result<Option<Lock>> {
+    make_folder(parent, folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    match Lock::now(&folder.join("lock")) {
+        Err(_) if !folder.exists() => Ok(None),
+        Err(error) => {
+            let _ = tree::remove(folder);
+            Err(error)
+        }
+        found => found,
     }
 }
 

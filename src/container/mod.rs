@@ -9,6 +9,7 @@ pub mod log;
 pub mod logged;
 pub mod names;
 pub mod secret;
+pub mod spare;
 pub mod state;
 pub mod sweep;
 pub mod volume;

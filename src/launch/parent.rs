@@ -40,6 +40,8 @@ pub enum Launched {
 
 /// What the launch tells while it happens.
 pub trait Watcher {
+    /// The child exists, its maps are being written; what takes time and needs no map is done now.
+    fn meanwhile(&mut self) -> Result<()>;
     /// The child exists and waits; its maps are written.
     fn cloned(&mut self, pid: i32) -> Result<()>;
     fn warn(&mut self, sentence: &str);
@@ -95,9 +97,12 @@ enum Progress {
 
 impl Child {
     fn bring_up(&self, plan: &Plan, signals: &SignalFd, watcher: &mut dyn Watcher) -> Result<Progress> {
-        if let Err(error) = within::write_maps(&plan.maps, self.pid) {
+        let mut prepared = Ok(());
+        let written = within::write_maps(&plan.maps, self.pid, || prepared = watcher.meanwhile());
+        if let Err(error) = written {
             return self.why_no_maps(error);
         }
+        prepared?;
         watcher.cloned(self.pid)?;
         message::send(self.socket.as_fd(), &ToChild::Proceed, None)?;
         let mut master = None;

@@ -61,7 +61,7 @@ pub fn make(step: &RootStep, socket: BorrowedFd<'_>) -> Result<OwnedFd> {
 
 fn served(step: &RootStep, socket: BorrowedFd<'_>) -> Result<OwnedFd> {
     for name in ["upper", "work"] {
-        make_folder(name, step)?;
+        make_folder(name)?;
     }
     let below = match &step.source {
         RootSource::Directory(path) => {
@@ -124,17 +124,17 @@ fn folder(path: &Path) -> Result<OwnedFd> {
     })
 }
 
-/// A layer that was used before is there already.
-fn make_folder(name: &str, step: &RootStep) -> Result<()> {
+/// A layer that was used before is there already, and so are the folders of one that comes from the spare folder.
+fn make_folder(name: &str) -> Result<()> {
     match fs::create_dir(name) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && step.upper == Upper::Used => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && Path::new(name).is_dir() => Ok(()),
         other => other.with_context(|| format!("make {name} in the container's folder")),
     }
 }
 
 fn layered(lowers: &[&Path], upper: &str, work: &str, step: &RootStep) -> Result<OwnedFd> {
     for name in [upper, work] {
-        make_folder(name, step)?;
+        make_folder(name)?;
     }
     if step.upper == Upper::Used {
         // What an unmounted volatile overlay leaves, so that nobody takes it for whole after a power cut.
@@ -163,7 +163,7 @@ fn attach(root: OwnedFd) -> Result<OwnedFd> {
 
 fn host_overlays(step: &RootStep, pieces: &[Piece]) -> Result<OwnedFd> {
     for name in ["root", "upper", "work"] {
-        make_folder(name, step)?;
+        make_folder(name)?;
     }
     fs::set_permissions("root", fs::Permissions::from_mode(0o755))?;
     let root = attach(open_tree(folder(Path::new("root"))?.as_fd(), Depth::This)?)?;

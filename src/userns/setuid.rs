@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context, Result};
 
 use crate::error::Error;
-use crate::userns::maps::Line;
+use crate::userns::maps::{IdMaps, Line};
 
 /// The programs found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,13 +54,14 @@ fn has_file_capabilities(path: &Path) -> bool {
     crate::sys::path::xattr_length(&name, c"security.capability").is_ok_and(|length| length > 0)
 }
 
-/// Starts both programs for the process `pid`.
+/// Starts both programs for the process `pid`; something else is done `meanwhile`.
 ///
 /// # Errors
 /// A program that can't be started, or that refuses the map, with its own words.
-pub fn write(programs: &SetuidPrograms, pid: i32, uid: &[Line], gid: &[Line]) -> Result<()> {
-    let uids = start(&programs.newuidmap, pid, uid)?;
-    let gids = start(&programs.newgidmap, pid, gid);
+pub fn write(programs: &SetuidPrograms, pid: i32, maps: &IdMaps, meanwhile: impl FnOnce()) -> Result<()> {
+    let uids = start(&programs.newuidmap, pid, &maps.uid)?;
+    let gids = start(&programs.newgidmap, pid, &maps.gid);
+    meanwhile();
     let uids = finish(&programs.newuidmap, uids);
     gids.and_then(|gids| finish(&programs.newgidmap, gids))?;
     uids

@@ -14,11 +14,13 @@ use crate::sys::{process, socket};
 use crate::userns::maps::{IdMaps, Line, Writer};
 use crate::userns::{refusal, setuid};
 
-/// Writes both maps of the process `pid`, which is in a fresh user namespace of ours.
-pub fn write_maps(maps: &IdMaps, pid: i32) -> Result<()> {
+/// Writes both maps of the process `pid`, which is in a fresh user namespace of ours. Something else is done
+/// `meanwhile`, before the maps are there.
+pub fn write_maps(maps: &IdMaps, pid: i32, meanwhile: impl FnOnce()) -> Result<()> {
     if let Writer::SetuidPrograms(programs) = &maps.writer {
-        return setuid::write(programs, pid, &maps.uid, &maps.gid);
+        return setuid::write(programs, pid, maps, meanwhile);
     }
+    meanwhile();
     let file = |name: &str, text: &str| {
         fs::write(format!("/proc/{pid}/{name}"), text).map_err(|error| refusal::of_maps(&error))
     };
@@ -72,7 +74,7 @@ pub fn beside<T>(
         }
         Cloned::Parent { pid, .. } => {
             drop(theirs);
-            let written = write_maps(maps, pid);
+            let written = write_maps(maps, pid, || ());
             if let Err(error) = written {
                 drop(ours);
                 wait(pid)?;

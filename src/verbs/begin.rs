@@ -264,6 +264,10 @@ struct Watch<'a, 'b> {
 }
 
 impl Watcher for Watch<'_, '_> {
+    fn meanwhile(&mut self) -> Result<()> {
+        self.container.clear_spare()
+    }
+
     fn cloned(&mut self, pid: i32) -> Result<()> {
         self.namespace = Some(std::fs::File::open(format!("/proc/{pid}/ns/user"))?);
         if let Some(config) = self.network {

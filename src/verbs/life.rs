@@ -15,7 +15,6 @@ use crate::supervise::monitor::{self, End, Monitor};
 use crate::supervise::signals;
 use crate::sys::process;
 use crate::units;
-use crate::userns::maps;
 use crate::verbs::begin::{self, Begun, Start};
 
 /// Lives the life of `container`, whose state is `Starting`; gives the exit status of its program.
@@ -139,8 +138,7 @@ fn close(paths: &Paths, container: Container, warn: &mut dyn FnMut(&str)) -> Res
     if !container.status.remove {
         return Ok(());
     }
-    let maps = maps::choose(&container.made.request.userns);
-    if let Err(error) = maps.and_then(|maps| container.remove(paths, Some(&maps))) {
+    if let Err(error) = container.retire(paths) {
         warn(&format!("{error:#}"));
     }
     Ok(())

@@ -352,3 +352,16 @@ fn a_container_ends_at_its_timeout() {
     assert_ne!(outcome.code, 0);
     assert!(started.elapsed().as_secs() >= 1, "{:?}", started.elapsed());
 }
+
+#[test]
+fn what_one_container_leaves_in_its_layer_never_reaches_the_next() {
+    needs!(userns);
+    let dir = Dir::new();
+    dir.run(&[], &["/bin/guest", "write", "/etc/empty", ""]).ok();
+    dir.run(&[], &["/bin/guest", "write", "/etc/full", "words"]).ok();
+    for path in ["/etc/empty", "/etc/full"] {
+        let seen = dir.all(&[], &["read", path]);
+        assert!(seen[0]["error"] == "ENOENT", "{path}: {seen}");
+    }
+    assert_eq!(host::containers(&dir), Vec::<String>::new());
+}
