@@ -2,8 +2,8 @@
 //! architecture. The kernel runs a new filter once for each call number to fill its cache, so a linear list
 //! of 400 comparisons costs start-up time that a search does not (`docs/decisions/0001-seccomp-search.md`).
 //!
-//! Layout: load arch; compare; per architecture: load nr, search, leaf. A leaf is one return, or a chain of
-//! conditions on arguments each ending in a return, then the default.
+//! Layout: load arch; compare; per architecture: load nr, search, leaves. A leaf is one return, shared by all that
+//! reach it, or a chain of conditions on arguments each ending in a return, then the default.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -46,16 +46,94 @@ fn branch(code: u16, k: u32, jt: usize, jf: usize) -> Instruction {
 
 /// The program for `filter` on this machine.
 pub fn compile(filter: &Filter) -> Vec<Instruction> {
-    let mut program = vec![instruction(LOAD, ARCHITECTURE)];
-    for (architecture, numbers) in ARCHITECTURES {
-        let mut tree = vec![instruction(LOAD, NUMBER)];
-        tree.extend(search(&ranges(filter, numbers), filter.default));
-        program.push(branch(IF_EQUAL, architecture, 1, 0));
-        program.push(instruction(JUMP, tree.len() as u32));
-        program.extend(tree);
+    let mut program = Backwards::default();
+    let mut next = program.returning(value(filter.default));
+    for (architecture, numbers) in ARCHITECTURES.into_iter().rev() {
+        program.search(&ranges(filter, numbers), filter.default);
+        program.push(instruction(LOAD, NUMBER));
+        program.jump(next);
+        next = program.push(branch(IF_EQUAL, architecture, 1, 0));
     }
-    program.push(instruction(RETURN, value(filter.default)));
-    program
+    program.push(instruction(LOAD, ARCHITECTURE));
+    program.code.reverse();
+    program.code
+}
+
+/// A program that is written from its end, since classic BPF jumps forward only: whatever is written knows how
+/// far away its targets are, and the same return serves all that are near enough.
+#[derive(Default)]
+struct Backwards<'a> {
+    code: Vec<Instruction>,
+    returns: BTreeMap<u32, usize>,
+    /// Where each chain of conditions begins that was written last.
+    chains: Vec<(Chain<'a>, usize)>,
+}
+
+/// How far a branch reaches.
+const NEAR: usize = u8::MAX as usize;
+
+impl<'a> Backwards<'a> {
+    fn push(&mut self, one: Instruction) -> usize {
+        self.code.push(one);
+        self.code.len() - 1
+    }
+
+    /// From an instruction that is written `after` others to come.
+    fn distance(&self, target: usize, after: usize) -> usize {
+        self.code.len() + after - target - 1
+    }
+
+    fn jump(&mut self, target: usize) -> usize {
+        self.push(instruction(JUMP, self.distance(target, 0) as u32))
+    }
+
+    /// A return of `value` that a branch can reach, even one that needs two long jumps.
+    fn returning(&mut self, value: u32) -> usize {
+        match self.returns.get(&value) {
+            Some(target) if self.distance(*target, 2) <= NEAR => *target,
+            _ => {
+                let target = self.push(instruction(RETURN, value));
+                self.returns.insert(value, target);
+                target
+            }
+        }
+    }
+
+    /// The search for a number; gives where it begins.
+    fn search(&mut self, ranges: &[Range<'a>], default: Action) -> usize {
+        if let [range] = ranges {
+            return self.leaf(&range.chain, default);
+        }
+        let (low, high) = ranges.split_at(ranges.len() / 2);
+        let mut right = self.search(high, default);
+        let mut left = self.search(low, default);
+        for target in [&mut right, &mut left] {
+            if self.distance(*target, 1) > NEAR {
+                *target = self.jump(*target);
+            }
+        }
+        let middle = high.first().map_or(0, |range| range.first);
+        let (jt, jf) = (self.distance(right, 0), self.distance(left, 0));
+        self.push(branch(IF_AT_LEAST, middle, jt, jf))
+    }
+
+    fn leaf(&mut self, chain: &Chain<'a>, default: Action) -> usize {
+        match chain[..] {
+            [] => self.returning(value(default)),
+            [rule] if rule.conditions.is_empty() => self.returning(value(rule.action)),
+            _ => self.chain(chain, default),
+        }
+    }
+
+    fn chain(&mut self, chain: &Chain<'a>, default: Action) -> usize {
+        let written = self.chains.iter().rev().find(|(written, _)| same(written, chain));
+        if let Some((_, target)) = written.filter(|(_, target)| self.distance(*target, 2) <= NEAR) {
+            return *target;
+        }
+        self.code.extend(conditions(chain, default).into_iter().rev());
+        self.chains.push((chain.clone(), self.code.len() - 1));
+        self.code.len() - 1
+    }
 }
 
 fn value(action: Action) -> u32 {
@@ -117,26 +195,15 @@ fn same(one: &Chain<'_>, other: &Chain<'_>) -> bool {
         [rule] if rule.conditions.is_empty() => Some(Some(rule.action)),
         _ => None,
     };
-    outcome(one).is_some() && outcome(one) == outcome(other)
-}
-
-fn search(ranges: &[Range<'_>], default: Action) -> Vec<Instruction> {
-    if let [range] = ranges {
-        return leaf(&range.chain, default);
+    match (outcome(one), outcome(other)) {
+        (None, None) => {
+            one.len() == other.len() && one.iter().zip(other).all(|(one, other)| std::ptr::eq(*one, *other))
+        }
+        (one, other) => one == other,
     }
-    let (low, high) = ranges.split_at(ranges.len() / 2);
-    let left = search(low, default);
-    let middle = high.first().map_or(0, |range| range.first);
-    let mut code = match left.len() {
-        near @ 0..=255 => vec![branch(IF_AT_LEAST, middle, near, 0)],
-        far => vec![branch(IF_AT_LEAST, middle, 0, 1), instruction(JUMP, far as u32)],
-    };
-    code.extend(left);
-    code.extend(search(high, default));
-    code
 }
 
-fn leaf(chain: &Chain<'_>, default: Action) -> Vec<Instruction> {
+fn conditions(chain: &Chain<'_>, default: Action) -> Vec<Instruction> {
     let mut code = Vec::new();
     for rule in chain {
         code.extend(conditional(rule));
@@ -312,6 +379,26 @@ mod tests {
                 let allowed = on(&program, "read", far) == libc::SECCOMP_RET_ALLOW;
                 assert_eq!(allowed, if below { expected[0] } else { expected[2] }, "{comparison:?} {far:#x}");
             }
+        }
+    }
+
+    #[test]
+    fn a_search_over_more_calls_than_a_branch_reaches_finds_each() {
+        let odd = |number: &u32| number % 2 == 1;
+        let named =
+            |number: u32| syscalls::x86_64::Sysno::new(number as usize).map(|one| one.name().to_owned());
+        let numbers: Vec<u32> = (0..460).filter(odd).filter(|number| named(*number).is_some()).collect();
+        let rule = |number: &u32| Rule {
+            names: named(*number).into_iter().collect(),
+            action: Action::Allow,
+            conditions: vec![Condition { argument: 1, comparison: Comparison::Less, value: 1 << 40 }],
+        };
+        let rules = numbers.iter().map(rule).collect();
+        let program = compile(&Filter { default: Action::Errno(1), rules });
+        assert!(program.len() > 4 * NEAR);
+        for number in 0..460 {
+            let allowed = answer(&program, ARCHITECTURES[0].0, number, [0; 6]) == libc::SECCOMP_RET_ALLOW;
+            assert_eq!(allowed, numbers.contains(&number), "{number}");
         }
     }
 

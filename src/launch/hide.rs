@@ -21,14 +21,21 @@ const SEALED: u64 = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | M
 #[derive(Debug, Default)]
 pub struct Masks {
     null: Option<OwnedFd>,
+    /// An empty folder that is mounted already: one that is not could be copied from Linux 6.15 on only.
+    empty: Option<OwnedFd>,
 }
 
 /// Hides one path; a link is followed inside the root, so that what it leads to is hidden.
 pub fn mask(site: &mut Site<'_>, path: &Path) -> Result<()> {
     let Some(place) = existing(site.root()?, path)? else { return Ok(()) };
     if target::is_directory(place.as_fd())? {
-        let cover = fsmount(c"tmpfs", &[], SEALED)?;
-        return Ok(move_mount(cover.as_fd(), place.as_fd())?);
+        let cover = match &site.masks.empty {
+            Some(empty) => open_tree(empty.as_fd(), Depth::This)?,
+            None => fsmount(c"tmpfs", &[], SEALED)?,
+        };
+        move_mount(cover.as_fd(), place.as_fd())?;
+        site.masks.empty = Some(cover);
+        return Ok(());
     }
     if site.masks.null.is_none() {
         site.masks.null = Some(device::host_node("null")?);
