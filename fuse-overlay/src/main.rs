@@ -91,7 +91,9 @@ fn serve(overlay: &Arc<Overlay>, device: Option<OwnedFd>, mount: &Mount, ready: 
     let threads = mount.threads.unwrap_or_else(session::default_threads);
     let counters = Arc::new(Counters::default());
     let served = match device {
-        Some(device) => session::serve_counted(overlay.clone(), device, threads, counters.clone(), ready),
+        Some(device) => {
+            session::serve_counted(overlay.clone(), device, threads, mount.placing, counters.clone(), ready)
+        }
         None => {
             session::serve_by_fusermount(overlay.clone(), &mount.mountpoint, threads, counters.clone(), ready)
         }

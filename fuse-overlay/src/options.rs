@@ -4,6 +4,7 @@
 
 use anyhow::{Context, Result, bail};
 use fuse_overlay::config::{Config, Directory, IdRange, Lower, Owner, Owners};
+use fuse_overlay::transport::session::Placing;
 use rustix::mount::MountFlags;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -25,6 +26,7 @@ pub(crate) struct Mount {
     pub(crate) foreground: bool,
     pub(crate) flags: MountFlags,
     pub(crate) threads: Option<usize>,
+    pub(crate) placing: Placing,
     /// Where to write the counts of requests when the mount ends.
     pub(crate) stats: Option<PathBuf>,
 }
@@ -56,6 +58,7 @@ options (-o):
   read_bps=N, write_bps=N
                         bytes a second
   threads=N             threads that serve the mount
+  near                  serve a lone program on its own CPU: faster on a quiet machine, slower on a busy one
   ro, nosuid, nodev, noexec, noatime
 ";
 
@@ -92,6 +95,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Req
         foreground,
         flags: MountFlags::empty(),
         threads: None,
+        placing: Placing::Spread,
         stats,
     };
     let mut gathered = Gathered::default();
@@ -161,6 +165,7 @@ fn apply(option: &[u8], mount: &mut Mount, gathered: &mut Gathered) -> Result<()
         "read_bps" => config.limits.read_bytes_per_second = number(&key, value)?,
         "write_bps" => config.limits.write_bytes_per_second = number(&key, value)?,
         "threads" => mount.threads = Some(number(&key, value)?),
+        "near" => mount.placing = Placing::Near,
         _ => return flag(&key, mount),
     }
     Ok(())

@@ -96,7 +96,8 @@ pub fn serve() -> Result<()> {
         }
     };
     let ready = || stage::tell(word, &Ok(()));
-    session::serve_counted(overlay, device, session::default_threads(), Arc::default(), ready)
+    let (threads, placing) = (session::default_threads(), session::Placing::Spread);
+    session::serve_counted(overlay, device, threads, placing, Arc::default(), ready)
         .context("cannot serve the root file system")
 }
 

@@ -800,3 +800,20 @@ fn a_lower_tree_is_removed_while_earlier_removals_are_settled() {
         "the removals reached the upper"
     );
 }
+
+#[test]
+fn a_near_mount_serves_one_program_and_then_several_and_ends_with_the_mount() {
+    let stand = Stand::new("near");
+    let mounted = stand.mount(",near,threads=2");
+    let create = |prefix: &str| {
+        (0..2000).for_each(|i| write(stand.mnt(&format!("{prefix}{i}")), b"x"));
+    };
+    create("alone");
+    std::thread::scope(|scope| {
+        ["a", "b", "c", "d"].map(|prefix| scope.spawn(move || create(prefix)));
+    });
+    create("again");
+    assert_eq!(fs::read_dir(stand.mnt("")).expect("the root is read").count(), 12_000);
+    drop(mounted);
+    assert!(!fs_tests::is_leased(&stand.path("work")), "the server still holds the upper");
+}

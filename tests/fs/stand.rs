@@ -110,7 +110,8 @@ impl Drop for Mounted {
     }
 }
 
-fn is_leased(work: &Path) -> bool {
+/// Does a server hold the lease on this work directory?
+pub fn is_leased(work: &Path) -> bool {
     let Ok(directory) = fs::File::open(work) else { return false };
     rustix::fs::flock(&directory, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err()
 }

@@ -59,3 +59,32 @@ pub fn split() -> rustix::io::Result<Side> {
         _ => Ok(Side::Parent),
     }
 }
+
+/// Gives the calling thread the policy `SCHED_IDLE` and the shortest slice. An ordinary user cannot take it back.
+pub(crate) fn become_idle_thread() -> rustix::io::Result<()> {
+    /// `struct sched_attr` of Linux 3.14, which every later kernel takes.
+    #[repr(C)]
+    struct Attributes {
+        size: u32,
+        policy: u32,
+        flags: u64,
+        nice: i32,
+        priority: u32,
+        runtime: u64,
+        deadline: u64,
+        period: u64,
+    }
+    let attributes = Attributes {
+        size: size_of::<Attributes>() as u32,
+        policy: libc::SCHED_IDLE as u32,
+        flags: 0,
+        nice: 0,
+        priority: 0,
+        runtime: 100_000,
+        deadline: 0,
+        period: 0,
+    };
+    // SAFETY: the kernel reads `size` bytes of a structure that outlives the call.
+    let outcome = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
+    if outcome == 0 { Ok(()) } else { Err(last_error()) }
+}

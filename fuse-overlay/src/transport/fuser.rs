@@ -11,6 +11,7 @@ use crate::overlay::Overlay;
 use crate::rename::{Replace, Spot};
 use crate::transport::counters::{Counters, Request as Kind};
 use crate::transport::pause::Pause;
+use crate::transport::placement::Placement;
 use crate::transport::translate::{NOTHING, done, errno, file_attr, file_type, room, sized, stamp};
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags,
@@ -29,6 +30,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 const GENERATION: Generation = Generation(0);
 const MAX_WRITE: u32 = 1 << 20;
+/// Data from which on copying it takes longer than waking somebody.
+const HEAVY: usize = 64 << 10;
 
 thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -39,14 +42,23 @@ pub(super) struct Wire {
     pub(super) ttl: Duration,
     pub(super) counters: Arc<Counters>,
     pub(super) pause: Pause,
+    pub(super) placement: Option<Arc<Placement>>,
 }
 
 impl Wire {
     /// Runs a handler; if it panics its reply is dropped, which answers EIO, and nothing else happens.
-    fn guard(&self, kind: Kind, act: impl FnOnce()) {
+    fn guard(&self, kind: Kind, request: &Request, act: impl FnOnce()) {
+        self.guard_sized(kind, request, 0, act);
+    }
+
+    /// The same for a request that carries `size` bytes of data.
+    fn guard_sized(&self, kind: Kind, request: &Request, size: usize, act: impl FnOnce()) {
         self.counters.count(kind);
         if catch_unwind(AssertUnwindSafe(act)).is_err() {
             self.counters.count(Kind::Fault);
+        }
+        if let Some(placement) = &self.placement {
+            placement.answered(request.pid(), size >= HEAVY);
         }
     }
 
@@ -66,7 +78,7 @@ impl Wire {
 
     fn create_new(&self, request: &Request, parent: INodeNo, name: &OsStr, new: &New<'_>, reply: ReplyEntry) {
         let caller = Caller { uid: request.uid(), gid: request.gid() };
-        self.guard(Kind::Create, || {
+        self.guard(Kind::Create, request, || {
             self.entry(self.overlay.create(parent.0, name.as_bytes(), new, caller), reply);
         });
     }
@@ -76,7 +88,6 @@ impl Filesystem for Wire {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let mut wanted = vec![
             InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
@@ -102,8 +113,8 @@ impl Filesystem for Wire {
         Ok(())
     }
 
-    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.guard(Kind::Lookup, || match self.overlay.lookup(parent.0, name.as_bytes()) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.guard(Kind::Lookup, request, || match self.overlay.lookup(parent.0, name.as_bytes()) {
             Ok(Some(attr)) => reply.entry(&self.ttl, &file_attr(&attr), GENERATION),
             Ok(None) => {
                 // Node 0: the kernel remembers that the name does not exist.
@@ -115,17 +126,17 @@ impl Filesystem for Wire {
         });
     }
 
-    fn forget(&self, _request: &Request, ino: INodeNo, count: u64) {
-        self.guard(Kind::Forget, || self.overlay.forget(ino.0, count));
+    fn forget(&self, request: &Request, ino: INodeNo, count: u64) {
+        self.guard(Kind::Forget, request, || self.overlay.forget(ino.0, count));
     }
 
-    fn getattr(&self, _request: &Request, ino: INodeNo, _file: Option<FileHandle>, reply: ReplyAttr) {
-        self.guard(Kind::GetAttr, || self.attr(self.overlay.attributes_of(ino.0), reply));
+    fn getattr(&self, request: &Request, ino: INodeNo, _file: Option<FileHandle>, reply: ReplyAttr) {
+        self.guard(Kind::GetAttr, request, || self.attr(self.overlay.attributes_of(ino.0), reply));
     }
 
     fn setattr(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -142,7 +153,7 @@ impl Filesystem for Wire {
         reply: ReplyAttr,
     ) {
         let changes = Changes { mode, uid, gid, size, atime: atime.map(stamp), mtime: mtime.map(stamp) };
-        self.guard(Kind::SetAttr, || {
+        self.guard(Kind::SetAttr, request, || {
             // Only the kernel itself sends a change time, when it writes back what it kept.
             let outcome = match (ctime, changes) {
                 (
@@ -155,8 +166,8 @@ impl Filesystem for Wire {
         });
     }
 
-    fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
-        self.guard(Kind::ReadLink, || match self.overlay.read_link(ino.0) {
+    fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
+        self.guard(Kind::ReadLink, request, || match self.overlay.read_link(ino.0) {
             Ok(target) => reply.data(&target),
             Err(error) => reply.error(errno(error)),
         });
@@ -215,17 +226,17 @@ impl Filesystem for Wire {
         reply.error(Errno::ENOSYS);
     }
 
-    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.guard(Kind::Unlink, || done(self.overlay.unlink(parent.0, name.as_bytes()), reply));
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.guard(Kind::Unlink, request, || done(self.overlay.unlink(parent.0, name.as_bytes()), reply));
     }
 
-    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.guard(Kind::RmDir, || done(self.overlay.rmdir(parent.0, name.as_bytes()), reply));
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.guard(Kind::RmDir, request, || done(self.overlay.rmdir(parent.0, name.as_bytes()), reply));
     }
 
     fn rename(
         &self,
-        _request: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         new_parent: INodeNo,
@@ -244,16 +255,18 @@ impl Filesystem for Wire {
         };
         let from = Spot { parent: parent.0, name: name.as_bytes() };
         let to = Spot { parent: new_parent.0, name: new_name.as_bytes() };
-        self.guard(Kind::Rename, || done(self.overlay.rename(&from, &to, replace), reply));
+        self.guard(Kind::Rename, request, || done(self.overlay.rename(&from, &to, replace), reply));
     }
 
-    fn link(&self, _request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.guard(Kind::Link, || self.entry(self.overlay.link(ino.0, parent.0, name.as_bytes()), reply));
+    fn link(&self, request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.guard(Kind::Link, request, || {
+            self.entry(self.overlay.link(ino.0, parent.0, name.as_bytes()), reply)
+        });
     }
 
     fn read(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         _file: FileHandle,
         offset: u64,
@@ -262,7 +275,7 @@ impl Filesystem for Wire {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.guard(Kind::Read, || {
+        self.guard_sized(Kind::Read, request, size as usize, || {
             BUFFER.with_borrow_mut(|buffer| {
                 let size = size as usize;
                 if buffer.len() < size {
@@ -278,7 +291,7 @@ impl Filesystem for Wire {
 
     fn write(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         _file: FileHandle,
         offset: u64,
@@ -293,12 +306,14 @@ impl Filesystem for Wire {
         } else {
             Privilege::Keep
         };
-        self.guard(Kind::Write, || match self.overlay.write(Span { ino: ino.0, offset }, data, privilege) {
-            Ok(count) => match self.overlay.write_due(count, Instant::now()) {
-                None => reply.written(count as u32),
-                Some(due) => self.pause.until(due, Box::new(move || reply.written(count as u32))),
-            },
-            Err(error) => reply.error(errno(error)),
+        self.guard_sized(Kind::Write, request, data.len(), || {
+            match self.overlay.write(Span { ino: ino.0, offset }, data, privilege) {
+                Ok(count) => match self.overlay.write_due(count, Instant::now()) {
+                    None => reply.written(count as u32),
+                    Some(due) => self.pause.until(due, Box::new(move || reply.written(count as u32))),
+                },
+                Err(error) => reply.error(errno(error)),
+            }
         });
     }
 
@@ -313,11 +328,11 @@ impl Filesystem for Wire {
         reply.error(Errno::ENOSYS);
     }
 
-    fn fsync(&self, _request: &Request, ino: INodeNo, _file: FileHandle, data_only: bool, reply: ReplyEmpty) {
+    fn fsync(&self, request: &Request, ino: INodeNo, _file: FileHandle, data_only: bool, reply: ReplyEmpty) {
         if self.overlay.is_volatile() {
             return reply.error(Errno::ENOSYS);
         }
-        self.guard(Kind::Sync, || done(self.overlay.sync(ino.0, data_only), reply));
+        self.guard(Kind::Sync, request, || done(self.overlay.sync(ino.0, data_only), reply));
     }
 
     fn fsyncdir(
@@ -333,13 +348,13 @@ impl Filesystem for Wire {
 
     fn readdir(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         _file: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        self.guard(Kind::ReadDir, || {
+        self.guard(Kind::ReadDir, request, || {
             let outcome = self.overlay.read_dir(ino.0, offset, Detail::Names, &mut |entry| {
                 let name = OsStr::from_bytes(entry.name);
                 room(reply.add(INodeNo(entry.ino), entry.cookie, file_type(entry.kind), name))
@@ -353,13 +368,13 @@ impl Filesystem for Wire {
 
     fn readdirplus(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         _file: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        self.guard(Kind::ReadDirPlus, || {
+        self.guard(Kind::ReadDirPlus, request, || {
             let outcome = self.overlay.read_dir(ino.0, offset, Detail::Attributes, &mut |entry| {
                 let attr = entry.attr.unwrap_or(Attr { ino: entry.ino, ..NOTHING });
                 let (number, name) = (INodeNo(attr.ino), OsStr::from_bytes(entry.name));
@@ -372,8 +387,8 @@ impl Filesystem for Wire {
         });
     }
 
-    fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        self.guard(Kind::StatFs, || match self.overlay.stat_fs() {
+    fn statfs(&self, request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        self.guard(Kind::StatFs, request, || match self.overlay.stat_fs() {
             Ok(stat) => reply.statfs(
                 stat.f_blocks,
                 stat.f_bfree,
@@ -388,17 +403,19 @@ impl Filesystem for Wire {
         });
     }
 
-    fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.guard(Kind::GetXattr, || sized(self.overlay.xattr(ino.0, name.as_bytes()), size, reply));
+    fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.guard(Kind::GetXattr, request, || {
+            sized(self.overlay.xattr(ino.0, name.as_bytes()), size, reply)
+        });
     }
 
-    fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.guard(Kind::ListXattr, || sized(self.overlay.list_xattr(ino.0), size, reply));
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.guard(Kind::ListXattr, request, || sized(self.overlay.list_xattr(ino.0), size, reply));
     }
 
     fn setxattr(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -407,18 +424,20 @@ impl Filesystem for Wire {
         reply: ReplyEmpty,
     ) {
         let flags = flags.unsigned_abs();
-        self.guard(Kind::SetXattr, || {
+        self.guard(Kind::SetXattr, request, || {
             done(self.overlay.set_xattr(ino.0, name.as_bytes(), value, flags), reply)
         });
     }
 
-    fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.guard(Kind::RemoveXattr, || done(self.overlay.remove_xattr(ino.0, name.as_bytes()), reply));
+    fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.guard(Kind::RemoveXattr, request, || {
+            done(self.overlay.remove_xattr(ino.0, name.as_bytes()), reply)
+        });
     }
 
     fn fallocate(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         _file: FileHandle,
         offset: u64,
@@ -427,12 +446,14 @@ impl Filesystem for Wire {
         reply: ReplyEmpty,
     ) {
         let span = Span { ino: ino.0, offset };
-        self.guard(Kind::Allocate, || done(self.overlay.allocate(span, length, mode.unsigned_abs()), reply));
+        self.guard(Kind::Allocate, request, || {
+            done(self.overlay.allocate(span, length, mode.unsigned_abs()), reply)
+        });
     }
 
     fn lseek(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         _file: FileHandle,
         offset: i64,
@@ -446,7 +467,7 @@ impl Filesystem for Wire {
             return reply.error(Errno::ENOSYS);
         }
         let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
-        self.guard(Kind::Seek, || match self.overlay.seek(Span { ino: ino.0, offset }, question) {
+        self.guard(Kind::Seek, request, || match self.overlay.seek(Span { ino: ino.0, offset }, question) {
             Ok(offset) => reply.offset(offset as i64),
             Err(error) => reply.error(errno(error)),
         });
@@ -454,7 +475,7 @@ impl Filesystem for Wire {
 
     fn copy_file_range(
         &self,
-        _request: &Request,
+        request: &Request,
         ino_in: INodeNo,
         _in: FileHandle,
         offset_in: u64,
@@ -467,7 +488,7 @@ impl Filesystem for Wire {
     ) {
         let from = Span { ino: ino_in.0, offset: offset_in };
         let to = Span { ino: ino_out.0, offset: offset_out };
-        self.guard(Kind::CopyRange, || match self.overlay.copy_range(from, to, length) {
+        self.guard(Kind::CopyRange, request, || match self.overlay.copy_range(from, to, length) {
             Ok(count) => reply.written(count as u32),
             Err(error) => reply.error(errno(error)),
         });

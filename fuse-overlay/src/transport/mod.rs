@@ -5,5 +5,6 @@ pub mod counters;
 mod fuser;
 pub mod mounting;
 mod pause;
+mod placement;
 pub mod session;
 mod translate;

@@ -5,6 +5,7 @@ use crate::overlay::Overlay;
 use crate::transport::counters::Counters;
 use crate::transport::fuser::Wire;
 use crate::transport::pause::Pause;
+use crate::transport::placement::Placement;
 use fuser::{MountOption, Session, SessionACL};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -20,20 +21,30 @@ pub fn default_threads() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| cores.get().min(4))
 }
 
-/// Serves a device that is already mounted, until it is unmounted.
-pub fn serve(overlay: Arc<Overlay>, device: OwnedFd, threads: usize) -> io::Result<()> {
-    serve_counted(overlay, device, threads, Arc::default(), || {})
+/// Where the threads of a mount run (`placement`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placing {
+    Spread,
+    /// Near the program that asks, while only one does. The device must have been mounted in our own pid namespace.
+    Near,
 }
 
-/// The same with counters that somebody prints, and a call when the kernel was answered first.
+/// Serves a device that is already mounted, until it is unmounted, with counters that somebody prints, and a call when
+/// the kernel was answered first.
 pub fn serve_counted(
     overlay: Arc<Overlay>,
     device: OwnedFd,
     threads: usize,
+    placing: Placing,
     counters: Arc<Counters>,
     ready: impl FnOnce(),
 ) -> io::Result<()> {
-    let (wire, config) = prepare(overlay.clone(), threads, counters)?;
+    let (mut wire, mut config) = prepare(overlay.clone(), threads, counters)?;
+    if threads > 1 && placing == Placing::Near {
+        wire.placement = Placement::start(&device)?;
+        // One more than asked for: the near thread serves while the others rest.
+        config.n_threads = Some(threads + 1);
+    }
     let pause = wire.pause.clone();
     let session = Session::from_fd(wire, device, SessionACL::All, config)?;
     ready();
@@ -77,7 +88,7 @@ fn prepare(
     // Modes arrive finished from the kernel.
     rustix::process::umask(rustix::fs::Mode::empty());
     let ttl = if overlay.is_coherent() { Duration::from_secs(1) } else { FOREVER };
-    let wire = Wire { overlay, ttl, counters, pause: Pause::start()? };
+    let wire = Wire { overlay, ttl, counters, pause: Pause::start()?, placement: None };
     let mut config = fuser::Config::default();
     config.acl = SessionACL::All;
     config.n_threads = Some(threads.max(1));
