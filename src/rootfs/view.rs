@@ -113,7 +113,14 @@ fn served(topmost_first: &[&Path], access: Access<'_>) -> Result<(OwnedFd, JoinH
         let tell = || {
             let _ = ready.send(());
         };
-        let _ = session::serve_counted(overlay, device, session::default_threads(), Arc::default(), tell);
+        let _ = session::serve_counted(
+            overlay,
+            device,
+            session::default_threads(),
+            session::Placing::Spread,
+            Arc::default(),
+            tell,
+        );
     });
     wait.recv().context("the root is not served")?;
     Ok((mount, server))

@@ -810,7 +810,9 @@ fn a_near_mount_serves_one_program_and_then_several_and_ends_with_the_mount() {
     };
     create("alone");
     std::thread::scope(|scope| {
-        ["a", "b", "c", "d"].map(|prefix| scope.spawn(move || create(prefix)));
+        for prefix in ["a", "b", "c", "d"] {
+            scope.spawn(move || create(prefix));
+        }
     });
     create("again");
     assert_eq!(fs::read_dir(stand.mnt("")).expect("the root is read").count(), 12_000);
