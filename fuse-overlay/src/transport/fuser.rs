@@ -282,7 +282,10 @@ impl Filesystem for Wire {
                     buffer.resize(size, 0);
                 }
                 match self.overlay.read(ino.0, offset, buffer.get_mut(..size).unwrap_or_default()) {
-                    Ok(count) => self.send(buffer.get(..count).unwrap_or_default(), reply),
+                    Ok(count) => {
+                        let due = self.overlay.read_due(count, Instant::now());
+                        self.pause.send(buffer.get(..count).unwrap_or_default(), due, reply);
+                    }
                     Err(error) => reply.error(errno(error)),
                 }
             });
@@ -492,17 +495,5 @@ impl Filesystem for Wire {
             Ok(count) => reply.written(count as u32),
             Err(error) => reply.error(errno(error)),
         });
-    }
-}
-
-impl Wire {
-    fn send(&self, data: &[u8], reply: ReplyData) {
-        match self.overlay.read_due(data.len(), Instant::now()) {
-            None => reply.data(data),
-            Some(due) => {
-                let data = data.to_vec();
-                self.pause.until(due, Box::new(move || reply.data(&data)));
-            }
-        }
     }
 }

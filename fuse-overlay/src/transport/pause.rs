@@ -1,6 +1,7 @@
 //! A queue of replies that a throttle holds back. One thread of its own sends them when they are due, so a worker that
 //! serves metadata never waits for somebody else's data.
 
+use fuser::ReplyData;
 use parking_lot::{Condvar, Mutex};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -36,6 +37,13 @@ impl Pause {
         queue.next += 1;
         queue.due.insert((due, order), reply);
         wake.notify_one();
+    }
+
+    /// Sends what was read, now or when it is due.
+    pub(crate) fn send(&self, data: &[u8], due: Option<Instant>, reply: ReplyData) {
+        let Some(due) = due else { return reply.data(data) };
+        let data = data.to_vec();
+        self.until(due, Box::new(move || reply.data(&data)));
     }
 
     pub(crate) fn close(&self) {

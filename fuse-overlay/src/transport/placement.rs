@@ -1,19 +1,13 @@
-//! Where the threads of a mount run. A request costs two wake-ups, and a wake-up of a sleeping CPU costs an interrupt:
-//! 25 microseconds a request in a virtual machine, where a switch on one CPU costs 10. The scheduler spreads the two
-//! sides of a request over idle CPUs, so a program that asks one thing at a time pays for the interrupts. So there are
-//! two modes, and a caretaker, awake only while there are requests, that looks every few milliseconds which is right:
+//! Where the threads of a mount run. A request costs two wake-ups, and waking a CPU that sleeps costs an interrupt (decision
+//! 0106). A caretaker, awake only while there are requests, looks every few milliseconds which of two modes is right:
 //!
 //! | mode   | who reads requests                                     | good for                        |
 //! |--------|--------------------------------------------------------|---------------------------------|
 //! | spread | the pool, any CPU                                       | several programs, bulk data     |
 //! | near   | one thread, on the CPU of the program that asked last   | one program, small requests     |
 //!
-//! The near thread has the policy `SCHED_IDLE` for good: a CPU that runs nothing else counts as idle, so the scheduler
-//! leaves the woken program where it is. It would starve on a busy machine, so the near mode ends when more threads
-//! want to run than there are CPUs, or when a request waits and none was served; its slice is the shortest, which
-//! bounds what a request in its hands can lose then (`sched_setattr(2)`, Linux 6.12).
-//!
-//! A thread is only ever held up after it has answered, on its way back to the device.
+//! The near thread is `SCHED_IDLE` for good: a CPU that runs nothing else counts as idle, so the woken program stays there.
+//! It would starve on a busy machine, where the caretaker ends the mode. A thread is held up only after it has answered.
 
 use parking_lot::{Condvar, Mutex};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
