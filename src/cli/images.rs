@@ -1,6 +1,8 @@
 //! `kelp images`, `kelp image ls`: a row a name, docker's columns and filters. Reads records only, never a
 //! layer.
 
+use std::collections::HashMap;
+
 use anyhow::Result;
 use clap::Args;
 use serde_json::{Value, json};
@@ -9,6 +11,7 @@ use crate::cli::filter;
 use crate::cli::table::{self, Column};
 use crate::error::Error;
 use crate::image::config::{now, rfc3339};
+use crate::image::reference::Digest;
 use crate::image::store::{ImageRecord, NameRecord, Store};
 use crate::paths::Paths;
 
@@ -79,15 +82,18 @@ pub fn run(arguments: &ImagesArgs) -> Result<i32> {
 }
 
 fn rows(store: &Store) -> Result<Vec<Row>> {
-    let names = store.names()?;
+    let mut names: HashMap<Digest, Vec<NameRecord>> = HashMap::new();
+    for name in store.names()? {
+        names.entry(name.image.clone()).or_default().push(name);
+    }
     let mut rows = Vec::new();
     for image in store.images()? {
-        let mut own = names.iter().filter(|name| name.image == image.id).cloned().peekable();
-        if own.peek().is_none() {
-            rows.push(Row { image, name: None });
-            continue;
+        match names.remove(&image.id) {
+            None => rows.push(Row { image, name: None }),
+            Some(own) => {
+                rows.extend(own.into_iter().map(|name| Row { image: image.clone(), name: Some(name) }));
+            }
         }
-        rows.extend(own.map(|name| Row { image: image.clone(), name: Some(name) }));
     }
     Ok(rows)
 }

@@ -5,6 +5,7 @@ pub mod archive;
 pub mod cdi;
 pub mod changes;
 pub mod cp;
+pub mod df;
 pub mod doctor;
 pub mod exec;
 pub mod filter;

@@ -5,15 +5,14 @@ use std::io::{IsTerminal, Write};
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
-use serde_json::json;
 
-use crate::cli::table::{self, Column};
-use crate::cli::{inside, rmi};
+use crate::cli::table;
+use crate::cli::{df, inside, rmi};
 use crate::container::list::made_from;
 use crate::error::Error;
 use crate::image::check::{self, Depth};
 use crate::image::collect;
-use crate::image::store::{Store, digests, whole_layer};
+use crate::image::store::Store;
 use crate::paths::Paths;
 use crate::rootfs::tree;
 
@@ -26,21 +25,10 @@ pub struct SystemArgs {
 
 #[derive(Debug, Subcommand)]
 enum SystemVerb {
-    Df(DfArgs),
+    Df(df::DfArgs),
     Fsck(FsckArgs),
     Prune(PruneArgs),
     Reset(ResetArgs),
-}
-
-/// Show how much space images take
-#[derive(Debug, Args)]
-struct DfArgs {
-    /// Show each image
-    #[arg(short, long)]
-    verbose: bool,
-    /// A Go template or `json`
-    #[arg(long, value_name = "FORMAT")]
-    format: Option<String>,
 }
 
 /// Check that the store is whole
@@ -75,64 +63,11 @@ struct ResetArgs {
 
 pub fn run(arguments: SystemArgs) -> Result<i32> {
     match arguments.verb {
-        SystemVerb::Df(arguments) => df(&arguments),
+        SystemVerb::Df(arguments) => df::run(arguments),
         SystemVerb::Fsck(arguments) => fsck(arguments),
         SystemVerb::Prune(arguments) => prune(arguments),
         SystemVerb::Reset(arguments) => reset(arguments),
     }
-}
-
-fn df(arguments: &DfArgs) -> Result<i32> {
-    let store = Store::open(&Paths::find()?)?;
-    let (images, names) = (store.images()?, store.names()?);
-    if arguments.verbose {
-        let mut rows = Vec::new();
-        for image in &images {
-            let own: Vec<String> = names
-                .iter()
-                .filter(|name| name.image == image.id)
-                .map(|name| name.reference.familiar())
-                .collect();
-            rows.push(json!({
-                "Names": if own.is_empty() { "<none>".to_owned() } else { own.join(" ") },
-                "ID": image.id.short(),
-                "Layers": image.layers.len(),
-                "Size": table::size(image.size),
-            }));
-        }
-        let columns = [
-            Column::new("NAMES", "Names"),
-            Column::new("IMAGE ID", "ID"),
-            Column::new("LAYERS", "Layers"),
-            Column::new("SIZE", "Size"),
-        ];
-        table::print(&rows, &columns, arguments.format.as_deref(), true)?;
-        return Ok(0);
-    }
-    let (mut size, mut unused) = (0, 0);
-    for diff_id in digests(&store.path("layers"))? {
-        let layer = whole_layer(&store.layer_path(&diff_id))?.map_or(0, |layer| layer.unpacked.size);
-        size += layer;
-        let used = images.iter().any(|image| image.layers.iter().any(|known| known.diff_id == diff_id));
-        unused += if used { 0 } else { layer };
-    }
-    let row = json!({
-        "Type": "Images",
-        "TotalCount": images.len(),
-        "Total": images.len(),
-        "Active": images.iter().filter(|image| names.iter().any(|name| name.image == image.id)).count(),
-        "Size": table::size(size),
-        "Reclaimable": table::size(unused),
-    });
-    let columns = [
-        Column::new("TYPE", "Type"),
-        Column::new("TOTAL", "Total"),
-        Column::new("ACTIVE", "Active"),
-        Column::new("SIZE", "Size"),
-        Column::new("RECLAIMABLE", "Reclaimable"),
-    ];
-    table::print(&[row], &columns, arguments.format.as_deref(), true)?;
-    Ok(0)
 }
 
 fn fsck(arguments: FsckArgs) -> Result<i32> {

@@ -370,15 +370,16 @@ pub fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         listing => listing.with_context(|| format!("cannot read {}", folder.display()))?,
     };
-    let mut paths = Vec::new();
+    let mut names = Vec::new();
     for entry in listing {
-        let entry = entry.with_context(|| format!("cannot read {}", folder.display()))?;
-        if !entry.file_name().as_encoded_bytes().starts_with(b".") {
-            paths.push(entry.path());
+        let name = entry.with_context(|| format!("cannot read {}", folder.display()))?.file_name();
+        if !name.as_encoded_bytes().starts_with(b".") {
+            names.push(name);
         }
     }
-    paths.sort();
-    Ok(paths)
+    // Names are compared as bytes; paths would be taken apart at each comparison.
+    names.sort();
+    Ok(names.into_iter().map(|name| folder.join(name)).collect())
 }
 
 /// The digests that name the entries of a folder.

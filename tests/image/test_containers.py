@@ -148,6 +148,23 @@ class Commit(Containers):
         self.assertEqual(self.left(), [])
 
 
+class Df(Containers):
+    def test_what_is_used_is_counted_once(self):
+        other = self.registry().add("other", Image(root(), tar(("z", b"z" * 1000))))
+        self.kelp("pull", "-q", other)
+        self.run_in("busybox head -c 5000 /dev/zero > /new")
+        self.kelp("volume", "create", "v")
+        rows = [json.loads(line) for line in self.kelp("system", "df", "--format", "json")[0].splitlines()]
+        self.assertEqual([(row["Type"], row["TotalCount"], row["Active"]) for row in rows],
+                         [("Images", "2", "1"), ("Containers", "1", "0"), ("Local Volumes", "1", "0")])
+        self.assertEqual(rows[0]["Reclaimable"], "1kB (0%)")
+        self.assertEqual(rows[1]["Size"], "5kB")
+        out, _ = self.kelp("system", "df", "-v")
+        self.assertRegex(out, r"REPOSITORY +TAG +IMAGE ID +CREATED +SIZE +SHARED SIZE +UNIQUE SIZE +CONTAINERS")
+        self.assertRegex(out, r"other +1 +\w{12} +.* ago +\d.*MB +\d.*MB +1kB +0")
+        self.assertRegex(out, r"CONTAINER ID +SIZE\n\w{12} +5kB")
+
+
 class Export(Containers):
     def names(self, data):
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
