@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::json;
 
 use crate::cli::archive::{UnpackArgs, apply, to_output};
-use crate::cli::inside;
+use crate::cli::{inside, warn};
 use crate::error::Error;
 use crate::image::changes::{self, Kind};
 use crate::image::commit::{self, Container};
@@ -44,6 +44,9 @@ pub struct CommitArgs {
     /// Who made it
     #[arg(short, long)]
     author: Option<String>,
+    /// Pause a running container meanwhile: not possible yet, which is said
+    #[arg(short, long)]
+    pause: bool,
     /// Write the image's id into this file
     #[arg(long, value_name = "FILE")]
     iidfile: Option<PathBuf>,
@@ -100,6 +103,9 @@ pub fn commit(arguments: CommitArgs) -> Result<i32> {
     inside::as_root(0, move || {
         let store = Store::open(&paths)?;
         let contents = Contents::find(&paths, &store, &arguments.container)?;
+        if arguments.pause && contents.process.is_some() {
+            warn("the container is not paused: its files may change while they are read");
+        }
         let image = contents.image.as_ref();
         let mut config = image.map_or_else(blank, |image| image.config.clone());
         for change in &arguments.change {

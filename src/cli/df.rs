@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::cli::inside;
 use crate::cli::table::{self, Column};
+use crate::container::folder::Known;
 use crate::container::list::{self, made_from};
 use crate::container::volume;
 use crate::image::config::now;
@@ -133,17 +134,19 @@ fn images(store: &Store, paths: &Paths, layers: &Layers) -> Result<Vec<Item>> {
 }
 
 fn containers(paths: &Paths) -> Vec<Item> {
-    let Ok(entries) = fs::read_dir(paths.containers()) else { return Vec::new() };
-    let folders = entries.filter_map(|entry| Some(entry.ok()?.path()));
-    let items = folders.filter_map(|folder| {
-        let id = folder.file_name()?.to_str()?.to_owned();
-        let size = length(&folder.join("upper"));
-        let row = json!({ "ID": id.get(..12).unwrap_or(&id), "Size": table::size(size) });
-        // A container that has ended has written how.
-        let used = !folder.join("record.json").exists();
-        (!id.starts_with(GONE)).then_some(Item { row, size, used })
-    });
-    items.collect()
+    let item = |known: Known| {
+        let size = length(&known.folder.join("upper"));
+        let row = json!({
+            "ID": known.made.id.short(),
+            "Image": known.made.request.image.id.get(..12).unwrap_or("<none>"),
+            "Size": table::size(size),
+            "Created": format!("{} ago", table::duration(now() - known.made.created)),
+            "Status": known.status.state.word(),
+            "Names": known.name().to_string(),
+        });
+        Item { row, size, used: known.status.state.is_live() }
+    };
+    list::all(paths).into_iter().map(item).collect()
 }
 
 fn volumes(paths: &Paths) -> Result<Vec<Item>> {

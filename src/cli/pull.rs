@@ -24,6 +24,9 @@ pub struct PullArgs {
     images: Vec<String>,
     #[command(flatten)]
     fetch: FetchArgs,
+    /// Get the images of all platforms; the name is the one's for this machine, the others are known by their ids
+    #[arg(long, conflicts_with = "platform")]
+    all_platforms: bool,
     /// When to ask the registry
     #[arg(long, value_enum, default_value = "always")]
     policy: PolicyWord,
@@ -135,11 +138,24 @@ pub fn run(arguments: PullArgs) -> Result<i32> {
         let store = Store::open(&paths)?;
         let options = arguments.fetch.options(arguments.policy.into());
         for word in &arguments.images {
-            let shown = progress::Shown::new(arguments.quiet);
-            let image = pull::pull(&store, word, &options, &|event| shown.event(&event))?;
-            shown.finish();
-            println!("{}", image.id.hex());
+            let platforms =
+                if arguments.all_platforms { pull::platforms(word, &options)? } else { Vec::new() };
+            if platforms.is_empty() {
+                get(&store, word, &options, arguments.quiet)?;
+            }
+            for platform in platforms {
+                let options = Options { platform: Some(platform), ..options.clone() };
+                get(&store, word, &options, arguments.quiet)?;
+            }
         }
         Ok(0)
     })
+}
+
+fn get(store: &Store, word: &str, options: &Options, quiet: bool) -> Result<()> {
+    let shown = progress::Shown::new(quiet);
+    let image = pull::pull(store, word, options, &|event| shown.event(&event))?;
+    shown.finish();
+    println!("{}", image.id.hex());
+    Ok(())
 }

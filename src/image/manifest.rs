@@ -200,7 +200,8 @@ impl Platform {
         Self { os: "linux".to_owned(), architecture, variant }
     }
 
-    fn accepts(&self, offered: &Self) -> bool {
+    /// Whether what is offered is what is wanted.
+    pub fn accepts(&self, offered: &Self) -> bool {
         let (architecture, variant) = normal(&offered.architecture, offered.variant.as_deref());
         let variant_fits = match (&self.variant, &variant) {
             (Some(wanted), Some(offered)) => wanted == offered,

@@ -106,6 +106,33 @@ pub fn pull(store: &Store, word: &str, options: &Options, progress: &Progress<'_
     remote(store, &conf, &candidates, options, progress).with_context(|| format!("cannot pull {word}"))
 }
 
+/// The platforms that a registry has the image for, this machine's last; none if it does not say.
+pub fn platforms(word: &str, options: &Options) -> Result<Vec<Platform>> {
+    let conf = RegistriesConf::load()?;
+    let mut refusal = None;
+    for reference in conf.candidates(word)? {
+        policy::check(&reference)?;
+        for endpoint in conf.endpoints(&reference)? {
+            match Client::new(endpoint, options.manner.clone())?.manifest(&reference) {
+                Ok(fetched) => return platforms_of(&fetched),
+                Err(error) => refusal = refusal.or(Some(error)),
+            }
+        }
+    }
+    Err(refusal.context("registries.conf leaves no endpoint")?.context(format!("cannot pull {word}")))
+}
+
+fn platforms_of(fetched: &Fetched) -> Result<Vec<Platform>> {
+    let Document::Index(index) = Document::parse(&fetched.bytes, fetched.media_type.as_deref())? else {
+        return Ok(Vec::new());
+    };
+    let known = index.manifests.into_iter().filter_map(|entry| entry.platform);
+    // Attestations have a platform of this name.
+    let mut platforms: Vec<Platform> = known.filter(|platform| platform.os != "unknown").collect();
+    platforms.sort_by_key(|platform| Platform::host().accepts(platform));
+    Ok(platforms)
+}
+
 fn local(store: &Store, candidates: &[Reference]) -> Result<Option<Image>> {
     for reference in candidates {
         if let Some(image) = store.resolve(reference)? {

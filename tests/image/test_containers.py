@@ -162,7 +162,7 @@ class Df(Containers):
         out, _ = self.kelp("system", "df", "-v")
         self.assertRegex(out, r"REPOSITORY +TAG +IMAGE ID +CREATED +SIZE +SHARED SIZE +UNIQUE SIZE +CONTAINERS")
         self.assertRegex(out, r"other +1 +\w{12} +.* ago +\d.*MB +\d.*MB +1kB +0")
-        self.assertRegex(out, r"CONTAINER ID +SIZE\n\w{12} +5kB")
+        self.assertRegex(out, r"CONTAINER ID .*\n\w{12} +\w{12} +5kB .* exited +c\n")
 
 
 class Export(Containers):
@@ -183,6 +183,23 @@ class Export(Containers):
                 self.assertEqual(found["new"].mode, 0o600)
                 self.assertEqual(found["b"].linkname, "a")
                 self.assertFalse([name for name in found if ".wh." in name])
+
+    def test_a_running_container_is_read_as_it_is(self):
+        for driver in DRIVERS:
+            with self.subTest(driver):
+                script = "echo fresh > /new; rm /d/two; echo up; exec sleep 100"
+                running = self.start("run", "--name", driver, "--storage-driver", driver, self.name, "sh", "-c", script)
+                try:
+                    self.assertEqual(running.stdout.readline(), b"up\n")
+                    self.assertEqual(self.kelp("diff", driver)[0].splitlines(), ["C /d", "D /d/two", "A /new"])
+                    data, _ = self.kelp("export", driver, text=False)
+                    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+                        self.assertEqual(archive.extractfile("new").read(), b"fresh\n")
+                    self.kelp("commit", driver, f"alive:{driver}")
+                    self.assertEqual(self.in_image(f"alive:{driver}", "cat /new; ls /d"), "fresh\none\nsub\n")
+                finally:
+                    running.kill()
+                    running.communicate()
 
     def test_an_export_can_be_imported(self):
         self.run_in("echo new > /new; rm /d/two")

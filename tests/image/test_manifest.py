@@ -44,6 +44,10 @@ class Manifest(Standing):
         self.assertEqual("sha256:" + out.strip(), arm.id)
         out, _ = self.kelp("pull", "-q", name)
         self.assertEqual("sha256:" + out.strip(), self.image.id)
+        self.kelp("rmi", "-fa")
+        out, _ = self.kelp("pull", "-q", "--all-platforms", name)
+        self.assertEqual(["sha256:" + line for line in out.split()], [arm.id, self.image.id])
+        self.assertEqual(self.kelp("image", "inspect", "-f", "{{.Architecture}}", name)[0], "amd64\n")
         self.assertEqual(json.loads(self.kelp("manifest", "inspect", name)[0])["manifests"], raw["manifests"])
         self.kelp("manifest", "exists", name, ok=False)
 
