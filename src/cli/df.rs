@@ -140,7 +140,7 @@ fn containers(paths: &Paths) -> Vec<Item> {
             "ID": known.made.id.short(),
             "Image": known.made.request.image.id.get(..12).unwrap_or("<none>"),
             "Size": table::size(size),
-            "Created": format!("{} ago", table::duration(now() - known.made.created)),
+            "Created": format!("{} ago", table::duration(now() - known.made.created / 1_000_000_000)),
             "Status": known.status.state.word(),
             "Names": known.name().to_string(),
         });
@@ -190,12 +190,15 @@ fn verbose(images: &[Item], containers: &[Item], volumes: &[Item]) -> Result<i32
     ];
     table::print(&rows(images), &columns, None, true)?;
     println!("\nContainers space usage:\n");
-    table::print(
-        &rows(containers),
-        &[Column::new("CONTAINER ID", "ID"), Column::new("SIZE", "Size")],
-        None,
-        true,
-    )?;
+    let columns = [
+        Column::new("CONTAINER ID", "ID"),
+        Column::new("IMAGE", "Image"),
+        Column::new("SIZE", "Size"),
+        Column::new("CREATED", "Created"),
+        Column::new("STATUS", "Status"),
+        Column::new("NAMES", "Names"),
+    ];
+    table::print(&rows(containers), &columns, None, true)?;
     println!("\nLocal Volumes space usage:\n");
     let columns =
         [Column::new("VOLUME NAME", "Name"), Column::new("LINKS", "Links"), Column::new("SIZE", "Size")];

@@ -4,7 +4,6 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use nix::sys::statfs::{FUSE_SUPER_MAGIC, fstatfs};
 
 use crate::container::folder::{Known, Process};
 use crate::container::list;
@@ -37,9 +36,6 @@ impl Contents {
         let image = store.expect(&id)?;
         let lowers = image.layers.clone();
         let process = status.process.filter(Process::lives);
-        if let Some(process) = &process {
-            write_back(process);
-        }
         Ok(Self { name: word.to_owned(), folder, image: Some(image), lowers, process })
     }
 
@@ -52,16 +48,5 @@ impl Contents {
         let mut layers = self.lowers.clone();
         layers.push(self.upper());
         layers
-    }
-}
-
-/// What programs wrote to a user-space overlay may still be in the kernel's memory, which the upper directory does not
-/// show. Kernel overlay writes through the same memory.
-fn write_back(process: &Process) {
-    let root = std::fs::File::open(format!("/proc/{}/root", process.pid));
-    let served =
-        |root: &std::fs::File| fstatfs(root).is_ok_and(|found| found.filesystem_type() == FUSE_SUPER_MAGIC);
-    if let Some(root) = root.ok().filter(served) {
-        let _ = nix::unistd::syncfs(&root);
     }
 }
