@@ -1,6 +1,8 @@
-//! Quantities as users write them: sizes (`64m`), durations (`1m30s`). Parsed once, at the door.
+//! Quantities as users write them: sizes (`64m`), durations (`1m30s`), lists of processors (`0-2,4`). Parsed once,
+//! at the door.
 //! It knows no flag.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -83,6 +85,67 @@ pub fn now() -> i64 {
     elapsed.map_or(0, |elapsed| i64::try_from(elapsed.as_nanos()).unwrap_or(0))
 }
 
+/// Processors or memory nodes by number, as the kernel lists them (`cpuset(7)`, "List format").
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct CpuSet(pub BTreeSet<u32>);
+
+/// As many as `cpu_set_t` of `sched_setaffinity(2)` holds.
+pub const MOST_CPUS: u32 = 1024;
+
+impl FromStr for CpuSet {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let refused = || Error::usage(format!("{text:?} is not a list such as 0-2,4"));
+        let mut set = BTreeSet::new();
+        for part in text.trim().split(',') {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let number = |word: &str| word.parse::<u32>().map_err(|_| refused());
+            let (first, last) = (number(first)?, number(last)?);
+            if first > last || last >= MOST_CPUS {
+                return Err(refused().into());
+            }
+            set.extend(first..=last);
+        }
+        Ok(Self(set))
+    }
+}
+
+impl TryFrom<String> for CpuSet {
+    type Error = anyhow::Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl From<CpuSet> for String {
+    fn from(set: CpuSet) -> Self {
+        set.to_string()
+    }
+}
+
+impl fmt::Display for CpuSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut rest = self.0.iter().copied().peekable();
+        let mut separator = "";
+        while let Some(first) = rest.next() {
+            let mut last = first;
+            while rest.next_if_eq(&(last + 1)).is_some() {
+                last += 1;
+            }
+            if first == last {
+                write!(f, "{separator}{first}")?;
+            } else {
+                write!(f, "{separator}{first}-{last}")?;
+            }
+            separator = ",";
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,6 +157,16 @@ mod tests {
         }
         for refused in ["", "m", "-1", "1x", "1e30t"] {
             assert!(refused.parse::<Bytes>().is_err(), "{refused}");
+        }
+    }
+
+    #[test]
+    fn processors_are_listed_as_the_kernel_lists_them() {
+        for (text, listed) in [("0", "0"), ("3,0-1", "0-1,3"), ("2,1,0", "0-2")] {
+            assert_eq!(text.parse::<CpuSet>().unwrap().to_string(), listed);
+        }
+        for refused in ["", "a", "2-1", "0-1024", "1,", "-1"] {
+            assert!(refused.parse::<CpuSet>().is_err(), "{refused}");
         }
     }
 

@@ -56,6 +56,17 @@ pub const IPC_SYSCTLS: [&str; 8] = [
 /// Docker's `--shm-size` default.
 const SHM: Bytes = Bytes(64 << 20);
 
+/// The container's own control group, for programs that look for their limits there (the JVM, Go, Node).
+pub fn add_cgroup(mounts: &mut Vec<Mount>) {
+    let target = PathBuf::from("/sys/fs/cgroup");
+    let asked = mounts.iter().any(|mount| mount.target == target);
+    let sysfs = mounts.iter().position(|mount| mount.kind == MountKind::Sysfs);
+    if let (false, Some(at)) = (asked, sysfs) {
+        let flags = MountFlags { read_only: true, nosuid: true, nodev: true, noexec: true };
+        mounts.insert(at + 1, Mount { kind: MountKind::Cgroup, target, flags });
+    }
+}
+
 /// The mounts that every container has, before the user's. With the host's IPC namespace, its /dev/shm and
 /// /dev/mqueue are bound where they exist.
 pub fn mounts(shm_size: Option<Bytes>, host_ipc: Option<&[PathBuf]>) -> Vec<Mount> {

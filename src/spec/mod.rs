@@ -6,9 +6,11 @@ pub mod capability;
 pub mod cdi;
 pub mod defaults;
 pub mod life;
+pub mod limits;
 pub mod mount;
 pub mod request;
 pub mod resolve;
+pub mod resources;
 pub mod seccomp;
 pub mod syscalls;
 
@@ -20,6 +22,7 @@ use std::time::Duration;
 use crate::spec::capability::CapabilitySet;
 use crate::spec::mount::Mount;
 use crate::spec::seccomp::Profile;
+use crate::units::CpuSet;
 
 /// One container, whole.
 #[derive(Clone, Debug)]
@@ -40,6 +43,8 @@ pub struct Spec {
     pub links: Vec<(PathBuf, PathBuf)>,
     pub sysctls: Vec<(String, String)>,
     pub process: Process,
+    /// Whether /proc shows the container's own numbers.
+    pub view: bool,
     pub init: bool,
     pub timeout: Option<Duration>,
 }
@@ -117,6 +122,8 @@ pub struct Process {
     pub capabilities: CapabilitySet,
     pub no_new_privileges: bool,
     pub rlimits: Vec<Rlimit>,
+    /// What stands in for controllers that are not ours.
+    pub inherited: Inherited,
     /// Compiled before the launch, so the child never needs it.
     #[serde(skip)]
     pub seccomp: Profile,
@@ -124,6 +131,15 @@ pub struct Process {
     /// Whether abstract sockets made outside are out of reach though the network is the host's.
     pub scope_abstract_sockets: bool,
     pub oom_score_adj: Option<i32>,
+}
+
+/// Limits that the program starts with and hands on to its children.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inherited {
+    pub affinity: Option<CpuSet>,
+    pub nice: i32,
+    /// How many processes and threads the user namespace may hold, with those of kelp that serve it.
+    pub processes: Option<u64>,
 }
 
 /// One resource limit; `u64::MAX` is unlimited.

@@ -37,6 +37,8 @@ pub enum MountKind {
     },
     Proc,
     Sysfs,
+    /// The hierarchy of v2, as the container's cgroup namespace shows it.
+    Cgroup,
     Mqueue,
     Devpts,
     /// A tmpfs with the nodes that docker gives.

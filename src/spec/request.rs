@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::Name;
 use crate::spec::life::{Health, LogDriver, Restart};
 use crate::spec::mount::Mount;
+use crate::spec::resources::Resources;
 use crate::spec::{Device, Rlimit, Root, Sharing, TimeOffsets};
 use crate::units::Bytes;
 
@@ -86,6 +87,8 @@ pub struct Request {
     pub stop_signal: Option<i32>,
     pub timeout: Option<Duration>,
     pub storage: Storage,
+    #[serde(default)]
+    pub resources: Resources,
     #[serde(default)]
     pub life: Life,
 }

@@ -12,7 +12,7 @@ use crate::spec::capability::CapabilitySet;
 use crate::spec::mount::Mount;
 use crate::spec::request::{Network, Request, SeccompChoice, Unmask, UserNamespace};
 use crate::spec::seccomp::{self, Filter, Profile};
-use crate::spec::{Namespaces, Process, Sharing, Spec, defaults};
+use crate::spec::{Inherited, Namespaces, Process, Sharing, Spec, defaults};
 
 /// What is known of the host before anything is made: facts that a spec may name.
 #[derive(Clone, Debug)]
@@ -64,6 +64,7 @@ pub fn resolve(request: &Request, facts: &Facts) -> Result<Spec> {
             capabilities,
             no_new_privileges: request.security.no_new_privileges,
             rlimits: request.rlimits.clone(),
+            inherited: Inherited::default(),
             seccomp: profile(request, capabilities, facts)?,
             umask: request.umask,
             scope_abstract_sockets: matches!(request.network, Network::Host),
@@ -71,6 +72,7 @@ pub fn resolve(request: &Request, facts: &Facts) -> Result<Spec> {
         },
         hostname,
         domainname: request.domainname.clone(),
+        view: !request.resources.limits.is_empty() && !request.resources.host_view,
         init: request.init,
         timeout: request.timeout,
     })

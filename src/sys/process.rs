@@ -271,6 +271,22 @@ pub fn setrlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
     })
 }
 
+/// `prlimit(2)` of the calling process: soft and hard limit.
+pub fn getrlimit(resource: u32) -> io::Result<(u64, u64)> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: a null new limit changes nothing, and the call writes one rlimit, which outlives it.
+    done(unsafe {
+        libc::syscall(libc::SYS_prlimit64, 0, resource, std::ptr::null::<libc::rlimit>(), &raw mut limit)
+    })?;
+    Ok((limit.rlim_cur, limit.rlim_max))
+}
+
+/// `setpriority(2)` of the calling process: its nice value.
+pub fn setpriority(nice: i32) -> io::Result<()> {
+    // SAFETY: the arguments are passed by value.
+    done(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) }.into())
+}
+
 /// `setdomainname(2)`.
 pub fn setdomainname(name: &str) -> io::Result<()> {
     // SAFETY: the pointer and length describe `name`, which outlives the call.

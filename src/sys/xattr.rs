@@ -2,9 +2,10 @@
 //! device that needs no privilege.
 #![allow(unsafe_code)]
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::Path;
 
 fn done(value: libc::c_int) -> io::Result<()> {
     if value < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
@@ -14,6 +15,18 @@ fn done(value: libc::c_int) -> io::Result<()> {
 pub fn fsetxattr(file: BorrowedFd<'_>, name: &CStr, value: &[u8]) -> io::Result<()> {
     // SAFETY: `name` is NUL-terminated, the pointer and length describe `value`; both outlive the call.
     done(unsafe { libc::fsetxattr(file.as_raw_fd(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) })
+}
+
+/// `getxattr(2)`: a short value, whole.
+pub fn getxattr(path: &Path, name: &CStr) -> io::Result<Vec<u8>> {
+    let path = CString::new(path.as_os_str().as_encoded_bytes())?;
+    let mut value = vec![0u8; 256];
+    // SAFETY: both names are NUL-terminated, the pointer and length describe `value`; all outlive the call.
+    let length =
+        unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+    let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
+    value.truncate(length);
+    Ok(value)
 }
 
 /// `mknodat(2)` of the character device 0/0, overlayfs's whiteout. Linux 5.8 lets everybody make it.

@@ -1,0 +1,63 @@
+//! The checks of this room: who enforces limits here, which controllers there are, where they stop, and the mend. They
+//! look and change nothing.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use crate::cgroup::delegation::{self, Found, WANTED};
+use crate::check::Check;
+
+const LIMITS: &str = "limits";
+
+/// Nothing is made: a scope is only asked for when a container needs it.
+pub fn checks() -> Vec<Check> {
+    let (cgroup, scope) = ("delegated cgroup", "systemd user scope");
+    let soft = Check::works(LIMITS, "soft", "kelp holds memory, cpus, cpuset, pids and weights from outside");
+    let mut checks = match delegation::find() {
+        Ok(Found::Writable(folders)) => {
+            let folder = folders.first().cloned().unwrap_or_default();
+            vec![offered(cgroup, &folder, &folder)]
+        }
+        Ok(Found::Manager(_)) => match delegation::kept_by_systemd() {
+            Ok(folder) => vec![
+                Check::refused(LIMITS, cgroup, "the cgroup that kelp runs in is not yours"),
+                offered(scope, &folder, &folder),
+            ],
+            Err(error) => vec![Check::from_error(LIMITS, scope, &error)],
+        },
+        Err(error) => vec![Check::from_error(LIMITS, cgroup, &error)],
+    };
+    checks.push(soft);
+    checks
+}
+
+/// The controllers of a folder; those that are missing stop at the nearest ancestor that does not hand them on.
+fn offered(rung: &'static str, folder: &Path, shown: &Path) -> Check {
+    let has = controllers(folder, "cgroup.controllers");
+    let missing: Vec<&str> =
+        WANTED.into_iter().filter(|name| *name != "hugetlb" && !has.contains(*name)).collect();
+    let listed = has.iter().cloned().collect::<Vec<_>>().join(" ");
+    if has.is_empty() {
+        return Check::refused(LIMITS, rung, format!("no controller reaches {}", shown.display())).mend(MEND);
+    }
+    let reason = format!("{listed} in {}", shown.display());
+    if missing.is_empty() {
+        return Check::works(LIMITS, rung, reason);
+    }
+    let stop = folder.ancestors().skip(1).find(|above| {
+        let offers = controllers(above, "cgroup.controllers");
+        missing.iter().all(|name| offers.contains(*name))
+    });
+    let stop = stop.map_or_else(String::new, |above| format!(", which {} does not hand on", above.display()));
+    Check::works(LIMITS, rung, format!("{reason}; without {}{stop}", missing.join(" "))).mend(MEND)
+}
+
+const MEND: &str = "an administrator can run: mkdir -p /etc/systemd/system/user@.service.d && printf \
+                    '[Service]\\nDelegate=cpu cpuset io memory pids\\n' >/etc/systemd/system/user@.service.d/delegate.conf \
+                    && systemctl daemon-reload; then log in again";
+
+fn controllers(folder: &Path, file: &str) -> BTreeSet<String> {
+    let text = fs::read_to_string(folder.join(file)).unwrap_or_default();
+    text.split_whitespace().map(str::to_owned).collect()
+}

@@ -1,0 +1,256 @@
+//! Which limit is enforced by what: by a group of the kernel's where its controller is ours, else softly, else not at
+//! all. What comes out is plain data beside the group: the child starts with some of it, the watcher keeps the rest,
+//! and everybody may ask who enforces a limit.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::fs;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::delegation::{self, By, Ground};
+use crate::cgroup::group::Group;
+use crate::cgroup::scope;
+use crate::cgroup::soft::Watched;
+use crate::error::Error;
+use crate::spec::Inherited;
+use crate::spec::limits::{self, CPU_SHARES, CPUSET, MEMORY, PIDS, Soft, Unit};
+use crate::spec::resources::{Groups, Limits, Resources, Write};
+use crate::units::CpuSet;
+
+/// Who enforces a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Enforcer {
+    /// The kernel, in a group that was delegated.
+    Cgroup,
+    /// The kernel, in a scope of the user's systemd.
+    Scope,
+    /// kelp, from outside.
+    Soft,
+    None,
+}
+
+/// By flag.
+pub type Enforced = BTreeMap<String, Enforcer>;
+
+/// What holds the limits of one container.
+#[derive(Debug, Default)]
+pub struct Hold {
+    pub group: Option<Group>,
+    pub enforced: Enforced,
+    pub watched: Watched,
+    /// What the program starts with.
+    pub inherited: Inherited,
+}
+
+/// Nobody is left in the group of a hold that ends.
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if let Some(group) = self.group.take() {
+            let _ = group.remove();
+        }
+    }
+}
+
+/// Makes what holds `resources`, for a container called `name` here.
+///
+/// # Errors
+/// A limit that the kernel refuses, or, with `strict`, one that the kernel does not enforce.
+pub fn take(resources: &Resources, name: &str) -> Result<Hold> {
+    if !resources.wants_anything() {
+        return Ok(Hold::default());
+    }
+    check_processors(&resources.limits)?;
+    let ground = ground(resources, name);
+    let wants_group = resources.groups == Some(Groups::Enabled) || resources.parent.is_some();
+    let mut hold = Hold::default();
+    let refused = match ground {
+        Ok(ground) => {
+            let group = make(&ground, name)?;
+            hold.group = Some(group.clone());
+            hold.apply(&resources.limits, Some((&group, ground.by, &ground.controllers)))?;
+            None
+        }
+        Err(error) if wants_group => return Err(error.context("cannot make a cgroup")),
+        Err(error) => {
+            hold.apply(&resources.limits, None)?;
+            Some(error)
+        }
+    };
+    if resources.strict {
+        be_strict(&hold.enforced, refused)?;
+    }
+    Ok(hold)
+}
+
+/// Applies changed limits to a container that runs: to its group where the controller is ours, else softly.
+pub fn update(limits: &Limits, group: Option<&Group>, enforced: &Enforced) -> Result<Hold> {
+    check_processors(limits)?;
+    let by = enforced.values().find_map(|enforcer| match enforcer {
+        Enforcer::Cgroup => Some(By::Cgroup),
+        Enforcer::Scope => Some(By::Scope),
+        _ => None,
+    });
+    let controllers = group.map(|group| words(&group.read("cgroup.controllers"))).unwrap_or_default();
+    let mut hold = Hold::default();
+    hold.apply(limits, group.map(|group| (group, by.unwrap_or(By::Cgroup), &controllers)))?;
+    if let (Some(group), Some(By::Scope)) = (group, by) {
+        scope::set_weights(&group.folder, &scope::weights(&limits.writes()))?;
+    }
+    Ok(hold)
+}
+
+fn words(text: &str) -> BTreeSet<String> {
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+fn ground(resources: &Resources, name: &str) -> Result<Ground> {
+    match (resources.groups, &resources.parent) {
+        (Some(Groups::Disabled), _) => Err(Error::usage("--cgroups=disabled was asked").into()),
+        (_, Some(parent)) => delegation::below(parent),
+        (Some(Groups::Split), None) => delegation::split(),
+        _ => delegation::take(name, &scope::weights(&resources.limits.writes())),
+    }
+}
+
+fn make(ground: &Ground, name: &str) -> Result<Group> {
+    let leaf = if ground.by == By::Scope { "container" } else { name };
+    let group = Group::make(&ground.folder, leaf)?;
+    // One process that is killed for memory would leave the others half alive; and pid 1 is not the one that grows.
+    let together = Write { flag: MEMORY, file: "memory.oom.group".to_owned(), text: "1".to_owned() };
+    let _ = group.write(&together);
+    Ok(group)
+}
+
+impl Hold {
+    fn apply(&mut self, limits: &Limits, made: Option<(&Group, By, &BTreeSet<String>)>) -> Result<()> {
+        for write in limits.writes() {
+            let enforcer = match made {
+                Some((group, by, controllers)) if controllers.contains(write.controller()) => {
+                    written(group, &write, by, limits)?
+                }
+                _ => None,
+            };
+            let asked = limits.0.contains_key(write.flag);
+            match enforcer {
+                Some(enforcer) if asked => drop(self.enforced.insert(write.flag.to_owned(), enforcer)),
+                None if asked => self.soften(write.flag, limits)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The kernel does not enforce it.
+    fn soften(&mut self, flag: &str, limits: &Limits) -> Result<()> {
+        let row = limits::row(flag).context("a limit without a row")?;
+        if row.unit == Unit::Pairs {
+            return Err(Error::host("--cgroup-conf: no cgroup with that controller is yours")
+                .hint("see `kelp doctor`")
+                .into());
+        }
+        let enforcer = if row.soft == Soft::None { Enforcer::None } else { Enforcer::Soft };
+        self.enforced.insert(flag.to_owned(), enforcer);
+        match flag {
+            MEMORY => self.watched.memory = limits.number(MEMORY),
+            PIDS => {
+                self.watched.pids = limits.number(PIDS);
+                self.inherited.processes = limits.number(PIDS);
+            }
+            CPUSET => self.inherited.affinity = limits.set(CPUSET).cloned(),
+            CPU_SHARES => self.inherited.nice = limits.number(CPU_SHARES).map_or(0, nice_of_shares),
+            _ if row.soft == Soft::Watched => self.watched.nano_cpus = limits.nano_cpus(),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The limits that nothing enforces, for a warning.
+    pub fn unenforced(&self) -> Vec<&str> {
+        let none = self.enforced.iter().filter(|(_, enforcer)| **enforcer == Enforcer::None);
+        none.map(|(flag, _)| flag.as_str()).collect()
+    }
+}
+
+/// Writes one value; `None` if the kernel has no such file.
+fn written(group: &Group, write: &Write, by: By, limits: &Limits) -> Result<Option<Enforcer>> {
+    let enforcer = if by == By::Scope { Enforcer::Scope } else { Enforcer::Cgroup };
+    match group.write(write) {
+        Ok(()) => Ok(Some(enforcer)),
+        Err(error)
+            if error.kind() == std::io::ErrorKind::NotFound
+                || error.kind() == std::io::ErrorKind::PermissionDenied =>
+        {
+            if limits::row(write.flag).is_some_and(|row| row.unit == Unit::Pairs) {
+                return Err(Error::usage(format!("--cgroup-conf: the kernel has no {}", write.file)).into());
+            }
+            Ok(None)
+        }
+        Err(error) if limits.0.contains_key(write.flag) => {
+            let sentence =
+                format!("--{}: the kernel refuses {:?} in {}: {error}", write.flag, write.text, write.file);
+            Err(Error::usage(sentence).into())
+        }
+        Err(_) => Ok(None),
+    }
+}
+
+fn be_strict(enforced: &Enforced, refused: Option<anyhow::Error>) -> Result<()> {
+    let soft = enforced.iter().find(|(_, by)| matches!(by, Enforcer::Soft | Enforcer::None));
+    let Some((flag, _)) = soft else { return Ok(()) };
+    let why =
+        refused.map_or_else(|| "its controller is not delegated".to_owned(), |error| format!("{error:#}"));
+    Err(Error::host(format!("--strict-limits: the kernel does not enforce --{flag} here: {why}"))
+        .hint("see `kelp doctor` for the mend")
+        .into())
+}
+
+/// docker refuses what the machine does not have; cgroups would silently fall back to all.
+fn check_processors(limits: &Limits) -> Result<()> {
+    let Some(asked) = limits.set(CPUSET) else { return Ok(()) };
+    let online = fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+    let Ok(online) = online.parse::<CpuSet>() else { return Ok(()) };
+    if asked.0.is_subset(&online.0) {
+        return Ok(());
+    }
+    Err(Error::usage(format!("--cpuset-cpus {asked}: this machine has {online}")).into())
+}
+
+/// Each step of nice is a quarter of processors' time (`sched(7)`), downwards only: upwards is root's.
+fn nice_of_shares(shares: u64) -> i32 {
+    let steps = (1024.0 / shares as f64).ln() / 1.25f64.ln();
+    steps.round().clamp(0.0, 19.0) as i32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fewer_shares_are_a_higher_nice_value() {
+        for (shares, nice) in [(4096, 0), (1024, 0), (512, 3), (256, 6), (2, 19)] {
+            assert_eq!(nice_of_shares(shares), nice, "{shares}");
+        }
+    }
+
+    #[test]
+    fn without_a_group_each_limit_says_who_holds_it() {
+        let mut limits = Limits::default();
+        for (flag, word) in
+            [("memory", "20m"), ("cpus", "0.5"), ("blkio-weight", "10"), ("cpu-shares", "256")]
+        {
+            limits.take(limits::row(flag).unwrap(), &[word.to_owned()]).unwrap();
+        }
+        let mut hold = Hold::default();
+        hold.apply(&limits, None).unwrap();
+        assert_eq!(
+            hold.watched,
+            Watched { nano_cpus: Some(500_000_000), memory: Some(20 << 20), pids: None }
+        );
+        assert_eq!(hold.inherited.nice, 6);
+        assert_eq!(hold.unenforced(), ["blkio-weight"]);
+        assert!(be_strict(&hold.enforced, None).is_err());
+    }
+}
