@@ -5,7 +5,7 @@ use crate::check::{self, Check};
 use crate::paths::Paths;
 use crate::spec::request::UserNamespace;
 use crate::userns::maps::{self, IdMaps};
-use crate::{launch, rootfs, userns};
+use crate::{cgroup, launch, rootfs, userns};
 
 /// What the host permits, best rung first within each facility.
 pub fn examine(paths: &anyhow::Result<Paths>) -> Vec<Check> {
@@ -25,6 +25,7 @@ pub fn examine(paths: &anyhow::Result<Paths>) -> Vec<Check> {
         Err(error) => checks.push(Check::from_error("store", "folder", error)),
     }
     checks.extend(launch::check::checks(&maps));
+    checks.extend(cgroup::check::checks());
     check::choose(&mut checks);
     checks
 }

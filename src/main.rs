@@ -21,8 +21,10 @@ mod container;
 mod image;
 mod network;
 mod rootfs;
+mod view;
 
 // floor 4
+mod cgroup;
 mod userns;
 
 // floor 3
@@ -58,6 +60,7 @@ fn stage_by_name() -> Option<std::process::ExitCode> {
         rootfs::fuse::NAME => rootfs::fuse::serve(),
         network::engine::NAME => network::engine::serve(),
         verbs::monitor::NAME => verbs::monitor::serve(),
+        view::server::NAME => view::server::serve(),
         _ => return None,
     };
     Some(match outcome {

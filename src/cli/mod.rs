@@ -17,6 +17,7 @@ pub mod image;
 pub mod images;
 pub mod inside;
 pub mod life;
+pub mod limits;
 pub mod login;
 pub mod logs;
 pub mod manifest;
@@ -26,11 +27,13 @@ pub mod progress;
 pub mod ps;
 pub mod pull;
 pub mod push;
+pub mod restrain;
 pub mod rmi;
 pub mod run;
 pub mod search;
 pub mod secret;
 pub mod start;
+pub mod stats;
 pub mod surroundings;
 pub mod system;
 pub mod table;
@@ -69,6 +72,10 @@ enum Verb {
     Wait(orders::WaitArgs),
     Rm(orders::RmArgs),
     Rename(orders::RenameArgs),
+    Update(restrain::UpdateArgs),
+    Pause(restrain::PauseArgs),
+    Unpause(restrain::UnpauseArgs),
+    Stats(stats::StatsArgs),
     Ps(ps::PsArgs),
     Exec(exec::ExecArgs),
     Logs(logs::LogsArgs),
@@ -133,6 +140,10 @@ pub fn main() -> ExitCode {
         Verb::Wait(arguments) => orders::wait(arguments),
         Verb::Rm(arguments) => orders::rm(arguments),
         Verb::Rename(arguments) => orders::rename(arguments),
+        Verb::Update(arguments) => restrain::update(arguments),
+        Verb::Pause(arguments) => restrain::pause(arguments),
+        Verb::Unpause(arguments) => restrain::unpause(arguments),
+        Verb::Stats(arguments) => stats::run(&arguments),
         Verb::Ps(arguments) => ps::run(&arguments),
         Verb::Exec(arguments) => exec::run(arguments),
         Verb::Logs(arguments) => logs::run(&arguments),

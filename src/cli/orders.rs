@@ -28,7 +28,7 @@ pub fn each(words: &[String], mut work: impl FnMut(&str) -> Result<String>) -> R
 }
 
 /// The containers that are named, or all that `fits`.
-fn chosen(
+pub fn chosen(
     paths: &Paths,
     named: &[String],
     all: bool,

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use clap::{ArgMatches, Args};
 
 use crate::cli::life::LifeArgs;
+use crate::cli::limits::ResourceArgs;
 use crate::cli::pull::{FetchArgs, PolicyWord};
 use crate::cli::surroundings::{self, SurroundingsArgs};
 use crate::cli::{cdi, from_image, warn, words};
@@ -189,6 +190,8 @@ pub struct RunArgs {
     /// Set a namespaced sysctl: NAME=VALUE
     #[arg(long, value_name = "NAME=VALUE", help_heading = "Namespaces")]
     sysctl: Vec<String>,
+    #[command(flatten)]
+    resources: ResourceArgs,
 }
 
 /// Where on the command line the words of the mount flags stand, so that mounts are made in the user's order.
@@ -306,6 +309,7 @@ fn request(arguments: RunArgs, places: &Places) -> Result<Request> {
         timeout: arguments.timeout.as_deref().map(units::parse_duration).transpose()?,
         storage: words::storage(arguments.storage_driver.as_deref(), &arguments.storage_opt)?,
         life: arguments.life.life(arguments.rm)?,
+        resources: arguments.resources.resources()?,
     };
     cdi::add(&mut request, &named, &arguments.cdi)?;
     surroundings::add(&mut request, &arguments.surroundings)?;

@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use crate::container::folder::Process;
 use crate::error::Error;
 use crate::ids::Name;
+use crate::spec::resources::Limits;
 use crate::sys::{process, socket as message};
 
 /// What a caller says.
@@ -54,6 +55,8 @@ pub enum ToMonitor {
         then: Then,
     },
     Wait(Condition),
+    /// Other limits from now on.
+    Update(Limits),
     Pause,
     Unpause,
     Rename(Name),

@@ -13,6 +13,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::group::Group;
+use crate::cgroup::hold::Enforced;
 use crate::container::state::State;
 use crate::container::{names, spare};
 use crate::error::Error;
@@ -23,6 +25,7 @@ use crate::rootfs::rung::Rung;
 use crate::rootfs::tree;
 use crate::spec::Sharing;
 use crate::spec::request::{Request, UserNamespace};
+use crate::spec::resources::Limits;
 use crate::units;
 use crate::userns::maps::{self, IdMaps};
 use crate::userns::within;
@@ -54,6 +57,12 @@ pub struct Status {
     pub exit: i32,
     pub error: String,
     pub oom_killed: bool,
+    /// What `update` changed of its limits.
+    pub limits: Limits,
+    /// Who enforces its limits, by flag.
+    pub enforced: Enforced,
+    /// Its control group, while it runs.
+    pub group: Option<Group>,
     pub restarts: u32,
     /// Ended by a user's word, so that no restart policy starts it again.
     pub stopped: bool,
@@ -74,6 +83,9 @@ impl Default for Status {
             exit: 0,
             error: String::new(),
             oom_killed: false,
+            limits: Limits::default(),
+            enforced: Enforced::new(),
+            group: None,
             restarts: 0,
             stopped: false,
             rung: None,
@@ -220,6 +232,13 @@ impl Container {
         let made = serde_json::from_str(&kept).with_context(|| unreadable(folder))?;
         let status = serde_json::from_str(&signature).with_context(|| unreadable(folder))?;
         Ok(Some(Self { folder: folder.to_owned(), made, status, lock, from_spare: false }))
+    }
+
+    /// Its limits as they are now.
+    pub fn limits(&self) -> Limits {
+        let mut limits = self.made.request.resources.limits.clone();
+        limits.update(&self.status.limits);
+        limits
     }
 
     /// What it is called.

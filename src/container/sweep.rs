@@ -75,6 +75,9 @@ fn recover(paths: &Paths, mut container: Container) -> Result<()> {
     if let Some(process) = &process {
         end(process);
     }
+    if let Some(group) = container.status.group.take() {
+        let _ = group.remove();
+    }
     if container.status.remove {
         let maps = maps::choose(&container.made.request.userns).ok();
         return container.remove(paths, maps.as_ref());

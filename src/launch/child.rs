@@ -14,7 +14,7 @@ use crate::launch::message::{self, Failure, ToChild, ToParent};
 use crate::launch::plan::{Keeper, Plan, Step};
 use crate::launch::root::Refused;
 use crate::launch::step::{self, Site};
-use crate::launch::{credentials, filter, hide, init, program, stage};
+use crate::launch::{credentials, filter, hide, inherited, init, program, stage};
 use crate::spec::seccomp::Profile;
 use crate::spec::{Process, Rlimit};
 use crate::sys::seccomp::Instruction;
@@ -223,6 +223,7 @@ fn change(
         process::setrlimit(limit.resource, limit.soft, limit.hard)
             .map_err(|error| ulimit_error(limit, &error))?;
     }
+    inherited::assume(&process.inherited)?;
     umask(Mode::from_bits_truncate(process.umask));
     default_signals(mask)?;
     if !process.no_new_privileges {

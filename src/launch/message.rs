@@ -3,7 +3,7 @@
 //! | parent | | child |
 //! |---|---|---|
 //! | clone, id maps, `Proceed` | -> | blocks, then becomes root inside and runs the steps |
-//! | has it served, `Served` | <-> | `Device` with the opened /dev/fuse, on rung T2 |
+//! | has it served, `Served` | <-> | `Device` with the opened /dev/fuse, on rung T2; `View` with one more |
 //! | | <- | `Warn` (any number), `Console` with the terminal's master |
 //! | keeps the record | <- | `Ready`, or `Failed` and the end |
 //! | `Start` | -> | credentials, seccomp, exec |
@@ -19,7 +19,7 @@ use crate::sys::socket;
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToChild {
     Proceed,
-    /// The user-space overlay is served.
+    /// The user-space overlay, or the view, is served.
     Served,
     Start,
 }
@@ -31,6 +31,8 @@ pub enum ToParent {
     Console,
     /// Comes with the opened /dev/fuse of a root that the parent is to have served.
     Device,
+    /// Comes with the one of the container's own numbers.
+    View,
     Ready,
     /// Of `exec`: comes with the pidfd of the program's process.
     Joined,

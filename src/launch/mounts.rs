@@ -45,6 +45,7 @@ pub fn make(site: &Site<'_>, mount: &Mount) -> Result<()> {
         }
         MountKind::Proc => proc(site, mount),
         MountKind::Sysfs => sysfs(site, mount),
+        MountKind::Cgroup => cgroup(site, mount),
         MountKind::Mqueue => {
             let made = fsmount(c"mqueue", &[], attributes(mount.flags))?;
             Ok(move_mount(made.as_fd(), kernel_place(site, &mount.target)?.as_fd())?)
@@ -114,6 +115,14 @@ fn sysfs(site: &Site<'_>, mount: &Mount) -> Result<()> {
         other => other?,
     };
     Ok(move_mount(made.as_fd(), place.as_fd())?)
+}
+
+/// Only the owner of its cgroup namespace may mount it; with the host's, or an old kernel, there is none.
+fn cgroup(site: &Site<'_>, mount: &Mount) -> Result<()> {
+    match fsmount(c"cgroup2", &[], attributes(mount.flags)) {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(()),
+        made => Ok(move_mount(made?.as_fd(), kernel_place(site, &mount.target)?.as_fd())?),
+    }
 }
 
 fn devpts(site: &Site<'_>, mount: &Mount) -> Result<()> {

@@ -1,7 +1,7 @@
 //! The parent's story, from the plan to a running program. It makes the one clone, writes the id maps, keeps
 //! the record between `Ready` and `Start`, and turns a child's failure into an error.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::Result;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -42,6 +42,8 @@ pub enum Launched {
 pub trait Watcher {
     /// The child exists, its maps are being written; what takes time and needs no map is done now.
     fn meanwhile(&mut self) -> Result<()>;
+    /// The control group that the container is born in.
+    fn group(&self) -> Option<BorrowedFd<'_>>;
     /// The child exists and waits; its maps are written.
     fn cloned(&mut self, pid: i32) -> Result<()>;
     fn warn(&mut self, sentence: &str);
@@ -52,6 +54,8 @@ pub trait Watcher {
     fn serve_root(&mut self, device: OwnedFd) -> Result<()>;
     /// A signal arrived that does not end the start.
     fn signal(&mut self, found: &siginfo);
+    /// The container's own numbers are asked on `device`; returns once they are served.
+    fn serve_view(&mut self, device: OwnedFd) -> Result<()>;
     /// The container's terminal was made; the program does not run yet.
     fn terminal(&mut self, master: &OwnedFd);
 }
@@ -64,7 +68,7 @@ pub fn launch(
     watcher: &mut dyn Watcher,
 ) -> Result<Launched> {
     let (ours, theirs) = socket::pair()?;
-    let cloned = clone::clone(plan.namespaces, None).map_err(|error| refusal::of_clone(&error))?;
+    let cloned = clone::clone(plan.namespaces, watcher.group()).map_err(|error| refusal::of_clone(&error))?;
     let (pid, pidfd) = match cloned {
         Cloned::Child => child::run(Task { plan, streams }, theirs),
         Cloned::Parent { pid, pidfd } => (pid, pidfd),
@@ -126,6 +130,11 @@ impl Child {
                             lasting: false,
                         }));
                     }
+                    message::send(self.socket.as_fd(), &ToChild::Served, None)?;
+                }
+                Some((ToParent::View, fd)) => {
+                    watcher
+                        .serve_view(fd.ok_or_else(|| Error::new(Kind::Bug, "the device did not arrive"))?)?;
                     message::send(self.socket.as_fd(), &ToChild::Served, None)?;
                 }
                 Some((ToParent::Ready, _)) => {

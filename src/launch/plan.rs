@@ -63,6 +63,8 @@ pub enum Step {
         target: PathBuf,
         text: String,
     },
+    /// The container's own numbers over the machine's.
+    View,
     Mask(#[serde(with = "crate::raw::path")] PathBuf),
     ReadOnly(#[serde(with = "crate::raw::path")] PathBuf),
     /// The root, and the overlays that a root of pieces is covered with.
@@ -132,6 +134,7 @@ impl fmt::Display for Step {
             }
             Self::Link { to, at } => write!(f, "link {} to {}", at.display(), to.display()),
             Self::File { target, .. } => write!(f, "put kelp's {} over the container's", target.display()),
+            Self::View => f.write_str("put the container's own numbers over /proc and /sys"),
             Self::Mask(path) => write!(f, "mask {}", path.display()),
             Self::ReadOnly(path) => write!(f, "make {} read-only", path.display()),
             Self::ReadOnlyRoot(_) => f.write_str("make the root read-only"),
@@ -199,6 +202,9 @@ pub fn from_spec(spec: &Spec, around: &Surroundings) -> Plan {
     mounts(spec, around, &mut steps);
     steps.extend(spec.devices.iter().cloned().map(Step::Device));
     steps.extend(spec.links.iter().map(|(to, at)| Step::Link { to: to.clone(), at: at.clone() }));
+    if spec.view {
+        steps.push(Step::View);
+    }
     steps.extend(spec.masked_paths.iter().cloned().map(Step::Mask));
     steps.extend(spec.read_only_paths.iter().cloned().map(Step::ReadOnly));
     if spec.read_only_root {
@@ -281,8 +287,9 @@ fn root(spec: &Spec, around: &Surroundings) -> RootStep {
 
 /// The default mounts, kelp's files, then the user's mounts, so that a user can cover any of them.
 fn mounts(spec: &Spec, around: &Surroundings, steps: &mut Vec<Step>) {
-    let is_default =
-        |mount: &Mount| matches!(mount.kind, MountKind::Proc | MountKind::Sysfs | MountKind::Mqueue);
+    let is_default = |mount: &Mount| {
+        matches!(mount.kind, MountKind::Proc | MountKind::Sysfs | MountKind::Mqueue | MountKind::Cgroup)
+    };
     let last = spec.mounts.iter().rposition(is_default).map_or(0, |at| at + 1);
     let (defaults, asked) = spec.mounts.split_at(last);
     for mount in defaults {
@@ -308,6 +315,7 @@ fn mount_step(mount: &Mount) -> Step {
         MountKind::Tmpfs { .. } => format!("mount tmpfs on {target}{mode}"),
         MountKind::Proc => format!("mount proc on {target}{mode}"),
         MountKind::Sysfs => format!("mount sysfs on {target}{mode}"),
+        MountKind::Cgroup => format!("mount cgroup2 on {target}{mode}"),
         MountKind::Mqueue => format!("mount mqueue on {target}{mode}"),
         MountKind::Devpts => format!("mount devpts on {target}{mode}"),
         MountKind::Dev => format!("make the device nodes in {target}"),

@@ -160,6 +160,7 @@ pub mod tests {
             capabilities: CapabilitySet::default(),
             no_new_privileges: true,
             rlimits: vec![],
+            inherited: Default::default(),
             seccomp: Profile::Unconfined,
             umask: 0o022,
             scope_abstract_sockets: false,

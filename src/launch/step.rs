@@ -13,7 +13,7 @@ use nix::sched::CloneFlags;
 use crate::error::Error;
 use crate::launch::message::{self, ToParent};
 use crate::launch::plan::{Plan, Step};
-use crate::launch::{device, hide, mounts, root};
+use crate::launch::{device, hide, mounts, root, view};
 use crate::spec::TimeOffsets;
 use crate::sys::process;
 use crate::userns::{refusal, within};
@@ -65,6 +65,7 @@ pub fn run(site: &mut Site<'_>, step: &Step) -> Result<()> {
         Step::Device(asked) => device::bind(site.root()?, asked),
         Step::Link { to, at } => mounts::link(site, to, at),
         Step::File { target, text } => mounts::file(site, target, text),
+        Step::View => view::bind(site),
         Step::Mask(path) => hide::mask(site, path),
         Step::ReadOnly(path) => hide::read_only(site, path),
         Step::ReadOnlyRoot(overlays) => Ok(root::read_only(site.root()?, overlays)?),

@@ -20,6 +20,9 @@ use crate::sys::process;
 /// `argv[0]` of the helper.
 pub const NAME: &str = "kelp-network";
 
+/// How many threads the helper and its own helper have.
+pub const THREADS: u64 = 2;
+
 #[derive(Debug, Serialize, Deserialize)]
 struct Request {
     config: Config,

@@ -23,6 +23,11 @@ use crate::sys::process;
 /// `argv[0]` of the helper.
 pub const NAME: &str = "kelp-fuse";
 
+/// How many threads the helper has: those that serve, one that waits for them, one that settles, one that pauses.
+pub fn threads() -> u64 {
+    session::default_threads() as u64 + 3
+}
+
 /// One layer below, as the helper opens it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layer {

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 
 use crate::container::call::{Condition, FromMonitor, Line, Stream, Then, ToMonitor};
 use crate::ids::Name;
+use crate::spec::resources::Limits;
 use crate::supervise::monitor::End;
 
 /// Everybody on the line.
@@ -30,6 +31,9 @@ pub enum Order {
     Signal { signal: i32, for_good: bool },
     Stop { signal: Option<i32>, seconds: Option<i64>, end: End },
     Rename(Name),
+    Update(Limits),
+    Pause,
+    Unpause,
     Refuse(String),
     Begin,
     Nothing,
@@ -81,9 +85,9 @@ impl Callers {
                 Order::Nothing
             }
             ToMonitor::Rename(name) => Order::Rename(name),
-            ToMonitor::Pause | ToMonitor::Unpause => {
-                Order::Refuse("its processes can't be frozen here".to_owned())
-            }
+            ToMonitor::Update(limits) => Order::Update(limits),
+            ToMonitor::Pause => Order::Pause,
+            ToMonitor::Unpause => Order::Unpause,
             ToMonitor::CheckHealth => Order::Refuse("it has no health check".to_owned()),
         })
     }

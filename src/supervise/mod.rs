@@ -6,6 +6,7 @@ pub mod callers;
 pub mod keys;
 pub mod monitor;
 pub mod orphans;
+pub mod restraint;
 pub mod session;
 pub mod signals;
 pub mod streams;

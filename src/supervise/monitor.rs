@@ -15,10 +15,14 @@ use nix::sys::signalfd::SignalFd;
 use crate::container::call::{self, FromMonitor, Line, Stream};
 use crate::container::folder::Container;
 use crate::container::log::Log;
+use crate::container::state::State;
+use crate::error::Error;
 use crate::launch::child::Streams;
 use crate::launch::parent::Running;
 use crate::spec::Spec;
+use crate::spec::resources::Limits;
 use crate::supervise::callers::{Callers, Order};
+use crate::supervise::restraint::Restraint;
 use crate::supervise::streams::{self, Audience, Inlet, Outlet, Sink, Wants};
 use crate::supervise::{orphans, signals};
 use crate::sys::{process, terminal};
@@ -53,6 +57,7 @@ pub struct Monitor {
     log: Log,
     pub window: Option<(u16, u16)>,
     buffer: Vec<u8>,
+    pub restraint: Restraint,
     /// When the container is killed.
     kill_at: Option<Instant>,
     end: End,
@@ -87,6 +92,7 @@ impl Monitor {
             log: Log::new(&container.folder, &request.life.log),
             window: None,
             buffer: Vec::new(),
+            restraint: Restraint::default(),
             kill_at: None,
             end: End::Itself,
         }
@@ -125,7 +131,9 @@ impl Monitor {
             streams::connect_terminal(master, spec.process.stdin, &mut self.inlet, &mut self.outlets)?;
         }
         loop {
-            let ended = self.turn(container, Some(running), self.kill_at)?;
+            let due = self.kill_at.into_iter().chain(self.restraint.next()).min();
+            let ended = self.turn(container, Some(running), due)?;
+            self.restraint.turn();
             if self.kill_at.is_some_and(|at| at <= Instant::now()) {
                 self.kill_at = None;
                 let _ = process::pidfd_send_signal(running.pidfd.as_fd(), libc::SIGKILL);
@@ -246,6 +254,7 @@ impl Monitor {
         signal: Option<i32>,
         seconds: Option<i64>,
     ) {
+        let _ = self.restraint.unpause();
         let request = &container.made.request;
         let patience = seconds.or(request.life.stop_timeout).unwrap_or(GRACE.as_secs() as i64);
         send(running, signal.unwrap_or_else(|| request.stop_signal()));
@@ -295,11 +304,11 @@ impl Monitor {
             }
             Order::Rename(name) => {
                 container.status.name = Some(name);
-                Some(match container.keep() {
-                    Ok(()) => FromMonitor::Done,
-                    Err(error) => FromMonitor::Refused(format!("{error:#}")),
-                })
+                Some(answer(container.keep()))
             }
+            Order::Update(limits) => Some(answer(self.update(container, &limits))),
+            Order::Pause => Some(answer(self.pause(container))),
+            Order::Unpause => Some(answer(self.unpause(container))),
             Order::Refuse(sentence) => Some(FromMonitor::Refused(sentence)),
             Order::Begin => return Ok(Heard::Last),
             Order::Nothing => None,
@@ -308,6 +317,27 @@ impl Monitor {
             self.callers.tell(caller, &answer);
         }
         Ok(Heard::More)
+    }
+
+    fn update(&mut self, container: &mut Container, limits: &Limits) -> Result<()> {
+        let enforced = self.restraint.update(limits, &container.status.enforced)?;
+        container.status.enforced.extend(enforced);
+        container.status.limits.update(limits);
+        container.keep()
+    }
+
+    fn pause(&mut self, container: &mut Container) -> Result<()> {
+        container.status.state.moved(State::Paused)?;
+        self.restraint.pause()?;
+        container.become_state(State::Paused)
+    }
+
+    fn unpause(&mut self, container: &mut Container) -> Result<()> {
+        if container.status.state != State::Paused {
+            return Err(Error::usage("the container is not paused").into());
+        }
+        self.restraint.unpause()?;
+        container.become_state(State::Running)
     }
 
     /// How long a reader may take for the last pieces: as long as it wants if it reads from this process.
@@ -353,6 +383,10 @@ pub fn end_orphans(spec: &Spec) {
     if spec.namespaces.pid == crate::spec::Sharing::Host {
         orphans::end();
     }
+}
+
+fn answer(outcome: Result<()>) -> FromMonitor {
+    outcome.map_or_else(|error| FromMonitor::Refused(format!("{error:#}")), |()| FromMonitor::Done)
 }
 
 fn send(running: Option<&Running>, signal: i32) {

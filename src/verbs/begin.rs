@@ -1,13 +1,15 @@
 //! One start of a container: from its request to a running program, down the ladder of roots, with everything
 //! outside that the program needs. Nothing is kept of a start that failed.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 
 use anyhow::{Context, Result};
 use nix::sys::signalfd::siginfo;
 
+use crate::cgroup::group::Group;
+use crate::cgroup::hold::{self, Hold};
 use crate::container::call::Line;
 use crate::container::folder::Container;
 use crate::container::{files, volume};
@@ -16,7 +18,7 @@ use crate::ids::{ContainerName, Name};
 use crate::launch::parent::{self, Launched, Running, Watcher};
 use crate::launch::plan::{self, Plan, Surroundings, Upper};
 use crate::launch::stage;
-use crate::network::engine::Engine;
+use crate::network::engine::{self, Engine};
 use crate::paths::Paths;
 use crate::rootfs::overlay::Persistence;
 use crate::rootfs::rung::{self, Rung};
@@ -24,10 +26,14 @@ use crate::rootfs::{fuse, host};
 use crate::spec::mount::{MountKind, Propagation};
 use crate::spec::request::{Driver, Request, Storage, UserNamespace};
 use crate::spec::resolve::{self, Facts};
-use crate::spec::{Root, Sharing, Spec};
+use crate::spec::resources::{Limits, Resources};
+use crate::spec::{Root, Sharing, Spec, defaults};
 use crate::supervise::monitor::Monitor;
+use crate::supervise::restraint::Restraint;
 use crate::supervise::{orphans, signals};
 use crate::userns::maps::{self, IdMaps};
+use crate::view::numbers::Subject;
+use crate::view::server::{self, View};
 
 /// A program that runs, and what it needs outside.
 #[derive(Debug)]
@@ -63,16 +69,34 @@ pub fn begin(
     let id = container.made.id.clone();
     let request = with_volumes(&container.made.request, paths, |paths, name| volume::take(paths, name, &id))?;
     let mut maps = maps::choose(&request.userns)?;
+    let hold = hold(&request, container, warn)?;
     loop {
-        match attempt(&request, paths, container, &maps, monitor, warn)? {
+        match attempt(&request, paths, container, &maps, &hold, monitor, warn)? {
             Attempt::MapsRefused(error) if request.userns == UserNamespace::Auto && !maps.one_id() => {
                 warn(&format!("only one id is mapped: {error:#}"));
                 maps = IdMaps::single(format!("{error:#}"));
             }
             Attempt::MapsRefused(error) => return Err(error),
-            Attempt::Done(start) => return Ok(start),
+            Attempt::Done(start) => {
+                let first = container.status.process.as_ref().map_or(0, |process| process.pid);
+                monitor.restraint = Restraint::new(hold, first)?;
+                return Ok(start);
+            }
         }
     }
+}
+
+/// What is to hold the container's limits, made before anything of it is.
+fn hold(request: &Request, container: &mut Container, warn: &mut dyn FnMut(&str)) -> Result<Hold> {
+    let resources = Resources { limits: container.limits(), ..request.resources.clone() };
+    let hold = hold::take(&resources, &format!("kelp-{}", container.made.id))?;
+    for flag in hold.unenforced() {
+        warn(&format!("nothing enforces --{flag} here: see `kelp doctor`"));
+    }
+    container.status.enforced = hold.enforced.clone();
+    container.status.group = hold.group.clone();
+    container.status.oom_killed = false;
+    Ok(hold)
 }
 
 /// The plan of `request` as text, without running it.
@@ -125,13 +149,19 @@ fn attempt(
     paths: &Paths,
     container: &mut Container,
     maps: &IdMaps,
+    hold: &Hold,
     monitor: &mut Monitor,
     warn: &mut dyn FnMut(&str),
 ) -> Result<Attempt> {
     if let Some(because) = &maps.weaker_because {
         warn(&format!("only one id is mapped: {because}"));
     }
-    let spec = resolve::resolve(request, &facts(container.made.id.clone(), maps))?;
+    let mut spec = resolve::resolve(request, &facts(container.made.id.clone(), maps))?;
+    spec.process.inherited = hold.inherited.clone();
+    let group = hold.group.as_ref().map(Group::open).transpose()?;
+    if group.is_some() {
+        defaults::add_cgroup(&mut spec.mounts);
+    }
     if spec.namespaces.pid == Sharing::Host {
         orphans::adopt()?;
     }
@@ -142,9 +172,12 @@ fn attempt(
     let upper = if used.is_some() { Upper::Used } else { Upper::Fresh };
     let mut reasons = Vec::new();
     for rung in ladder.iter().skip_while(|rung| **rung != from) {
+        let most = hold.inherited.processes;
+        spec.process.inherited.processes = most.map(|most| most.saturating_add(served_by(&spec, *rung)));
         let plan = plan_for(&spec, &container.folder, maps, *rung, Layer { upper, remove: request.remove })?;
         let streams = monitor.connect(request.terminal, request.interactive)?;
         let called = container.name();
+        let limits = container.limits();
         let mut watch = Watch {
             container,
             warn,
@@ -157,10 +190,13 @@ fn attempt(
             network: spec.engine.as_ref(),
             engine: None,
             window: monitor.window,
+            group: group.as_ref(),
+            subject: spec.view.then(|| subject(hold, limits.clone())),
+            view: None,
             calls: Vec::new(),
         };
         let launched = parent::launch(&plan, streams, &monitor.signals, &mut watch);
-        let serving = Serving { _server: Server(watch.server), _engine: watch.engine };
+        let serving = Serving { _server: Server(watch.server), _engine: watch.engine, _view: watch.view };
         watch.calls.into_iter().for_each(|line| monitor.admit(line));
         if used.is_none() && !matches!(launched, Ok(Launched::Running(_))) {
             let _ = container.clear_layers(maps);
@@ -187,6 +223,19 @@ fn attempt(
     Err(Error::host(format!("no way to make the root works here ({})", reasons.join("; ")))
         .hint("see `kelp doctor`")
         .into())
+}
+
+/// The helpers are in the container's user namespace, where the kernel counts its processes.
+fn served_by(spec: &Spec, rung: Rung) -> u64 {
+    let root = if rung == Rung::FuseOverlay { fuse::threads() } else { 0 };
+    let network = if spec.engine.is_some() { engine::THREADS } else { 0 };
+    let view = if spec.view { server::THREADS } else { 0 };
+    root + network + view
+}
+
+/// Whom the view is about; the number of its first process is not known yet.
+fn subject(hold: &Hold, limits: Limits) -> Subject {
+    Subject { first: 0, limits, group: hold.group.iter().map(|group| group.folder.clone()).collect() }
 }
 
 /// The rungs for what was asked.
@@ -237,6 +286,7 @@ fn plan_for(spec: &Spec, folder: &Path, maps: &IdMaps, rung: Rung, layer: Layer)
 struct Serving {
     _server: Server,
     _engine: Option<Engine>,
+    _view: Option<View>,
 }
 
 impl Begun {
@@ -261,6 +311,10 @@ struct Watch<'a, 'b> {
     window: Option<(u16, u16)>,
     /// Who called meanwhile.
     calls: Vec<Line>,
+    group: Option<&'a OwnedFd>,
+    /// Whose numbers /proc shows, if they are the container's.
+    subject: Option<Subject>,
+    view: Option<View>,
 }
 
 impl Watcher for Watch<'_, '_> {
@@ -268,8 +322,20 @@ impl Watcher for Watch<'_, '_> {
         self.container.clear_spare()
     }
 
+    fn group(&self) -> Option<BorrowedFd<'_>> {
+        self.group.map(AsFd::as_fd)
+    }
+
+    fn serve_view(&mut self, device: OwnedFd) -> Result<()> {
+        self.view.as_ref().context("the view was not asked for")?.serve(device)
+    }
+
     fn cloned(&mut self, pid: i32) -> Result<()> {
-        self.namespace = Some(std::fs::File::open(format!("/proc/{pid}/ns/user"))?);
+        let namespace = self.namespace.insert(std::fs::File::open(format!("/proc/{pid}/ns/user"))?);
+        if let Some(subject) = self.subject.take() {
+            let subject = Subject { first: pid, ..subject };
+            self.view = Some(View::start(subject, self.maps.has_root(), namespace.as_fd())?);
+        }
         if let Some(config) = self.network {
             self.engine = Some(Engine::start(config, pid)?);
         }

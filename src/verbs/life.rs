@@ -12,6 +12,7 @@ use crate::error;
 use crate::paths::Paths;
 use crate::spec::life::{STEADY, back_off};
 use crate::supervise::monitor::{self, End, Monitor};
+use crate::supervise::restraint::Restraint;
 use crate::supervise::signals;
 use crate::sys::process;
 use crate::units;
@@ -111,7 +112,10 @@ fn serve(container: &mut Container, monitor: &mut Monitor, begun: Begun) -> Resu
         let _ = process::pidfd_send_signal(begun.running.pidfd.as_fd(), libc::SIGKILL);
         let _ = signals::reap(begun.running.pidfd.as_fd());
     }
+    container.status.oom_killed = monitor.restraint.is_out_of_memory();
+    container.status.group = None;
     monitor::end_orphans(&begun.spec);
+    monitor.restraint = Restraint::default();
     begun.end();
     served
 }

@@ -9,6 +9,7 @@ pub mod life;
 pub mod monitor;
 pub mod order;
 pub mod remove;
+pub mod restrain;
 pub mod run;
 pub mod start;
 pub mod unshare;

@@ -1,0 +1,126 @@
+//! The flags of the table of limits, for every verb that takes them, and those that say where limits are kept. It
+//! knows no limit by name.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, Error as ClapError, FromArgMatches};
+
+use crate::error::Error;
+use crate::spec::limits::{Limit, TABLE, Unit};
+use crate::spec::resources::{Groups, Limits, Resources};
+
+/// The words of the flags of the table.
+#[derive(Clone, Debug, Default)]
+pub struct LimitArgs(BTreeMap<&'static str, Vec<String>>);
+
+impl LimitArgs {
+    /// The limits that were given, which may be less than makes sense alone.
+    pub fn given(&self) -> Result<Limits> {
+        let mut limits = Limits::default();
+        for limit in TABLE {
+            limits.take(limit, self.0.get(limit.flag).map(Vec::as_slice).unwrap_or_default())?;
+        }
+        Ok(limits)
+    }
+
+    /// The limits of a container that is made.
+    fn whole(&self) -> Result<Limits> {
+        let limits = self.given()?;
+        limits.check()?;
+        Ok(limits)
+    }
+}
+
+impl Args for LimitArgs {
+    fn augment_args(command: Command) -> Command {
+        TABLE.iter().fold(command, |command, limit| command.arg(flag(limit)))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for LimitArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, ClapError> {
+        let words = |limit: &Limit| -> Vec<String> {
+            matches.get_many::<String>(limit.flag).into_iter().flatten().cloned().collect()
+        };
+        Ok(Self(TABLE.iter().map(|limit| (limit.flag, words(limit))).collect()))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), ClapError> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+fn flag(limit: &'static Limit) -> Arg {
+    let several = matches!(limit.unit, Unit::Device(_) | Unit::Pairs);
+    let flag = Arg::new(limit.flag)
+        .long(limit.flag)
+        .value_name(limit.value)
+        .help(limit.help)
+        .help_heading("Limits")
+        .allow_hyphen_values(true)
+        .action(if several { ArgAction::Append } else { ArgAction::Set });
+    match limit.short {
+        Some(short) => flag.short(short),
+        None => flag,
+    }
+}
+
+/// Limits of a container that is made, and where they are kept.
+#[derive(Clone, Debug, Args)]
+pub struct ResourceArgs {
+    #[command(flatten)]
+    limits: LimitArgs,
+    /// Make the container's cgroup below this one
+    #[arg(long, value_name = "CGROUP", help_heading = "Limits")]
+    cgroup_parent: Option<String>,
+    /// enabled, disabled, or split: below the current cgroup [default: one where there are limits]
+    #[arg(long, value_name = "MODE", help_heading = "Limits")]
+    cgroups: Option<String>,
+    /// Fail where the kernel does not enforce each limit
+    #[arg(long, help_heading = "Limits")]
+    strict_limits: bool,
+    /// Which numbers /proc shows: container, or host [default: the container's if it has limits]
+    #[arg(long, value_name = "WHOSE", help_heading = "Limits")]
+    view: Option<String>,
+    /// Refused: an out of memory container can't be kept alive
+    #[arg(long, help_heading = "Limits")]
+    oom_kill_disable: bool,
+}
+
+impl ResourceArgs {
+    pub fn resources(&self) -> Result<Resources> {
+        if self.oom_kill_disable {
+            return Err(Error::usage("--oom-kill-disable: cgroup v2 has no such switch")
+                .hint("--memory-high slows a container down instead of ending it")
+                .into());
+        }
+        Ok(Resources {
+            limits: self.limits.whole()?,
+            parent: self.cgroup_parent.clone(),
+            groups: self.cgroups.as_deref().map(groups).transpose()?,
+            strict: self.strict_limits,
+            host_view: match self.view.as_deref() {
+                None | Some("container") => false,
+                Some("host") => true,
+                Some(word) => {
+                    return Err(Error::usage(format!("--view {word}: container or host is expected")).into());
+                }
+            },
+        })
+    }
+}
+
+fn groups(word: &str) -> Result<Groups> {
+    match word {
+        "enabled" => Ok(Groups::Enabled),
+        "disabled" => Ok(Groups::Disabled),
+        "split" => Ok(Groups::Split),
+        _ => Err(Error::usage(format!("--cgroups {word}: enabled, disabled or split is expected")).into()),
+    }
+}

@@ -1,0 +1,78 @@
+//! Orders about what a container may use: update, pause, unpause; and what it uses. A running container's monitor
+//! carries them out.
+
+use std::fs;
+
+use anyhow::Result;
+
+use crate::cgroup::stats::Usage;
+use crate::cgroup::tree::Processes;
+use crate::container::call::{FromMonitor, ToMonitor};
+use crate::container::folder::{Container, Known};
+use crate::container::list;
+use crate::paths::Paths;
+use crate::spec::resources::Limits;
+use crate::verbs::order::{reach, refusal};
+
+/// Changes limits: at once where the container runs, else from its next start.
+pub fn update(paths: &Paths, word: &str, limits: &Limits) -> Result<()> {
+    let (known, line) = reach(paths, word)?;
+    let mut together = known.made.request.resources.limits.clone();
+    together.update(&known.status.limits);
+    together.update(limits);
+    together.check()?;
+    let Some(line) = line else {
+        let mut container = Container::wait(&known.folder)?.ok_or_else(|| list::no_such(word))?;
+        container.status.limits.update(limits);
+        return container.keep();
+    };
+    heard(word, line.ask(&ToMonitor::Update(limits.clone()))?)
+}
+
+pub fn pause(paths: &Paths, word: &str) -> Result<()> {
+    order(paths, word, &ToMonitor::Pause)
+}
+
+pub fn unpause(paths: &Paths, word: &str) -> Result<()> {
+    order(paths, word, &ToMonitor::Unpause)
+}
+
+fn order(paths: &Paths, word: &str, order: &ToMonitor) -> Result<()> {
+    let (known, line) = reach(paths, word)?;
+    let not_running = || refusal(format!("container {} is not running", known.name()));
+    heard(word, line.ok_or_else(not_running)?.ask(order)?)
+}
+
+fn heard(word: &str, answer: Option<FromMonitor>) -> Result<()> {
+    match answer {
+        Some(FromMonitor::Refused(sentence)) => Err(refusal(format!("{word}: {sentence}"))),
+        Some(_) => Ok(()),
+        None => Err(refusal(format!("container {word} has ended meanwhile"))),
+    }
+}
+
+/// What a container uses now, and what it has received and sent over its network; `None` if it does not run.
+pub fn usage(known: &Known) -> Option<(Usage, (u64, u64))> {
+    let first = known.status.process.as_ref().filter(|process| process.lives())?;
+    let processes = Processes::of(first.pid).ok()?;
+    let usage = match &known.status.group {
+        Some(group) => Usage::of_group(group, &processes),
+        None => Usage::of_processes(&processes),
+    };
+    Some((usage, network(first.pid)))
+}
+
+/// `/proc/PID/net/dev`: bytes received and sent by all interfaces but lo.
+fn network(first: i32) -> (u64, u64) {
+    let text = fs::read_to_string(format!("/proc/{first}/net/dev")).unwrap_or_default();
+    let mut sum = (0, 0);
+    for line in text.lines() {
+        let Some((name, counters)) = line.split_once(':') else { continue };
+        let number =
+            |at| counters.split_whitespace().nth(at).and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
+        if name.trim() != "lo" {
+            sum = (sum.0 + number(0), sum.1 + number(8));
+        }
+    }
+    sum
+}
