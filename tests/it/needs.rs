@@ -33,6 +33,7 @@ const FACILITIES: &[(&str, Probe, &[&str])] = &[
     ),
     ("debian", || debian().is_some(), &["ids", "one", "container"]),
     ("package", || package().is_some(), &["ids", "one", "container"]),
+    ("stress", || succeeds("stress", &["--version"]), &["ids", "one", "container"]),
     ("compiler", || succeeds("cc", &["--version"]), &["ids", "one", "container"]),
     ("secret", || fs::metadata(SECRET).is_ok() && fs::read(SECRET).is_err(), &["ids", "one"]),
     ("shared_group", || fs::read_to_string(SHARED).is_ok() && crate::sys::uid() != 0, &["ids", "one"]),

@@ -173,3 +173,11 @@ pub(crate) fn exchange(one: &str, other: &str) -> io::Result<()> {
     // SAFETY: two C strings that outlive the call.
     checked(unsafe { libc::renameat2(at, one.as_ptr(), at, other.as_ptr(), libc::RENAME_EXCHANGE) }).map(drop)
 }
+
+/// The monotonic clock, which every container shares unless its clocks were moved.
+pub(crate) fn monotonic() -> f64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: clock_gettime(2) writes one timespec, which outlives the call.
+    checked(unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) }).unwrap();
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}

@@ -4,6 +4,7 @@
 //! Several verbs in one process: `guest all VERB ARGS , VERB ARGS`, an array with one answer each.
 
 mod attacks;
+mod load;
 mod process;
 mod report;
 mod sys;
@@ -35,6 +36,12 @@ const VERBS: &[(&str, Verb)] = &[
     ("reap-orphan", process::reap_orphan),
     ("spawn", process::spawn),
     ("clock", process::clock),
+    ("burn", load::burn),
+    ("fill", load::fill),
+    ("grow", load::grow),
+    ("forks", load::forks),
+    ("transfer", load::transfer),
+    ("processors", load::processors),
     ("umask-file", process::umask_file),
     ("chroot-escape", attacks::chroot_escape),
     ("unmount-escape", attacks::unmount_escape),

@@ -5,6 +5,7 @@ A class is one kind of host; rows.py says which classes hold in which row. Measu
 import json
 import os
 import subprocess
+import time
 import unittest
 
 
@@ -25,6 +26,69 @@ class Everywhere(unittest.TestCase):
     def test_a_container_runs_and_its_exit_status_is_told(self):
         ended = kelp("run", "--rm", "@host", "sh", "-c", "id -u; echo hello >/tmp/x; cat /tmp/x; exit 7")
         self.assertEqual((ended.returncode, ended.stdout), (7, "0\nhello\n"), ended.stderr)
+
+
+class Limits(unittest.TestCase):
+    """Who enforces limits in this row, as doctor says and as the kernel has it."""
+    def limits(self, rung_expected, *words):
+        checks = [check for check in doctor() if check["facility"] == "limits"]
+        used = [check for check in checks if check["state"] == "used"]
+        self.assertEqual(used[0]["rung"], rung_expected, checks)
+        for word in words:
+            self.assertIn(word, json.dumps(checks))
+        return checks
+
+
+class Delegated(Limits):
+    def test_doctor_finds_every_controller_in_a_scope(self):
+        self.limits("systemd user scope", "cpu cpuset io memory pids")
+
+    def test_each_flag_is_written_by_the_kernels_names(self):
+        script = "cd /sys/fs/cgroup; for f in memory.max memory.low cpu.max cpu.weight cpuset.cpus pids.max; do cat $f; done"
+        ended = kelp("run", "--rm", "-m", "64m", "--memory-reservation", "8m", "--cpus", "0.5", "--cpu-shares", "512",
+                     "--cpuset-cpus", "1", "--pids-limit", "33", "--strict-limits", "@host", "sh", "-c", script)
+        self.assertEqual(ended.stdout.split("\n")[:6], ["67108864", "8388608", "50000 100000", "59", "1", "33"], ended.stderr)
+
+    def test_nothing_is_left_of_a_container(self):
+        kelp("run", "--rm", "-m", "64m", "@host", "true")
+        units = subprocess.run(["systemctl", "--user", "list-units", "--all", "kelp-*"], capture_output=True, text=True).stdout
+        self.assertNotIn("kelp-", units)
+
+    def test_nothing_is_left_of_a_monitor_that_was_killed(self):
+        with subprocess.Popen(["kelp", "run", "--rm", "-m", "64m", "@host", "sh", "-c", "echo up; sleep 100"],
+                              stdout=subprocess.PIPE, text=True) as run:
+            self.assertEqual(run.stdout.readline(), "up\n")
+            with open(f"/proc/{run.pid}/cgroup") as file:
+                scope = "/sys/fs/cgroup" + file.read().strip().removeprefix("0::").removesuffix("/monitor")
+            self.assertTrue(os.path.isdir(f"{scope}/container"), scope)
+            run.kill()
+        for _ in range(100):
+            if not os.path.exists(scope):
+                return
+            time.sleep(0.1)
+        self.fail(f"{scope} is left")
+
+
+class PartlyDelegated(Limits):
+    def test_doctor_says_which_controllers_stop_where(self):
+        self.limits("systemd user scope", "memory pids", "without cpu cpuset io", "does not hand on", "Delegate=")
+
+    def test_the_kernel_and_kelp_share_the_work(self):
+        ended = kelp("run", "--rm", "-m", "64m", "--cpus", "0.5", "--strict-limits", "@host", "true")
+        self.assertEqual(ended.returncode, 125)
+        self.assertIn("--cpus", ended.stderr)
+
+
+class Soft(Limits):
+    def test_doctor_says_that_limits_are_soft_and_how_to_mend_it(self):
+        self.limits("soft", "enable-linger")
+
+
+class Lingering(Limits):
+    def test_a_user_without_a_session_has_a_scope_of_the_manager_that_lingers(self):
+        self.limits("systemd user scope", "cpu cpuset io memory pids")
+        ended = kelp("run", "--rm", "--pids-limit", "33", "--strict-limits", "@host", "cat", "/sys/fs/cgroup/pids.max")
+        self.assertEqual(ended.stdout, "33\n", ended.stderr)
 
 
 class OverlayBarred(unittest.TestCase):

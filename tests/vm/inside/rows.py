@@ -52,11 +52,11 @@ def nothing():
 
 # Name, preparation, session, user, kind (tests/it's word), test cases of probes.py, tests of tests/it, undoing.
 ROWS = [
-    ("delegated", nothing, service, "ann", "ids", ["Everywhere"], ["run::", "process::exit"], nothing),
-    ("partly-delegated", delegation("pids memory"), service, "ann", "ids", ["Everywhere"], [], nothing),
-    ("no-delegation", delegation("no"), bare, "ann", "ids", ["Everywhere"], [], delegation("cpu cpuset io memory pids")),
-    ("no-session", nothing, bare, "bob", "one", ["Everywhere"], [], nothing),
-    ("no-session-lingering", nothing, bare, "ann", "ids", ["Everywhere"], [], nothing),
+    ("delegated", nothing, service, "ann", "ids", ["Delegated", "Everywhere"], ["limits::", "run::", "process::exit"], nothing),
+    ("partly-delegated", delegation("pids memory"), service, "ann", "ids", ["PartlyDelegated", "Everywhere"], [], nothing),
+    ("no-delegation", delegation("no"), bare, "ann", "ids", ["Soft", "Everywhere"], [], delegation("cpu cpuset io memory pids")),
+    ("no-session", nothing, bare, "bob", "one", ["Soft", "Everywhere"], ["limits::"], nothing),
+    ("no-session-lingering", nothing, bare, "ann", "ids", ["Lingering", "Everywhere"], [], nothing),
     ("overlay-barred", bar_overlay, service, "ann", "ids", ["OverlayBarred", "Everywhere"], [], allow_overlay),
     ("fuse-and-overlay-barred", lambda: (bar_overlay(), sh("chmod 600 /dev/fuse")), service, "ann", "ids",
      ["BothBarred"], [], lambda: (allow_overlay(), sh("chmod 666 /dev/fuse"))),
@@ -67,6 +67,10 @@ ROWS = [
     ("max-userns-0", lambda: sh("sysctl -qw user.max_user_namespaces=0"), bare, "ann", "one", ["NoUserNamespaces"], [],
      lambda: sh("sysctl -qw user.max_user_namespaces=10000")),
 ]
+
+
+# Figures of limits by the kernel, only if they are asked for.
+BENCH = "bench"
 
 
 def run(command, environment):
@@ -89,6 +93,11 @@ def run(command, environment):
 def main():
     wanted = sys.argv[1:]
     passed = failed = 0
+    if BENCH in wanted:
+        environment = {"PATH": "/opt/kelp:/usr/local/bin:/usr/bin:/bin", "KELP_BENCH_ROUNDS": "15", "KELP_BENCH_PARTS": "start"}
+        bench = ["python3", "-B", f"{TESTS}/bench.py", "/opt/kelp/kelp", "/tmp/limits.json"]
+        pass_on = ["--setenv=KELP_BENCH_ROUNDS", "--setenv=KELP_BENCH_PARTS"]
+        passed += run(service("ann")[:-1] + pass_on + ["--working-directory=/tmp"] + bench, environment)[1] == 0
     for name, prepare, session, user, kind, probes, suite, undo in ROWS:
         if wanted and name not in wanted:
             continue

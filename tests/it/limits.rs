@@ -1,0 +1,225 @@
+//! Limits under load: the same tests wherever kelp runs, by the kernel where a cgroup is delegated (tests/vm), softly
+//! where none is. Which of them is expected is what `kelp doctor` says; effects are measured, not files.
+
+use crate::dir::Dir;
+use crate::kelp::says;
+use crate::needs;
+use serde_json::Value;
+use std::io::{BufRead, BufReader};
+
+/// Who enforces limits here: cgroup, scope or soft.
+fn enforcer(dir: &Dir) -> String {
+    let checks: Value = serde_json::from_str(&dir.kelp(&["doctor", "--json"]).end().out).unwrap();
+    let used =
+        checks.as_array().unwrap().iter().find(|row| row["facility"] == "limits" && row["state"] == "used");
+    match used.unwrap()["rung"].as_str().unwrap() {
+        "delegated cgroup" => "cgroup".to_owned(),
+        "systemd user scope" => "scope".to_owned(),
+        rung => rung.to_owned(),
+    }
+}
+
+fn is_soft(dir: &Dir) -> bool {
+    enforcer(dir) == "soft"
+}
+
+#[track_caller]
+fn between(value: &Value, low: f64, high: f64) {
+    let number = value.as_f64().unwrap_or_else(|| panic!("no number: {value}"));
+    assert!((low..=high).contains(&number), "{number} is not within {low} and {high}");
+}
+
+#[test]
+fn a_fifth_of_a_processor_is_a_fifth() {
+    needs!(userns);
+    let dir = Dir::new();
+    let burnt = dir.run(&["--cpus", "0.2"], &["/bin/guest", "burn", "5"]).ok().json();
+    between(&burnt["part"], 0.15, 0.25);
+}
+
+#[test]
+fn quota_and_period_are_the_same_by_the_names_of_old() {
+    needs!(userns);
+    let dir = Dir::new();
+    let options = ["--cgroup-conf", "cpu.cfs_quota_us=10000", "--cgroup-conf", "cpu.cfs_period_us=50000"];
+    let burnt = dir.run(&options, &["/bin/guest", "burn", "5"]).ok().json();
+    between(&burnt["part"], 0.15, 0.25);
+}
+
+#[test]
+fn a_container_runs_on_the_processors_it_was_given() {
+    needs!(userns);
+    let dir = Dir::new();
+    let given = dir.run(&["--cpuset-cpus", "0"], &["/bin/guest", "processors"]).ok().json();
+    assert_eq!(given["allowed"], "0", "{given}");
+    let error = dir.run(&["--cpuset-cpus", "1000"], &["/bin/guest", "processors"]).fails(125);
+    says(&error, &["--cpuset-cpus 1000", "this machine has"]);
+}
+
+#[test]
+fn four_times_the_shares_are_about_three_times_the_time() {
+    needs!(userns);
+    let dir = Dir::new();
+    // Both run from then on, however long their starts take.
+    let at = (crate::sys::monotonic() + 6.0).to_string();
+    let start = |shares: &str| {
+        let options = ["--cpu-shares", shares, "--cpuset-cpus", "0"];
+        dir.run(&options, &["/bin/guest", "burn", "6", &at]).start()
+    };
+    let (more, less) = (start("1024"), start("256"));
+    let used = |child: std::process::Child| {
+        let ended = child.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&ended.stdout).into_owned();
+        let answer: Value = serde_json::from_str(&text)
+            .unwrap_or_else(|_| panic!("{text}{}", String::from_utf8_lossy(&ended.stderr)));
+        answer["used"].as_f64().unwrap()
+    };
+    let (more, less) = (used(more), used(less));
+    assert!((2.5..=6.0).contains(&(more / less)), "{more} s to {less} s");
+}
+
+#[test]
+fn a_container_that_takes_too_much_memory_ends_with_137() {
+    needs!(userns);
+    let dir = Dir::new();
+    let ended = dir.run(&["-m", "20m", "--memory-swap", "20m"], &["/bin/guest", "fill", "60", "10"]).end();
+    assert_eq!(ended.code, 137, "{}{}", ended.out, ended.err);
+    let fits = dir.run(&["-m", "100m"], &["/bin/guest", "fill", "20", "0.5"]).end();
+    assert_eq!(fits.code, 0, "{}{}", fits.out, fits.err);
+}
+
+/// The founding text: `stress --vm 2 --vm-bytes 40M` under 20 MB.
+#[test]
+fn stress_in_twenty_megabytes_is_ended_whole() {
+    needs!(userns, stress);
+    let dir = Dir::new();
+    let words = ["run", "--rm", "-m", "20971820b", "--memory-swap", "20971820b", "@host", "stress"];
+    let ended =
+        dir.kelp(&[&words[..], &["--vm", "2", "--vm-bytes", "40M", "--timeout", "20"]].concat()).end();
+    assert_eq!(ended.code, 137, "{}{}", ended.out, ended.err);
+}
+
+#[test]
+fn memory_is_ended_soon_after_it_crosses_its_limit() {
+    needs!(userns);
+    let dir = Dir::new();
+    let mut child =
+        dir.run(&["-m", "100m", "--memory-swap", "100m"], &["/bin/guest", "grow", "5", "0.01"]).start();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let steps: Vec<(f64, f64)> = lines
+        .filter_map(|line| {
+            let (size, time) = line.split_once(' ')?;
+            Some((size.parse().ok()?, time.parse().ok()?))
+        })
+        .collect();
+    assert_eq!(child.wait().unwrap().code(), Some(137));
+    let crossed = steps.iter().find(|(size, _)| *size > 100.0).map_or(f64::MAX, |(_, time)| *time);
+    let last = steps.last().unwrap().1;
+    assert!(last - crossed <= 0.2, "it lived for {} s more: {steps:?}", last - crossed);
+}
+
+#[test]
+fn a_fork_loop_is_stopped() {
+    needs!(userns);
+    let dir = Dir::new();
+    let living = dir.run(&["--pids-limit", "20"], &["/bin/guest", "forks", "60"]).ok().json();
+    between(&living["living"], 5.0, 20.0);
+    let free = dir.run(&["--pids-limit", "-1"], &["/bin/guest", "forks", "60"]).ok().json();
+    between(&free["living"], 60.0, 60.0);
+}
+
+#[test]
+fn strict_limits_are_the_kernels_or_an_error() {
+    needs!(userns);
+    let dir = Dir::new();
+    let strict = dir.run(&["--strict-limits", "--pids-limit", "50"], &["/bin/guest", "exit", "0"]);
+    if is_soft(&dir) {
+        says(&strict.fails(125), &["--strict-limits", "--pids-limit", "doctor"]);
+    } else {
+        strict.ok();
+    }
+}
+
+#[test]
+fn what_nothing_enforces_is_said() {
+    needs!(userns);
+    let dir = Dir::new();
+    let ended = dir.run(&["--memory-reservation", "5m"], &["/bin/guest", "exit", "0"]).ok();
+    if is_soft(&dir) {
+        says(&ended.err, &["warning", "--memory-reservation"]);
+    } else {
+        assert_eq!(ended.err, "");
+    }
+}
+
+#[test]
+fn limits_that_contradict_each_other_are_refused() {
+    needs!(userns);
+    let dir = Dir::new();
+    for (options, words) in [
+        (&["-m", "20m", "--memory-swap", "10m"][..], &["--memory-swap"][..]),
+        (&["--memory-swap", "10m"], &["--memory-swap", "--memory"]),
+        (&["--cpus", "1", "--cpu-quota", "5000"], &["--cpus", "--cpu-quota"]),
+        (&["--oom-kill-disable"], &["--oom-kill-disable", "v2"]),
+        (&["--device-read-bps", "/dev/null:1mb"], &["block device"]),
+        (&["--cgroup-conf", "cgroup.procs=1"], &["--cgroup-conf"]),
+        (&["--cgroups", "some"], &["--cgroups"]),
+        (&["--cgroup-parent", "/no/such"], &["cgroup"]),
+    ] {
+        says(&dir.run(options, &["/bin/guest", "exit", "0"]).fails(125), words);
+    }
+}
+
+#[test]
+fn limits_change_while_a_container_runs() {
+    needs!(userns);
+    let dir = Dir::new();
+    let root = dir.root();
+    let words = ["run", "-d", "--name", "live", "-m", "200m", "--memory-swap", "200m", "--rootfs", &root];
+    dir.kelp(&[&words[..], &["/bin/guest", "fill", "100", "60"]].concat()).ok();
+    let rows = dir.kelp(&["stats", "--no-stream", "--format", "{{.EnforcedBy}}", "live"]).ok().out;
+    says(&rows, &[&format!("memory:{}", enforcer(&dir))]);
+    dir.kelp(&["update", "-m", "30m", "--memory-swap", "30m", "live"]).ok();
+    assert_eq!(dir.kelp(&["wait", "live"]).ok().out, "137\n");
+    dir.kelp(&["rm", "live"]).ok();
+}
+
+#[test]
+fn a_paused_container_uses_no_time_and_goes_on() {
+    needs!(userns);
+    let dir = Dir::new();
+    let root = dir.root();
+    dir.kelp(&["run", "-d", "--name", "still", "--rootfs", &root, "/bin/guest", "burn", "60"]).ok();
+    let share = || {
+        let out = dir.kelp(&["stats", "--no-stream", "--format", "{{.CPUPerc}}", "still"]).ok().out;
+        out.trim().trim_end_matches('%').parse::<f64>().unwrap()
+    };
+    dir.kelp(&["pause", "still"]).ok();
+    assert_eq!(share(), 0.0);
+    says(&dir.kelp(&["ps", "--format", "{{.Status}}"]).ok().out, &["Paused"]);
+    says(&dir.kelp(&["pause", "still"]).fails(1), &["paused"]);
+    dir.kelp(&["unpause", "still"]).ok();
+    assert!(share() > 0.0);
+    dir.kelp(&["rm", "-f", "still"]).ok();
+}
+
+#[test]
+fn a_container_sees_its_own_memory_and_processors() {
+    needs!(userns, fuse);
+    let dir = Dir::new();
+    let script = "free -m | awk '/^Mem/ {print $2}'; nproc; grep -c ^processor /proc/cpuinfo; \
+        python3 -c 'import os; print(os.cpu_count())'; cat /sys/devices/system/cpu/online; grep -c ^cpu[0-9] /proc/stat";
+    let words = ["run", "--rm", "-m", "256m", "--cpuset-cpus", "0"];
+    let seen = dir.kelp(&[&words[..], &["@host", "sh", "-c", script]].concat()).ok();
+    assert_eq!(seen.out.lines().collect::<Vec<_>>(), ["256", "1", "1", "1", "0", "1"], "{}", seen.err);
+    let host = dir.kelp(&[&words[..], &["--view=host", "@host", "sh", "-c", script]].concat()).ok();
+    assert_ne!(host.out.lines().next(), Some("256"));
+}
+
+#[test]
+fn nothing_of_the_view_is_left_in_a_container() {
+    needs!(userns, fuse);
+    let dir = Dir::new();
+    let seen = dir.run(&["-m", "256m"], &["/bin/guest", "list", "/dev/pts"]).ok().json();
+    assert_eq!(seen["names"], serde_json::json!(["ptmx"]), "{seen}");
+}
