@@ -61,7 +61,7 @@ fn four_times_the_shares_are_about_three_times_the_time() {
     needs!(userns);
     let dir = Dir::new();
     // Both run from then on, however long their starts take.
-    let at = (crate::sys::monotonic() + 6.0).to_string();
+    let at = (crate::sys::monotonic() + 10.0).to_string();
     let start = |shares: &str| {
         let options = ["--cpu-shares", shares, "--cpuset-cpus", "0"];
         dir.run(&options, &["/bin/guest", "burn", "6", &at]).start()
