@@ -62,7 +62,8 @@ pub fn add_cgroup(mounts: &mut Vec<Mount>) {
     let asked = mounts.iter().any(|mount| mount.target == target);
     let sysfs = mounts.iter().position(|mount| mount.kind == MountKind::Sysfs);
     if let (false, Some(at)) = (asked, sysfs) {
-        let flags = MountFlags { read_only: true, nosuid: true, nodev: true, noexec: true };
+        let flags =
+            MountFlags { read_only: true, nosuid: true, nodev: true, noexec: true, ..MountFlags::default() };
         mounts.insert(at + 1, Mount { kind: MountKind::Cgroup, target, flags });
     }
 }
