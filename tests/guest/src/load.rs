@@ -1,4 +1,5 @@
-//! What loads a container, and what came of it: processors' time, memory, processes, and which of them it was given.
+//! What loads a container, and what came of it: processors' time, memory, processes, and which of them it was given. It
+//! measures itself, so that a test compares effects.
 
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};

@@ -71,12 +71,12 @@ class Delegated(Limits):
 
 class PartlyDelegated(Limits):
     def test_doctor_says_which_controllers_stop_where(self):
-        self.limits("systemd user scope", "memory pids", "without cpu cpuset io", "does not hand on", "Delegate=")
+        self.limits("systemd user scope", "memory pids", "without cpuset io", "does not hand on", "Delegate=")
 
     def test_the_kernel_and_kelp_share_the_work(self):
-        ended = kelp("run", "--rm", "-m", "64m", "--cpus", "0.5", "--strict-limits", "@host", "true")
+        ended = kelp("run", "--rm", "-m", "64m", "--cpuset-cpus", "0", "--strict-limits", "@host", "true")
         self.assertEqual(ended.returncode, 125)
-        self.assertIn("--cpus", ended.stderr)
+        self.assertIn("--cpuset-cpus", ended.stderr)
 
 
 class Soft(Limits):
