@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::{ArgAction, Parser, ValueEnum};
 
 use crate::attach::{self, Target};
-use crate::config::{Config, Published, Rate, Resolver, Subnet};
+use crate::config::{self, Config, Published, Rate, Resolver, Subnet};
 use crate::engine::{self, Channels};
 use crate::policy::{Egress, HostLoopback};
 use crate::ports;
@@ -33,7 +33,7 @@ struct Arguments {
     #[arg(short, long, default_value_t = 65520, value_parser = clap::value_parser!(u32).range(1280..=65521))]
     mtu: u32,
     /// The interface's hardware address
-    #[arg(long, value_name = "MAC", value_parser = parse_mac)]
+    #[arg(long, value_name = "MAC", value_parser = config::parse_mac)]
     macaddress: Option<[u8; 6]>,
     /// The IPv4 network, as 10.0.2.0/24
     #[arg(long, value_name = "CIDR", value_parser = parse_cidr)]
@@ -71,8 +71,8 @@ struct Arguments {
     /// Let link-local addresses be reached, cloud metadata services among them
     #[arg(long)]
     allow_link_local: bool,
-    /// Bytes a second: up=N, down=N
-    #[arg(long, value_name = "LIMITS", value_parser = parse_rate)]
+    /// Bytes a second: up=N,down=N, with k, m or g
+    #[arg(long, value_name = "LIMITS")]
     rate: Option<Rate>,
     /// Ask these name servers in place of resolv.conf's
     #[arg(long, value_name = "ADDRESS[:PORT]", value_parser = parse_server)]
@@ -132,7 +132,7 @@ pub fn main(say: impl Fn(&str)) -> Result<()> {
     let stop = arguments.exit_fd.map(process::inherited).transpose().context("--exit-fd is not open")?;
     let kept: Vec<i32> = [&ready, &stop].into_iter().flatten().map(|fd| fd.as_fd().as_raw_fd()).collect();
     process::close_all_but(&kept).context("cannot close descriptors")?;
-    let config = config(&arguments)?;
+    let config = asked(&arguments)?;
     let target = target(&arguments)?;
     let bound = ports::bind(&config.published)?;
     let api = arguments.api_socket.as_deref().map(listen_api).transpose()?;
@@ -147,7 +147,7 @@ pub fn main(say: impl Fn(&str)) -> Result<()> {
     engine::run(attached, bound, config, Channels { stop, api, control: None, ready })
 }
 
-fn config(arguments: &Arguments) -> Result<Config> {
+fn asked(arguments: &Arguments) -> Result<Config> {
     let mut config = Config {
         device: arguments.device.clone(),
         mac: arguments.macaddress,
@@ -213,25 +213,6 @@ fn parse_cidr(text: &str) -> Result<Subnet<Ipv4Addr>> {
     Subnet::in_network(network.parse()?, prefix.parse()?)
 }
 
-fn parse_mac(text: &str) -> Result<[u8; 6]> {
-    let bytes = text.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<Vec<u8>, _>>()?;
-    bytes.try_into().map_err(|_| anyhow::anyhow!("a hardware address has six bytes"))
-}
-
 fn parse_server(text: &str) -> Result<SocketAddr> {
     text.parse().or_else(|_| Ok(SocketAddr::new(text.parse().context("it is no address")?, 53)))
-}
-
-fn parse_rate(text: &str) -> Result<Rate> {
-    let mut rate = Rate::default();
-    for part in text.split(',') {
-        let (which, bytes) = part.split_once('=').context("a limit is written as up=BYTES or down=BYTES")?;
-        let bytes = Some(bytes.parse().with_context(|| format!("{bytes:?} is no number of bytes"))?);
-        match which {
-            "up" => rate.up = bytes,
-            "down" => rate.down = bytes,
-            other => bail!("{other:?} is neither up nor down"),
-        }
-    }
-    Ok(rate)
 }

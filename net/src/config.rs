@@ -81,6 +81,18 @@ impl Subnet<Ipv4Addr> {
         let at = |host: u32| Ipv4Addr::from(base + host);
         Ok(Self { address: at(100), prefix, gateway: at(2), dns: at(3) })
     }
+
+    /// The network of 256 addresses round the container's own.
+    pub fn of_container(address: Ipv4Addr) -> Result<Self> {
+        let first = address.octets()[0];
+        if matches!(address.octets()[3], 0 | 2 | 3 | 255) {
+            bail!("0 and 255 are nobody's, 2 is the gateway, 3 the name server");
+        }
+        if first == 0 || first == 127 || first >= 224 || address.is_link_local() {
+            bail!("no interface can have this address");
+        }
+        Ok(Self { address, ..Self::in_network(address, 24)? })
+    }
 }
 
 impl Subnet<Ipv6Addr> {
@@ -152,6 +164,49 @@ pub enum Resolver {
 pub struct Rate {
     pub up: Option<u64>,
     pub down: Option<u64>,
+}
+
+impl FromStr for Rate {
+    type Err = anyhow::Error;
+
+    /// `up=BYTES,down=BYTES`, either alone; k, m and g stand for powers of 1024.
+    fn from_str(text: &str) -> Result<Self> {
+        let mut rate = Self::default();
+        for part in text.split(',') {
+            let (which, bytes) =
+                part.split_once('=').context("a limit is written as up=BYTES or down=BYTES")?;
+            let bytes = Some(parse_bytes(bytes).with_context(|| format!("{bytes:?} is no number of bytes"))?);
+            match which {
+                "up" => rate.up = bytes,
+                "down" => rate.down = bytes,
+                other => bail!("{other:?} is neither up nor down"),
+            }
+        }
+        Ok(rate)
+    }
+}
+
+fn parse_bytes(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text.get(digits.len()..)?.to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" => 10,
+        "m" | "mb" => 20,
+        "g" | "gb" => 30,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift).filter(|bytes| *bytes > 0)
+}
+
+/// A hardware address that one interface can have.
+pub fn parse_mac(text: &str) -> Result<[u8; 6]> {
+    let bytes = text.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<Vec<u8>, _>>();
+    let mac: [u8; 6] =
+        bytes.ok().and_then(|bytes| bytes.try_into().ok()).context("it is no hardware address")?;
+    if mac[0] & 1 != 0 || mac == [0; 6] {
+        bail!("it is the address of a group or of nobody");
+    }
+    Ok(mac)
 }
 
 /// The rungs that may be tried. Tests switch the better ones off to force the others.

@@ -59,6 +59,10 @@ impl Policy {
     /// The host-side address of `destination`, if the container may reach it.
     pub fn target(&self, config: &Config, destination: SocketAddr) -> Result<SocketAddr, Refusal> {
         let ip = canonical(destination.ip());
+        let named = |list: &[Egress]| list.iter().any(|rule| rule.matches(ip, destination.port()));
+        if named(&self.deny) {
+            return Err(Refusal::List);
+        }
         if config.is_gateway(&ip) {
             return self.loopback_target(ip, destination.port());
         }
@@ -69,8 +73,7 @@ impl Policy {
         if self.host_addresses.contains(&ip) {
             return Err(Refusal::HostAddress);
         }
-        let named = |list: &[Egress]| list.iter().any(|rule| rule.matches(ip, destination.port()));
-        if named(&self.deny) || (!self.allow.is_empty() && !named(&self.allow)) {
+        if !self.allow.is_empty() && !named(&self.allow) {
             return Err(Refusal::List);
         }
         Ok(SocketAddr::new(ip, destination.port()))
@@ -211,6 +214,8 @@ mod tests {
         let all = Policy { host_loopback: HostLoopback::Allowed, ..Policy::default() };
         assert_eq!(ask(&all, "[fd00::2]:1"), Ok("[::1]:1".parse().unwrap()));
         assert_eq!(ask(&all, "127.0.0.1:1"), Err(Refusal::HostLoopback));
+        let but = Policy { deny: vec!["10.0.2.2:22".parse().unwrap()], ..all };
+        assert_eq!(ask(&but, "10.0.2.2:22"), Err(Refusal::List));
     }
 
     #[test]

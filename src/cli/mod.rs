@@ -22,6 +22,7 @@ pub mod login;
 pub mod logs;
 pub mod manifest;
 pub mod mount;
+mod network;
 pub mod orders;
 pub mod progress;
 pub mod ps;

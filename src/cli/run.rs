@@ -10,11 +10,13 @@ use clap::{ArgMatches, Args};
 
 use crate::cli::life::LifeArgs;
 use crate::cli::limits::ResourceArgs;
+use crate::cli::network::NetworkArgs;
 use crate::cli::pull::{FetchArgs, PolicyWord};
 use crate::cli::surroundings::{self, SurroundingsArgs};
 use crate::cli::{cdi, from_image, warn, words};
 use crate::error::Error;
 use crate::ids::ContainerName;
+use crate::network::names::HOST_GATEWAY;
 use crate::spec::cdi::{QualifiedName, qualified};
 use crate::spec::mount;
 use crate::spec::request::{ImageDefaults, Network, Request, SeccompChoice, Security, Unmask, UserNamespace};
@@ -151,18 +153,8 @@ pub struct RunArgs {
     /// Map group ids, likewise
     #[arg(long, value_name = "MAP", conflicts_with = "userns", help_heading = "Namespaces")]
     gidmap: Vec<String>,
-    /// user (a network of its own through kelp's engine), none or host [default: user]
-    #[arg(long, visible_alias = "net", value_name = "MODE", help_heading = "Network")]
-    network: Option<String>,
-    /// Publish a port: [IP:][HOST:]CONTAINER[/tcp|udp], ranges too
-    #[arg(short = 'p', long, value_name = "PORT", help_heading = "Network")]
-    publish: Vec<String>,
-    /// Ask this name server (with --network user)
-    #[arg(long, value_name = "ADDRESS", help_heading = "Network")]
-    dns: Vec<String>,
-    /// Let the container reach services on the host's loopback: all, or only PORT,...
-    #[arg(long, value_name = "PORT,...", num_args = 0..=1, require_equals = true, default_missing_value = "", help_heading = "Network")]
-    allow_host_loopback: Option<String>,
+    #[command(flatten, next_help_heading = "Network")]
+    network: NetworkArgs,
     /// host or private [default: private]
     #[arg(long, value_name = "MODE", help_heading = "Namespaces")]
     pid: Option<String>,
@@ -184,7 +176,7 @@ pub struct RunArgs {
     /// NIS domain name
     #[arg(long, help_heading = "Namespaces")]
     domainname: Option<String>,
-    /// Add a line to /etc/hosts: NAME:ADDRESS
+    /// Add a line to /etc/hosts: NAME:ADDRESS, or NAME:host-gateway for the host itself
     #[arg(long, value_name = "LINE", help_heading = "Namespaces")]
     add_host: Vec<String>,
     /// Set a namespaced sysctl: NAME=VALUE
@@ -254,6 +246,11 @@ fn each<T>(list: &[String], parse: impl Fn(&str) -> Result<T>) -> Result<Vec<T>>
 
 fn request(arguments: RunArgs, places: &Places) -> Result<Request> {
     let (root, image, command) = root(&arguments)?;
+    let network = arguments.network.network(&image.exposed, arguments.surroundings.defaults().network)?;
+    let add_hosts = each(&arguments.add_host, words::host)?;
+    if matches!(network, Network::None) && add_hosts.iter().any(|(_, address)| address == HOST_GATEWAY) {
+        return Err(Error::usage("--add-host: without a network there is no gateway").into());
+    }
     let (named, nodes): (Vec<String>, Vec<String>) =
         arguments.device.iter().cloned().partition(|word| qualified(word).is_some());
     let named: Vec<QualifiedName> = named.iter().filter_map(|word| qualified(word)).collect();
@@ -283,13 +280,14 @@ fn request(arguments: RunArgs, places: &Places) -> Result<Request> {
             .as_deref()
             .map(|word| words::hostname("--domainname", word))
             .transpose()?,
-        add_hosts: each(&arguments.add_host, words::host)?,
+        add_hosts,
         mounts: mounts(&arguments, places)?,
         devices: each(&nodes, words::device)?,
         links: Vec::new(),
         shm_size: arguments.shm_size.as_deref().map(str::parse).transpose()?,
         userns: userns(&arguments)?,
-        network: network(&arguments)?,
+        network,
+        dns: arguments.network.dns()?,
         pid: words::sharing(
             "--pid",
             arguments.pid.as_deref().unwrap_or(arguments.surroundings.defaults().pid),
@@ -405,23 +403,6 @@ fn userns(arguments: &RunArgs) -> Result<UserNamespace> {
         });
     }
     words::userns(arguments.userns.as_deref().unwrap_or(arguments.surroundings.defaults().userns))
-}
-
-fn network(arguments: &RunArgs) -> Result<Network> {
-    match arguments.network.as_deref().unwrap_or(arguments.surroundings.defaults().network) {
-        "user" | "bridge" => {
-            let ports = each(&arguments.publish, words::port)?;
-            let dns = each(&arguments.dns, words::name_server)?;
-            let loopback = words::host_loopback(arguments.allow_host_loopback.as_deref())?;
-            Ok(Network::User(Box::new(words::network(ports, dns, loopback))))
-        }
-        "none" if !arguments.publish.is_empty() => {
-            Err(Error::usage("-p: a container without a network publishes nothing").into())
-        }
-        "none" => Ok(Network::None),
-        "host" => Ok(Network::Host),
-        word => Err(Error::usage(format!("--network {word}: none, host or user is expected")).into()),
-    }
 }
 
 fn umask(word: Option<&str>) -> Result<u32> {

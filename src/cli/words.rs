@@ -3,17 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context, Result};
-use kelp_net::config::{Config, Published, Resolver};
-use kelp_net::policy::HostLoopback;
 
 use crate::error::Error;
 use crate::ids::parse_id;
+use crate::network::names::HOST_GATEWAY;
 use crate::spec::request::{Driver, Extent, Storage, UserNamespace};
 use crate::spec::{Device, Rlimit, Sharing, TimeOffsets};
 use crate::units::Bytes;
@@ -60,7 +59,8 @@ pub fn host(word: &str) -> Result<(String, String)> {
         .or_else(|| word.split_once('='))
         .ok_or_else(|| refused("--add-host", word, "NAME:ADDRESS is expected"))?;
     let address = address.trim_matches(['[', ']']);
-    if IpAddr::from_str(address).is_err() || name.is_empty() || name.contains(char::is_whitespace) {
+    let known = address == HOST_GATEWAY || IpAddr::from_str(address).is_ok();
+    if !known || name.is_empty() || name.contains(char::is_whitespace) {
         return Err(refused("--add-host", word, "NAME:ADDRESS is expected"));
     }
     Ok((name.to_owned(), address.to_owned()))
@@ -231,41 +231,6 @@ pub fn storage(driver: Option<&str>, options: &[String]) -> Result<Storage> {
         Some(other) => return Err(refused("--storage-driver", other, "overlay, fuse or copy is expected")),
     };
     Ok(storage)
-}
-
-/// `-p [IP:][HOST:]CONTAINER[/tcp|udp]`.
-pub fn port(word: &str) -> Result<Published> {
-    word.parse().map_err(|error| Error::usage(format!("-p {word}: {error:#}")).into())
-}
-
-/// `--dns ADDRESS`.
-pub fn name_server(word: &str) -> Result<SocketAddr> {
-    let address = IpAddr::from_str(word).map_err(|_| refused("--dns", word, "an IP address is expected"))?;
-    Ok(SocketAddr::new(address, 53))
-}
-
-/// `--allow-host-loopback[=PORT,...]`.
-pub fn host_loopback(word: Option<&str>) -> Result<HostLoopback> {
-    match word {
-        None => Ok(HostLoopback::Denied),
-        Some("") => Ok(HostLoopback::Allowed),
-        Some(ports) => {
-            let port = |text: &str| {
-                text.parse().map_err(|_| refused("--allow-host-loopback", ports, "ports are expected"))
-            };
-            Ok(HostLoopback::Ports(ports.split(',').map(port).collect::<Result<_>>()?))
-        }
-    }
-}
-
-/// The engine's configuration for a container.
-pub fn network(published: Vec<Published>, dns: Vec<SocketAddr>, loopback: HostLoopback) -> Config {
-    let mut config = Config { published, ..Config::default() };
-    if !dns.is_empty() {
-        config.resolver = Resolver::Servers(dns);
-    }
-    config.policy.host_loopback = loopback;
-    config
 }
 
 /// `--sysctl NAME=VALUE`.

@@ -13,9 +13,9 @@ pub fn texts(spec: &Spec) -> Vec<(&'static str, String)> {
     let hostname = spec.hostname.clone().unwrap_or_default();
     let of_host = || fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let resolv = match (spec.namespaces.network, &spec.engine) {
-        (Sharing::Host, _) => of_host(),
-        (Sharing::Private, Some(engine)) => names::resolv(engine, &of_host()),
-        (Sharing::Private, None) => String::new(),
+        (Sharing::Host, _) => names::resolv_of_host(&spec.dns, &of_host()),
+        (Sharing::Private, Some(engine)) => names::resolv(engine, &spec.dns, &of_host()),
+        (Sharing::Private, None) => names::resolv_of_host(&spec.dns, ""),
     };
     let mut texts = vec![("/etc/hosts", hosts(spec, &hostname)), ("/etc/resolv.conf", resolv)];
     if spec.namespaces.uts == Sharing::Private {
@@ -34,6 +34,10 @@ fn hosts(spec: &Spec, hostname: &str) -> String {
         text.push('\n');
     }
     for (name, address) in &spec.hosts {
+        let address = match address.as_str() {
+            names::HOST_GATEWAY => names::outside(spec.engine.as_ref()),
+            address => address.to_owned(),
+        };
         text.push_str(&format!("{address}\t{name}\n"));
     }
     if let Some(engine) = &spec.engine {

@@ -35,6 +35,7 @@ pub struct Spec {
     pub domainname: Option<String>,
     /// The user-mode network, if the container has one.
     pub engine: Option<kelp_net::config::Config>,
+    pub dns: Dns,
     pub hosts: Vec<(String, String)>,
     pub masked_paths: Vec<PathBuf>,
     pub read_only_paths: Vec<PathBuf>,
@@ -149,4 +150,12 @@ pub struct Rlimit {
     pub name: String,
     pub soft: u64,
     pub hard: u64,
+}
+
+/// `--dns`, `--dns-search` and `--dns-option`: what resolv.conf says in place of the host's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dns {
+    pub servers: Vec<std::net::IpAddr>,
+    pub search: Vec<String>,
+    pub options: Vec<String>,
 }

@@ -12,7 +12,7 @@ use crate::ids::Name;
 use crate::spec::life::{Health, LogDriver, Restart};
 use crate::spec::mount::Mount;
 use crate::spec::resources::Resources;
-use crate::spec::{Device, Rlimit, Root, Sharing, TimeOffsets};
+use crate::spec::{Device, Dns, Rlimit, Root, Sharing, TimeOffsets};
 use crate::units::Bytes;
 
 /// What an image says of the containers that are made from it.
@@ -26,6 +26,9 @@ pub struct ImageDefaults {
     pub entrypoint: Vec<OsString>,
     #[serde(with = "crate::raw::words")]
     pub command: Vec<OsString>,
+    /// Ports that its services listen on, as `80/tcp`.
+    #[serde(default)]
+    pub exposed: Vec<String>,
     pub user: Option<String>,
     #[serde(with = "crate::raw::maybe_path")]
     pub cwd: Option<PathBuf>,
@@ -72,6 +75,8 @@ pub struct Request {
     pub shm_size: Option<Bytes>,
     pub userns: UserNamespace,
     pub network: Network,
+    #[serde(default)]
+    pub dns: Dns,
     pub pid: Sharing,
     pub ipc: Sharing,
     pub uts: Sharing,

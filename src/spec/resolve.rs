@@ -46,6 +46,7 @@ pub fn resolve(request: &Request, facts: &Facts) -> Result<Spec> {
             Network::User(config) => Some(config.as_ref().clone()),
             _ => None,
         },
+        dns: request.dns.clone(),
         hosts: request.add_hosts.clone(),
         masked_paths: hidden(&defaults::MASKED, &request.security.mask, &request.security.unmask),
         read_only_paths: hidden(&defaults::READ_ONLY, &[], &request.security.unmask),

@@ -94,3 +94,48 @@ fn a_container_outlives_its_network() {
 fn is_engine(pid: i32) -> bool {
     std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|words| words.starts_with(b"kelp-network\0"))
 }
+
+#[test]
+fn a_container_gets_the_address_the_names_and_the_ports_that_were_asked_for() {
+    needs!(userns);
+    let dir = Dir::new();
+    let options = [
+        "--ip",
+        "10.77.1.9",
+        "--mac-address",
+        "02:11:22:33:44:55",
+        "--dns-search",
+        "reef.example",
+        "--dns-option",
+        "ndots:3",
+        "--add-host",
+        "outside:host-gateway",
+    ];
+    let read = ["/etc/resolv.conf", "/etc/hosts", "/sys/class/net/eth0/address"];
+    let verbs = read.map(|path| ["read", path]).join(&",");
+    let seen = dir.all(&options, &verbs);
+    let text = |at: usize| seen[at]["text"].as_str().unwrap();
+    assert!(
+        text(0).starts_with("search reef.example\noptions ndots:3\nnameserver 10.77.1.3\n"),
+        "{}",
+        text(0)
+    );
+    assert!(text(1).contains("10.77.1.2\toutside\n"), "{}", text(1));
+    assert_eq!(text(2), "02:11:22:33:44:55\n");
+    says(
+        &dir.run(&["--network", "none", "-p", "80:80"], &["/bin/guest"]).fails(125),
+        &["-p", "--network none"],
+    );
+}
+
+/// Guard: the policy is asked for each destination.
+#[test]
+fn a_container_reaches_nothing_that_was_denied() {
+    needs!(userns);
+    let dir = Dir::new();
+    let port = service();
+    let gateway = format!("10.0.2.2:{port}");
+    let options = ["--allow-host-loopback", "--network-deny", "10.0.2.2"];
+    assert_eq!(dir.all(&options, &["connect", &gateway]), json!([{"error": "errno 113"}]));
+    assert_eq!(dir.all(&options[..1], &["connect", &gateway]), json!([{"heard": "host"}]));
+}

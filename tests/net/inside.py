@@ -4,6 +4,7 @@ A request names a function below and its arguments. Errors come back as their er
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -172,9 +173,78 @@ def frames(device, hexes):
     return sent
 
 
+def lease(device, kind, asked=None):
+    """Asks by DHCP as a client without an address does: the answer's kind, its address and its options."""
+    mac = bytes.fromhex(hardware(device).replace(":", ""))
+    options = bytes([53, 1, kind]) + (b"\x32\x04" + socket.inet_aton(asked) if asked else b"") + b"\xff"
+    body = struct.pack("!4sI2H16s16s192x", b"\1\1\6\0", 7, 0, 0x8000, b"", mac) + b"\x63\x82\x53\x63" + options
+    udp = struct.pack("!4H", 68, 67, 8 + len(body), 0) + body
+    head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0, bytes(4), b"\xff" * 4)
+    total = sum(struct.unpack("!10H", head))
+    checksum = 0xFFFF - (total % 0xFFFF or 0xFFFF)
+    head = head[:10] + struct.pack("!H", checksum) + head[12:]
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800)) as raw:
+        raw.bind((device, 0x0800))
+        raw.settimeout(3)
+        raw.send(b"\xff" * 6 + mac + b"\x08\x00" + head + udp)
+        while True:
+            frame = raw.recv(2048)
+            if frame[23] == 17 and frame[36:38] == b"\0\x44":
+                answer, found = frame[42:], {}
+                at = 240
+                while answer[at] != 255:
+                    found[answer[at]] = answer[at + 2 : at + 2 + answer[at + 1]].hex()
+                    at += 2 + answer[at + 1]
+                return [found[53], socket.inet_ntoa(answer[16:20]), found.get(3), found.get(6), found.get(1)]
+
+
+def router(device):
+    """Asks for a router: the advertisement's source, and whether it names the network and the name server."""
+    with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+        raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+        raw.settimeout(3)
+        raw.sendto(b"\x85" + bytes(7), ("ff02::2", 0, 0, socket.if_nametoindex(device)))
+        while True:
+            answer, source = raw.recvfrom(2048)
+            if answer[0] == 134:
+                named = [bytes([0xFD]) + bytes(15) in answer, bytes([0xFD]) + bytes(14) + b"\3" in answer]
+                return [source[0].split("%")[0], *named]
+
+
+def flood(device, seed, count):
+    """Frames that were broken on purpose, `count` of them, the same for the same seed."""
+    import random
+
+    dice = random.Random(seed)
+    mac = bytes.fromhex(hardware(device).replace(":", ""))
+    v4, v6 = socket.inet_aton("10.0.2.100"), socket.inet_pton(socket.AF_INET6, "fd00::100")
+    far4, far6 = socket.inet_aton("203.0.113.7"), socket.inet_pton(socket.AF_INET6, "2001:db8:77::7")
+    tcp = struct.pack("!HHIIHHHH", 4000, 9001, 1, 0, 0x5002, 65535, 0, 0)
+    bodies = []
+    for payload, protocol in ((tcp, 6), (struct.pack("!4H", 4001, 53, 20, 0) + bytes(12), 17), (b"\x08\0\0\0\0\1\0\1", 1)):
+        bodies.append(b"\x08\0" + struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), 7, 0, 64, protocol, 0) + v4 + far4 + payload)
+        bodies.append(b"\x86\xdd" + struct.pack("!IHBB", 6 << 28, len(payload), 58 if protocol == 1 else protocol, 64) + v6 + far6 + payload)
+    bodies.append(b"\x08\x06" + bytes.fromhex("0001080006040001") + mac + v4 + bytes(6) + socket.inet_aton("10.0.2.2"))
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+        raw.bind((device, 0))
+        for _ in range(count):
+            frame = bytearray(b"\2\x6b\x65\x6c\x70\1" + mac + dice.choice(bodies))
+            for _ in range(dice.randrange(1, 6)):
+                frame[dice.randrange(12, len(frame))] = dice.choice((0, 1, 0x40, 0x7F, 0x80, 0xFF, dice.randrange(256)))
+            if dice.random() < 0.3:
+                del frame[dice.randrange(14, len(frame)) :]
+            try:
+                raw.send(bytes(frame))
+            except OSError:
+                pass
+    return True
+
+
 def hardware(device):
-    with open(f"/sys/class/net/{device}/address") as file:
-        return file.read().strip() if os.path.exists(f"/sys/class/net/{device}/address") else ""
+    with socket.socket() as any_socket:
+        answer = fcntl.ioctl(any_socket, 0x8927, struct.pack("256s", device.encode()))  # SIOCGIFHWADDR
+    return answer[18:24].hex(":")
 
 
 def dns(host, port, name, kind=1, tcp=False, identifier=7, raw=None):

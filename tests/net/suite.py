@@ -425,7 +425,34 @@ class Names(unittest.TestCase):
             self.assertEqual((len(first.asked), len(second.asked)), (1, 1))
 
 
+class Addresses(unittest.TestCase):
+    """What a client inside is told that asks for what it has already."""
+
+    def test_a_dhcp_client_is_given_the_address_that_it_has(self):
+        for options in ((), ("--without=tap",)):
+            with Container(*options) as container:
+                told = ["10.0.2.100", "0a000202", "0a000203", "ffffff00"]
+                self.assertEqual(container.lease("tap0", 1), ["02", *told])
+                self.assertEqual(container.lease("tap0", 3, "10.0.2.100"), ["05", *told])
+                self.assertEqual(container.lease("tap0", 3, "10.0.2.9"), ["06", "0.0.0.0", None, None, None])
+                self.assertEqual(container.talk(WORLD[4], ECHO, "hello"), "hello")
+
+    def test_a_router_is_advertised_to_who_asks_for_one(self):
+        with Container() as container:
+            self.assertEqual(container.router("tap0"), ["fe80::2", True, True])
+            self.assertEqual(container.talk(WORLD[6], ECHO, "hello"), "hello")
+
+
 class Hardness(unittest.TestCase):
+    def test_a_flood_of_broken_frames_is_survived(self):
+        for path, options in PATHS.items():
+            with self.subTest(path=path), Container(*options) as container:
+                for seed in range(1 if QUICK else 4):
+                    container.flood("tap0", seed, 5000)
+                for family in FAMILIES:
+                    self.assertEqual(container.talk(WORLD[family], ECHO, "hello"), "hello")
+                self.assertEqual(container.counters()["faults"], 0)
+
     def test_malformed_frames_are_survived(self):
         ethernet = "026b656c7001" + "020000000001"
         udp = "100000350009000041"

@@ -1,14 +1,14 @@
 //! The container's interface from the other side: frames are read, sorted by what they carry, and answered. It decides
 //! nothing about flows; streams and datagrams do.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use super::{Engine, Room};
 use crate::sys::stream;
 use crate::wire::build::{self, Unreachable};
 use crate::wire::frame::{self, Ends, Frame, Packet};
-use crate::wire::{self, ICMP, ICMP6, TCP, UDP};
+use crate::wire::{self, ICMP, ICMP6, TCP, UDP, dhcp};
 
 /// When an ICMP error is repeated, and how many wait for that at most.
 const AGAIN: Duration = Duration::from_millis(3);
@@ -76,6 +76,9 @@ impl Engine {
         if let Some(asked) = frame::solicited(packet) {
             return self.solicitation(packet, asked.into());
         }
+        if self.lease(packet) || self.route(packet) {
+            return;
+        }
         if Some(packet.source) != self.config.address(&packet.source) {
             self.counters.malformed += 1;
             return;
@@ -88,6 +91,45 @@ impl Engine {
             ICMP | ICMP6 => self.echo(packet),
             _ => self.unreachable(packet.source, packet.destination, Unreachable::Prohibited, packet.quote),
         }
+    }
+
+    /// Answers a DHCP client. False if the packet is none of its messages.
+    fn lease(&mut self, packet: &Packet<'_>) -> bool {
+        let Some(net) = self.config.v4.filter(|_| packet.protocol == UDP && packet.source.is_ipv4()) else {
+            return false;
+        };
+        let Some(udp) = frame::udp(packet.payload).filter(|udp| udp.destination_port == 67) else {
+            return false;
+        };
+        let Some(message) = dhcp::parse(udp.payload) else { return false };
+        let mtu = u16::try_from(self.config.mtu).unwrap_or(u16::MAX);
+        let lease =
+            dhcp::Lease { address: net.address, prefix: net.prefix, gateway: net.gateway, dns: net.dns, mtu };
+        let answer = message.answer(&lease);
+        // A client that has no address yet hears what is for everybody.
+        let to = if packet.source.is_unspecified() { Ipv4Addr::BROADCAST.into() } else { packet.source };
+        let (from, to) = (SocketAddr::new(net.gateway.into(), 67), SocketAddr::new(to, 68));
+        if let Some(head) = build::udp_head(self.facts.mac, from, to, answer.len()) {
+            self.write_device(&[head, answer].concat());
+        }
+        true
+    }
+
+    /// Answers a router solicitation. False if the packet is none.
+    fn route(&mut self, packet: &Packet<'_>) -> bool {
+        let Some(net) = self.config.v6.filter(|_| packet.protocol == ICMP6) else { return false };
+        if packet.payload.first_chunk() != Some(&[133, 0]) {
+            return false;
+        }
+        let shift = 128_u32.saturating_sub(net.prefix.into());
+        let network = u128::from(net.address) & u128::MAX.checked_shl(shift).unwrap_or(0);
+        let network = (Ipv6Addr::from(network), net.prefix);
+        let answer =
+            build::router_advertisement(self.facts.mac, packet.source, network, net.dns, self.config.mtu);
+        if let Some(frame) = answer {
+            self.write_device(&frame);
+        }
+        true
     }
 
     fn solicitation(&mut self, packet: &Packet<'_>, asked: IpAddr) {

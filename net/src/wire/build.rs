@@ -193,6 +193,37 @@ pub(crate) fn neighbour_advertisement(mac: [u8; 6], asked: Ipv6Addr, packet: &Pa
     Some(frame)
 }
 
+/// The advertisement that answers a router solicitation: the way out, the network, its MTU and the name server. Nobody is
+/// asked to choose an address, for the container has one.
+pub(crate) fn router_advertisement(
+    mac: [u8; 6],
+    to: IpAddr,
+    (network, prefix): (Ipv6Addr, u8),
+    dns: Ipv6Addr,
+    mtu: u32,
+) -> Option<Vec<u8>> {
+    // Hop limit 64, no flags, a router for 9000 seconds.
+    let mut message = vec![134, 0, 0, 0, 64, 0, 0x23, 0x28, 0, 0, 0, 0, 0, 0, 0, 0];
+    message.extend_from_slice(&[1, 1]);
+    message.extend_from_slice(&ENGINE_MAC);
+    message.extend_from_slice(&[5, 1, 0, 0]);
+    message.extend_from_slice(&mtu.to_be_bytes());
+    // On this link, for ever.
+    message.extend_from_slice(&[3, 4, prefix, 0x80]);
+    message.extend_from_slice(&[0xff; 8]);
+    message.extend_from_slice(&[0; 4]);
+    message.extend_from_slice(&network.octets());
+    message.extend_from_slice(&[25, 3, 0, 0, 0, 0, 0x23, 0x28]);
+    message.extend_from_slice(&dns.octets());
+    let to = if to.is_unspecified() { Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1).into() } else { to };
+    let mut frame = icmp(mac, ROUTER.into(), to, message)?;
+    *frame.get_mut(VNET.checked_add(ETHERNET)?.checked_add(7)?)? = 255;
+    Some(frame)
+}
+
+/// The engine's link-local address, as a router has to have one.
+const ROUTER: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
+
 #[cfg(test)]
 mod tests {
     use super::super::frame::{self, Frame};

@@ -228,7 +228,7 @@ pub(crate) mod tests {
         packet
     }
 
-    fn samples() -> Vec<Vec<u8>> {
+    pub(crate) fn samples() -> Vec<Vec<u8>> {
         let udp = [0x10, 0, 0, 53, 0, 12, 0, 0, 1, 2, 3, 4];
         let tcp = [0x10, 0, 0, 80, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, 2, 255, 255, 0, 0, 0, 0];
         let solicitation = [&[135, 0, 0, 0, 0, 0, 0, 0][..], &[0xfd; 16]].concat();

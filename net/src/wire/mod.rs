@@ -4,8 +4,11 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
 pub(crate) mod build;
+pub(crate) mod dhcp;
 pub(crate) mod dns;
 pub(crate) mod frame;
+#[cfg(test)]
+mod fuzz;
 pub(crate) mod reassembly;
 pub(crate) mod rewrite;
 

@@ -70,6 +70,14 @@ impl Reassembly {
         (!full(self)).then_some(())
     }
 
+    /// What holds after each part, for the tests that break it.
+    #[cfg(test)]
+    pub(super) fn check_bounds(&self) {
+        let held: usize = self.partial.values().map(Partial::size).sum();
+        assert_eq!(held, self.bytes);
+        assert!(held <= BYTES && self.partial.len() <= DATAGRAMS);
+    }
+
     fn forget(&mut self, name: &Name) {
         if let Some(partial) = self.partial.remove(name) {
             self.bytes = self.bytes.saturating_sub(partial.size());
