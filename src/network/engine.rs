@@ -3,8 +3,12 @@
 //! that the network is up. It ends with the monitor or with the container.
 
 use std::fs::File;
+use std::io::Read;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::process::Child;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use kelp_net::attach::{Target, attach};
@@ -22,12 +26,14 @@ pub const NAME: &str = "kelp-network";
 
 /// How many threads the helper and its own helper have.
 pub const THREADS: u64 = 2;
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Request {
     config: Config,
     user: Number,
     network: Number,
+    stop: Number,
     word: Number,
 }
 
@@ -35,6 +41,8 @@ struct Request {
 #[derive(Debug)]
 pub struct Engine {
     helper: Child,
+    /// Closed by either side, it tells the other.
+    stop: UnixStream,
     word: Option<OwnedFd>,
 }
 
@@ -46,14 +54,17 @@ impl Engine {
         };
         let (user, network) = (open("user")?, open("net")?);
         let (hear, word) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+        let (stop, told) = UnixStream::pair()?;
         let request = Request {
             config: config.clone(),
             user: user.as_raw_fd(),
             network: network.as_raw_fd(),
+            stop: told.as_raw_fd(),
             word: word.as_raw_fd(),
         };
-        let helper = stage::start(NAME, &request, &[user.as_fd(), network.as_fd(), word.as_fd()])?;
-        Ok(Self { helper, word: Some(hear) })
+        let kept = [user.as_fd(), network.as_fd(), told.as_fd(), word.as_fd()];
+        let helper = stage::start(NAME, &request, &kept)?;
+        Ok(Self { helper, stop, word: Some(hear) })
     }
 
     /// Waits until the network is up.
@@ -68,7 +79,11 @@ impl Engine {
 }
 
 impl Drop for Engine {
+    /// It is given a second for what the container wrote last.
     fn drop(&mut self) {
+        let _ = self.stop.shutdown(Shutdown::Write);
+        let _ = self.stop.set_read_timeout(Some(LAST_WORDS));
+        let _ = self.stop.read(&mut [0]);
         let _ = self.helper.kill();
         let _ = self.helper.wait();
     }
@@ -78,6 +93,7 @@ impl Drop for Engine {
 pub fn serve() -> Result<()> {
     let request: Request = stage::request()?;
     let word = stage::take(request.word)?;
+    let stop = Some(stage::take(request.stop)?);
     process::parent_death_signal(libc::SIGKILL)?;
     let target = Target { user: Some(stage::take(request.user)?), network: stage::take(request.network)? };
     let made = ports::bind(&request.config.published)
@@ -85,7 +101,7 @@ pub fn serve() -> Result<()> {
     drop(target);
     match made {
         Ok((attached, bound)) => {
-            run(attached, bound, request.config, Channels { ready: Some(word), ..Channels::default() })
+            run(attached, bound, request.config, Channels { stop, ready: Some(word), ..Channels::default() })
         }
         Err(error) => {
             stage::tell(word, &Err(error));

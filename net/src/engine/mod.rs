@@ -25,7 +25,7 @@ mod timers;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
@@ -149,6 +149,18 @@ const SCRATCH: usize = 10 + 14 + 65536;
 
 const MESSAGES: usize = 64 << 10;
 
+/// How long an engine that is told to stop goes on carrying what is on its way, at most, and the milliseconds of silence
+/// that end it.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+const SILENCE: i32 = 10;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    Busy,
+    Quiet,
+    Stopped,
+}
+
 /// Runs the engine until it is told to stop.
 ///
 /// The caller must have one thread and be in the host's network namespace, outside the container's pid namespace; which
@@ -218,7 +230,7 @@ impl Engine {
             }
         }
         if let Some(stop) = &self.stop {
-            self.epoll.add(stop, libc::EPOLLIN | libc::EPOLLRDHUP, Room::Stop.alone())?;
+            self.epoll.add(stop, libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLET, Room::Stop.alone())?;
         }
         self.register_control()
     }
@@ -226,25 +238,43 @@ impl Engine {
     fn turn_until_stopped(&mut self) -> Result<()> {
         let mut events = [Event { events: 0, u64: 0 }; 256];
         loop {
-            let wait = if self.ready.is_empty() { self.timers.wait(Instant::now()) } else { 0 };
-            let count = self.epoll.wait(&mut events, wait).context("cannot wait for events")?;
-            self.now = Instant::now();
-            for event in events.iter().take(count) {
-                let (number, flags) = (event.u64, event.events as i32);
-                let Some(room) = ROOMS.get((number >> 56) as usize) else { continue };
-                if *room == Room::Stop {
-                    return Ok(());
-                }
-                self.shielded(|engine| engine.event(*room, Key::unpack(number), flags));
-            }
-            for (key, hung_up) in std::mem::take(&mut self.ready) {
-                self.shielded(|engine| engine.pump(key, hung_up));
-            }
-            while let Some(number) = self.timers.due(self.now) {
-                let Some(room) = ROOMS.get((number >> 56) as usize) else { continue };
-                self.shielded(|engine| engine.deadline(*room, Key::unpack(number)));
+            let wait = self.timers.wait(Instant::now());
+            if self.turn(&mut events, wait)? == Turn::Stopped {
+                return self.carry_last_words(&mut events);
             }
         }
+    }
+
+    /// What the container's programs wrote before they ended is still on its way: their sockets are closed, not gone.
+    fn carry_last_words(&mut self, events: &mut [Event]) -> Result<()> {
+        (self.listener4, self.listener6, self.ports) = (None, None, Table::new());
+        let end = Instant::now() + LAST_WORDS;
+        while self.streams.len() > 0 && self.now < end && self.turn(events, SILENCE)? != Turn::Quiet {}
+        Ok(())
+    }
+
+    /// Waits for events, for at most so many milliseconds, and does what they and the deadlines ask for.
+    fn turn(&mut self, events: &mut [Event], wait: i32) -> Result<Turn> {
+        let wait = if self.ready.is_empty() { wait } else { 0 };
+        let count = self.epoll.wait(events, wait).context("cannot wait for events")?;
+        self.now = Instant::now();
+        let mut outcome = if count == 0 && self.ready.is_empty() { Turn::Quiet } else { Turn::Busy };
+        for event in events.iter().take(count) {
+            let (number, flags) = (event.u64, event.events as i32);
+            let Some(room) = ROOMS.get((number >> 56) as usize) else { continue };
+            if *room == Room::Stop {
+                outcome = Turn::Stopped;
+            }
+            self.shielded(|engine| engine.event(*room, Key::unpack(number), flags));
+        }
+        for (key, hung_up) in std::mem::take(&mut self.ready) {
+            self.shielded(|engine| engine.pump(key, hung_up));
+        }
+        while let Some(number) = self.timers.due(self.now) {
+            let Some(room) = ROOMS.get((number >> 56) as usize) else { continue };
+            self.shielded(|engine| engine.deadline(*room, Key::unpack(number)));
+        }
+        Ok(outcome)
     }
 
     /// Runs one event. A panic is a fault of ours; it costs the event and is counted.
