@@ -26,6 +26,8 @@ pub const NAME: &str = "kelp-network";
 
 /// How many threads the helper and its own helper have.
 pub const THREADS: u64 = 2;
+
+/// How long an engine that is told to stop may carry what is on its way.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Serialize, Deserialize)]
