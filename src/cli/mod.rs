@@ -4,7 +4,9 @@
 pub mod archive;
 pub mod cdi;
 pub mod changes;
+pub mod container;
 pub mod cp;
+pub mod describe;
 pub mod df;
 pub mod doctor;
 pub mod exec;
@@ -16,6 +18,7 @@ pub mod history;
 pub mod image;
 pub mod images;
 pub mod inside;
+pub mod inspect;
 pub mod life;
 pub mod limits;
 pub mod login;
@@ -80,6 +83,8 @@ enum Verb {
     Ps(ps::PsArgs),
     Exec(exec::ExecArgs),
     Logs(logs::LogsArgs),
+    Inspect(inspect::InspectArgs),
+    Container(container::ContainerArgs),
     Unshare(unshare::UnshareArgs),
     Doctor(doctor::DoctorArgs),
     Pull(pull::PullArgs),
@@ -127,13 +132,18 @@ pub fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
-    if !matches!(cli.verb, Verb::Run(_) | Verb::Exec(_) | Verb::Unshare(_) | Verb::Cp(_)) {
+    let moves_streams = match &cli.verb {
+        Verb::Run(_) | Verb::Exec(_) | Verb::Unshare(_) | Verb::Cp(_) => true,
+        Verb::Container(arguments) => arguments.moves_streams(),
+        _ => false,
+    };
+    if !moves_streams {
         // `kelp images | head` ends quietly, as other programs do.
         let _ = process::default_action(libc::SIGPIPE);
     }
     let outcome = match cli.verb {
         Verb::Run(arguments) => run::run(*arguments, &run::Places::new(&matches)),
-        Verb::Create(arguments) => run::create(*arguments, &places(&matches)),
+        Verb::Create(arguments) => run::create(*arguments, &run::Places::of_verb(&matches)),
         Verb::Start(arguments) => start::run(&arguments),
         Verb::Stop(arguments) => orders::stop(arguments),
         Verb::Restart(arguments) => orders::restart(arguments),
@@ -148,6 +158,8 @@ pub fn main() -> ExitCode {
         Verb::Ps(arguments) => ps::run(&arguments),
         Verb::Exec(arguments) => exec::run(arguments),
         Verb::Logs(arguments) => logs::run(&arguments),
+        Verb::Inspect(arguments) => inspect::run(&arguments),
+        Verb::Container(arguments) => container::run(arguments, &matches),
         Verb::Unshare(arguments) => unshare::run(arguments),
         Verb::Doctor(arguments) => doctor::run(&arguments),
         Verb::Pull(arguments) => pull::run(arguments),
@@ -190,11 +202,6 @@ pub fn main() -> ExitCode {
             ExitCode::from(report(&error))
         }
     }
-}
-
-/// Where the words of a verb's own flags stand.
-fn places(matches: &ArgMatches) -> run::Places {
-    matches.subcommand().map(|(_, matches)| run::Places::new(matches)).unwrap_or_default()
 }
 
 /// `run` is parsed without building the tables of all other verbs: its start is what people wait for.

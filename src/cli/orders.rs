@@ -193,7 +193,7 @@ pub fn rm(arguments: RmArgs) -> Result<i32> {
     each(&containers, |word| {
         match remove::remove(&paths, word, arguments.force) {
             // Docker: a container that is not there is as good as removed, and said.
-            Err(error) if arguments.force && error.to_string().starts_with("No such container") => {
+            Err(error) if arguments.force && list::is_absence(&error) => {
                 warn(&format!("{error:#}"));
                 Ok(word.to_owned())
             }

@@ -199,6 +199,11 @@ impl Places {
         let places = |id: &str| matches.indices_of(id).map(Iterator::collect).unwrap_or_default();
         Self { tmpfs: places("tmpfs"), volume: places("volume"), mount: places("mount") }
     }
+
+    /// The same for a verb, or one below it, of the whole command line.
+    pub fn of_verb(matches: &ArgMatches) -> Self {
+        matches.subcommand().map_or_else(|| Self::new(matches), |(_, matches)| Self::of_verb(matches))
+    }
 }
 
 pub fn run(arguments: RunArgs, places: &Places) -> Result<i32> {

@@ -64,6 +64,11 @@ pub fn no_such(word: &str) -> anyhow::Error {
     Error::usage(format!("No such container: {word}")).exit(1).into()
 }
 
+/// Whether the error is that there is no such container.
+pub fn is_absence(error: &anyhow::Error) -> bool {
+    error.to_string().starts_with("No such container")
+}
+
 /// The containers, by name, that were made from the image `id`. It only looks: it is asked in places where nothing
 /// can be put right.
 pub fn made_from(paths: &Paths, id: &str) -> Vec<String> {

@@ -7,6 +7,7 @@ pub mod copy;
 pub mod exec;
 pub mod life;
 pub mod monitor;
+pub mod observe;
 pub mod order;
 pub mod remove;
 pub mod restrain;

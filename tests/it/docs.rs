@@ -48,7 +48,7 @@ fn completions_are_read_by_their_shells() {
     assert_eq!(script, made["kelp.bash"]);
     let ask = "COMP_WORDS=(kelp vol); COMP_CWORD=1; _kelp kelp vol kelp; echo \"${COMPREPLY[@]}\"";
     let bash = Command::new("bash")
-        .args(["--norc", "-c", &format!("{script}\n{ask}")])
+        .args(["--norc", "-c", &format!("source {}\n{ask}", dir.text("completions/kelp.bash"))])
         .stdin(Stdio::null())
         .output();
     assert_eq!(String::from_utf8_lossy(&bash.unwrap().stdout), "volume\n");

@@ -117,3 +117,70 @@ fn fifty_containers_start_and_stop_at_once() {
     dir.kelp(&["rm", "-a"]).ok();
     assert_eq!(containers(&dir), Vec::<String>::new());
 }
+
+#[test]
+fn inspect_describes_a_container_as_docker_does() {
+    needs!(userns);
+    let dir = Dir::new();
+    let words = ["inspect", "--format", "{{.State.Status}} {{.State.Pid}}", "reef"];
+    dir.kelp(&[
+        "create",
+        "--name",
+        "reef",
+        "-l",
+        "sea=north",
+        "-e",
+        "A=1",
+        "-w",
+        "/tmp",
+        "@host",
+        "sleep",
+        "99",
+    ])
+    .ok();
+    assert_eq!(dir.kelp(&words).ok().out, "created 0\n");
+    dir.kelp(&["start", "reef"]).ok();
+    let text = dir.kelp(&["inspect", "reef"]).ok().out;
+    let list: Value = serde_json::from_str(&text).unwrap();
+    let seen = &list[0];
+    assert_eq!(
+        (&seen["Path"], &seen["Args"][0], &seen["Name"]),
+        (&"sleep".into(), &"99".into(), &"/reef".into())
+    );
+    assert_eq!((&seen["State"]["Running"], &seen["State"]["ExitCode"]), (&true.into(), &0.into()));
+    assert_eq!(
+        (&seen["Config"]["Labels"]["sea"], &seen["Config"]["WorkingDir"]),
+        (&"north".into(), &"/tmp".into())
+    );
+    assert!(seen["Config"]["Env"].as_array().unwrap().contains(&"A=1".into()), "{text}");
+    let pid = &seen["State"]["Pid"];
+    assert_eq!(fs::read_to_string(format!("/proc/{pid}/comm")).unwrap(), "sleep\n");
+    let kinds = seen["Namespaces"].as_array().unwrap();
+    let user = kinds.iter().find(|kind| kind["Kind"] == "user").unwrap();
+    let link = fs::read_link(format!("/proc/{pid}/ns/user")).unwrap();
+    assert_eq!(
+        (format!("user:[{}]", user["Inode"]), &user["Shared"]),
+        (link.display().to_string(), &false.into())
+    );
+    let named = dir.kelp(&["container", "inspect", "-f", "{{.Name}}", &seen["Id"].as_str().unwrap()[..12]]);
+    assert_eq!(named.ok().out, "/reef\n");
+    says(&dir.kelp(&["inspect", "shoal"]).fails(1), &["no such object", "shoal"]);
+    dir.kelp(&["rm", "-f", "reef"]).ok();
+}
+
+#[test]
+fn prune_removes_what_has_ended_and_leaves_the_rest() {
+    needs!(userns);
+    let dir = Dir::new();
+    started(&dir, &["--name", "reef"], "exec sleep 100");
+    dir.kelp(&["create", "--name", "shoal", "-l", "keep", "@host", "true"]).ok();
+    let gone = dir.kelp(&["container", "run", "--name", "tide", "@host", "true"]).ok();
+    assert_eq!(gone.out, "");
+    let said = dir.kelp(&["container", "prune", "-f", "--filter", "label!=keep"]).ok().out;
+    assert!(said.starts_with("Deleted Containers:\n") && said.contains("Total reclaimed space"), "{said}");
+    dir.kelp(&["container", "exists", "tide"]).fails(1);
+    dir.kelp(&["container", "exists", "shoal"]).ok();
+    dir.kelp(&["container", "prune", "-f"]).ok();
+    assert_eq!(dir.kelp(&["container", "ls", "-a", "--format", "{{.Names}}"]).ok().out, "reef\n");
+    dir.kelp(&["rm", "-f", "reef"]).ok();
+}

@@ -1,0 +1,318 @@
+//! A container as docker's API describes it, in docker's names: from its record, and from the kernel where it
+//! runs. It prints nothing.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+
+use anyhow::Result;
+use kelp_net::config::Published;
+use nix::sys::signal::Signal;
+use serde_json::{Map, Value, json};
+
+use crate::container::folder::Known;
+use crate::container::state::State;
+use crate::container::volume;
+use crate::image::config::rfc3339_nanos;
+use crate::paths::Paths;
+use crate::rootfs::rung::Rung;
+use crate::spec::life::{LogFormat, Restart};
+use crate::spec::mount::{Mount, MountKind, Propagation};
+use crate::spec::request::{Network, Request};
+use crate::spec::resolve::{self, Facts};
+use crate::spec::{Root, Sharing, Spec};
+use crate::verbs::observe;
+
+/// What was never.
+const NEVER: &str = "0001-01-01T00:00:00Z";
+
+pub fn container(paths: &Paths, known: &Known, with_size: bool) -> Result<Value> {
+    let (made, status) = (&known.made, &known.status);
+    let request = &made.request;
+    let id = made.id.clone();
+    let spec =
+        resolve::resolve(request, &Facts { id, one_id: false, term: None, shared_memory: Vec::new() })?;
+    let words = texts(&spec.process.arguments);
+    let log = matches!(request.life.log.format, LogFormat::JsonFile | LogFormat::K8sFile);
+    let mut value = json!({
+        "Id": made.id.to_string(),
+        "Created": rfc3339_nanos(made.created),
+        "Path": words.first(),
+        "Args": words.get(1..).unwrap_or_default(),
+        "State": state(known),
+        "Image": if request.image.id.is_empty() { String::new() } else { format!("sha256:{}", request.image.id) },
+        "LogPath": if log { known.folder.join("log").display().to_string() } else { String::new() },
+        "Name": format!("/{}", known.name()),
+        "RestartCount": status.restarts,
+        "Driver": driver(status.rung),
+        "Platform": "linux",
+        "ExecIDs": null,
+        "GraphDriver": graph_driver(known),
+        "Mounts": request.mounts.iter().map(|mount| describe_mount(paths, mount)).collect::<Vec<_>>(),
+        "Config": config(request, &spec),
+        "HostConfig": host_config(request),
+        "NetworkSettings": network_settings(known),
+        "Namespaces": namespaces(known),
+    });
+    if with_size {
+        value["SizeRw"] = volume::size(&known.folder.join("upper")).into();
+    }
+    Ok(value)
+}
+
+fn text(word: &OsStr) -> String {
+    word.to_string_lossy().into_owned()
+}
+
+fn texts(words: &[OsString]) -> Vec<String> {
+    words.iter().map(|word| text(word)).collect()
+}
+
+fn time(nanoseconds: i64) -> String {
+    if nanoseconds == 0 { NEVER.to_owned() } else { rfc3339_nanos(nanoseconds) }
+}
+
+fn pid(known: &Known) -> Option<i32> {
+    let lives = matches!(known.status.state, State::Running | State::Paused);
+    known.status.process.as_ref().filter(|_| lives).map(|process| process.pid)
+}
+
+fn state(known: &Known) -> Value {
+    let status = &known.status;
+    json!({
+        "Status": status.state.word(),
+        "Running": matches!(status.state, State::Running | State::Paused | State::Restarting),
+        "Paused": status.state == State::Paused,
+        "Restarting": status.state == State::Restarting,
+        "OOMKilled": status.oom_killed,
+        "Dead": status.state == State::Dead,
+        "Pid": pid(known).unwrap_or(0),
+        "ExitCode": status.exit,
+        "Error": status.error,
+        "StartedAt": time(status.started),
+        "FinishedAt": time(status.finished),
+    })
+}
+
+/// The words of `--storage-driver`.
+fn driver(rung: Option<Rung>) -> &'static str {
+    match rung {
+        Some(Rung::KernelOverlay) => "overlay",
+        Some(Rung::FuseOverlay) => "fuse",
+        Some(Rung::Copy) => "copy",
+        Some(Rung::Through) => "none",
+        None => "",
+    }
+}
+
+fn graph_driver(known: &Known) -> Value {
+    let lower = match &known.made.request.root {
+        Root::Host => vec!["/".to_owned()],
+        Root::Layers(layers) => layers.iter().rev().map(|path| path.display().to_string()).collect(),
+        Root::Directory { path, .. } => vec![path.display().to_string()],
+    };
+    let own = |name: &str| known.folder.join(name).display().to_string();
+    json!({
+        "Name": driver(known.status.rung),
+        "Data": {
+            "LowerDir": lower.join(":"),
+            "UpperDir": own("upper"),
+            "WorkDir": own("work"),
+            "MergedDir": own("root"),
+        },
+    })
+}
+
+fn describe_mount(paths: &Paths, mount: &Mount) -> Value {
+    let (kind, name, source, propagation) = match &mount.kind {
+        MountKind::Bind { source, propagation, .. } => {
+            ("bind", String::new(), source.display().to_string(), *propagation)
+        }
+        MountKind::Volume(name) => {
+            let folder = volume::folder(paths, name).display().to_string();
+            ("volume", name.to_string(), folder, Propagation::Private)
+        }
+        _ => ("tmpfs", String::new(), String::new(), Propagation::Private),
+    };
+    let mut value = json!({
+        "Type": kind,
+        "Source": source,
+        "Destination": mount.target.display().to_string(),
+        "Mode": if mount.flags.read_only { "ro" } else { "" },
+        "RW": !mount.flags.read_only,
+        "Propagation": match propagation {
+            Propagation::Private => "rprivate",
+            Propagation::Slave => "rslave",
+            Propagation::Shared => "rshared",
+        },
+    });
+    if kind == "volume" {
+        value["Name"] = name.into();
+        value["Driver"] = "local".into();
+    }
+    value
+}
+
+fn config(request: &Request, spec: &Spec) -> Value {
+    let image = &request.image;
+    let variable = |(name, value): &(OsString, OsString)| format!("{}={}", text(name), text(value));
+    let entrypoint = match &request.entrypoint {
+        Some(program) => vec![text(program)],
+        None => texts(&image.entrypoint),
+    };
+    let command = if request.command.is_empty() && request.entrypoint.is_none() {
+        &image.command
+    } else {
+        &request.command
+    };
+    let signal = request.stop_signal();
+    let ports: Map<String, Value> =
+        published(request).iter().map(|(port, _)| (port.clone(), json!({}))).collect();
+    json!({
+        "Hostname": spec.hostname.clone().unwrap_or_default(),
+        "Domainname": spec.domainname.clone().unwrap_or_default(),
+        "User": request.user.as_ref().or(image.user.as_ref()).cloned().unwrap_or_default(),
+        "AttachStdin": request.interactive,
+        "Tty": request.terminal,
+        "OpenStdin": request.interactive,
+        "Env": spec.process.environment.iter().map(variable).collect::<Vec<_>>(),
+        "Cmd": texts(command),
+        "Image": request.root_name,
+        "WorkingDir": spec.process.cwd.display().to_string(),
+        "Entrypoint": Some(entrypoint).filter(|words| !words.is_empty()),
+        "ExposedPorts": ports,
+        "Labels": labels(request),
+        "StopSignal": Signal::try_from(signal).map_or_else(|_| signal.to_string(), |name| name.to_string()),
+        "StopTimeout": request.life.stop_timeout,
+    })
+}
+
+/// The image's, and the user's over them.
+pub fn labels(request: &Request) -> BTreeMap<String, String> {
+    let mut labels = request.image.labels.clone();
+    labels.extend(request.life.labels.clone());
+    labels
+}
+
+fn host_config(request: &Request) -> Value {
+    let shared = |sharing: Sharing| if sharing == Sharing::Host { "host" } else { "private" };
+    let (policy, count) = match request.life.restart {
+        Restart::No => ("no", 0),
+        Restart::OnFailure(count) => ("on-failure", count),
+        Restart::Always => ("always", 0),
+        Restart::UnlessStopped => ("unless-stopped", 0),
+    };
+    let log = &request.life.log;
+    let mut options = BTreeMap::from([("max-file", log.max_file.to_string())]);
+    options.extend(log.max_size.map(|size| ("max-size", size.0.to_string())));
+    let driver = match log.format {
+        LogFormat::JsonFile => "json-file",
+        LogFormat::K8sFile => "k8s-file",
+        LogFormat::None => "none",
+        LogFormat::Passthrough => "passthrough",
+    };
+    let device = |device: &crate::spec::Device| {
+        json!({
+            "PathOnHost": device.host.display().to_string(),
+            "PathInContainer": device.container.display().to_string(),
+            "CgroupPermissions": if device.read_only { "r" } else { "rwm" },
+        })
+    };
+    let limit =
+        |limit: &crate::spec::Rlimit| json!({"Name": limit.name, "Soft": limit.soft, "Hard": limit.hard});
+    json!({
+        "Binds": binds(request),
+        "NetworkMode": match request.network {
+            Network::None => "none",
+            Network::Host => "host",
+            Network::User(_) => "user",
+        },
+        "PortBindings": ports(request),
+        "RestartPolicy": { "Name": policy, "MaximumRetryCount": count },
+        "AutoRemove": request.remove,
+        "LogConfig": { "Type": driver, "Config": options },
+        "CapAdd": request.cap_add,
+        "CapDrop": request.cap_drop,
+        "CgroupnsMode": shared(request.cgroupns),
+        "Devices": request.devices.iter().map(device).collect::<Vec<_>>(),
+        "ExtraHosts": request.add_hosts.iter().map(|(name, ip)| format!("{name}:{ip}")).collect::<Vec<_>>(),
+        "GroupAdd": request.groups,
+        "Init": request.init,
+        "IpcMode": shared(request.ipc),
+        "PidMode": shared(request.pid),
+        "UTSMode": shared(request.uts),
+        "OomScoreAdj": request.oom_score_adj.unwrap_or(0),
+        "Privileged": false,
+        "ReadonlyRootfs": request.read_only,
+        "ShmSize": request.shm_size.map(|size| size.0),
+        "Sysctls": request.sysctls.iter().cloned().collect::<BTreeMap<_, _>>(),
+        "Ulimits": request.rlimits.iter().map(limit).collect::<Vec<_>>(),
+    })
+}
+
+fn binds(request: &Request) -> Vec<String> {
+    let bind = |mount: &Mount| {
+        let source = match &mount.kind {
+            MountKind::Bind { source, .. } => source.display().to_string(),
+            MountKind::Volume(name) => name.to_string(),
+            _ => return None,
+        };
+        let mode = if mount.flags.read_only { "ro" } else { "rw" };
+        Some(format!("{source}:{}:{mode}", mount.target.display()))
+    };
+    request.mounts.iter().filter_map(bind).collect()
+}
+
+/// `80/tcp` and where each published port is bound: address and port of the host.
+pub fn published(request: &Request) -> Vec<(String, (String, u16))> {
+    let Network::User(config) = &request.network else { return Vec::new() };
+    let each = |port: &Published| {
+        let (port, host) = (*port, port.host.map(|host| host.to_string()).unwrap_or_default());
+        (0..port.count).map(move |at| {
+            let on_host = if port.host_port == 0 { 0 } else { port.host_port + at };
+            (format!("{}/{}", port.container_port + at, port.protocol), (host.clone(), on_host))
+        })
+    };
+    config.published.iter().flat_map(each).collect()
+}
+
+fn ports(request: &Request) -> Map<String, Value> {
+    let mut ports = Map::new();
+    for (port, (host, number)) in published(request) {
+        let bound = json!({"HostIp": host, "HostPort": number.to_string()});
+        if let Some(list) = ports.entry(port).or_insert_with(|| json!([])).as_array_mut() {
+            list.push(bound);
+        }
+    }
+    ports
+}
+
+fn network_settings(known: &Known) -> Value {
+    let request = &known.made.request;
+    let (v4, v6) = match &request.network {
+        Network::User(config) if pid(known).is_some() => (config.v4, config.v6),
+        _ => (None, None),
+    };
+    json!({
+        "Ports": if pid(known).is_some() { ports(request) } else { Map::new() },
+        "IPAddress": v4.map(|net| net.address.to_string()).unwrap_or_default(),
+        "IPPrefixLen": v4.map_or(0, |net| net.prefix),
+        "Gateway": v4.map(|net| net.gateway.to_string()).unwrap_or_default(),
+        "GlobalIPv6Address": v6.map(|net| net.address.to_string()).unwrap_or_default(),
+        "GlobalIPv6PrefixLen": v6.map_or(0, |net| net.prefix),
+        "IPv6Gateway": v6.map(|net| net.gateway.to_string()).unwrap_or_default(),
+    })
+}
+
+/// kelp's own: what `lsns` shows of the first process.
+fn namespaces(known: &Known) -> Vec<Value> {
+    let seen = pid(known).map(observe::namespaces).unwrap_or_default();
+    let value = |namespace: observe::Namespace| {
+        json!({
+            "Kind": namespace.kind,
+            "Flag": namespace.flag,
+            "Inode": namespace.inode,
+            "Shared": namespace.shared,
+        })
+    };
+    seen.into_iter().map(value).collect()
+}
