@@ -1,0 +1,110 @@
+"""The verbs of a container's life: kelp beside podman, and crun where it has the verb.
+
+Each turn takes one container of each program through its life, in turn, and times every command from its start to its
+exit; the container runs a shell that ends at SIGTERM. Ratios are of medians within this one run."""
+
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+
+import launch
+from launch import CACHE, IDS, KELP, OUT, PODMAN, as_user
+
+TURNS = int(os.environ.get("KELP_BENCH_TURNS", "15"))
+MANY = int(os.environ.get("KELP_BENCH_MANY", "100"))
+PROGRAM = "sh -c 'trap \"exit 0\" TERM; sleep 600 & wait'"
+KELP_RUN = f"{KELP} run -d --network none"
+PODMAN_RUN = f"{PODMAN} run -d --network none --cgroups=disabled"
+
+# Verb and the commands of kelp and of podman, in the order of a life.
+VERBS = [
+    ("run -d", f"{KELP_RUN} --name one --rootfs {CACHE}/root-ids {PROGRAM}", f"{PODMAN_RUN} --name one bench {PROGRAM}"),
+    ("exec true", f"{KELP} exec one true", f"{PODMAN} exec one true"),
+    ("inspect", f"{KELP} inspect one", f"{PODMAN} inspect one"),
+    ("ps", f"{KELP} ps", f"{PODMAN} ps"),
+    ("stop", f"{KELP} stop one", f"{PODMAN} stop one"),
+    ("start", f"{KELP} start one", f"{PODMAN} start one"),
+    ("rm -f", f"{KELP} rm -f one", f"{PODMAN} rm -f one"),
+]
+BAR = 10
+
+
+def timed(user, users, command):
+    argv = as_user(user, users, shlex.split(command))
+    before = time.monotonic()
+    ended = subprocess.run(argv, capture_output=True, text=True, cwd="/", timeout=60)
+    took = (time.monotonic() - before) * 1000
+    if ended.returncode != 0:
+        sys.exit(f"{command}: exit {ended.returncode}\n{ended.stderr}")
+    return took
+
+
+def lives(users):
+    times = {}
+    for _ in range(TURNS):
+        for verb, ours, theirs in VERBS:
+            for program, command in (("kelp", ours), ("podman", theirs)):
+                times.setdefault(verb, {}).setdefault(program, []).append(timed(IDS, users, command))
+    return times
+
+
+def crun_exec(users, times):
+    """`exec` beside crun's, into one container of each; crun's user is the one whose bundle `homes` made."""
+    user, state = launch.ONE, f"{users[launch.ONE]}/crun-life"
+    bundle = f"{users[user]}/crun"
+    with open(f"{bundle}/config.json") as file:
+        spec = json.load(file)
+    spec["process"]["args"] = ["/bin/sleep", "600"]
+    with open(f"{bundle}/config.json", "w") as file:
+        json.dump(spec, file)
+    crun = f"crun --root {state} --cgroup-manager=disabled"
+    subprocess.run(as_user(user, users, shlex.split(f"{crun} run -d -b {bundle} life")), cwd="/", check=True,
+                   stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    timed(user, users, f"{KELP_RUN} --name life --rootfs {CACHE}/root-one sleep 600")
+    row = times.setdefault("exec true, one id", {"kelp": [], "crun": []})
+    for _ in range(TURNS):
+        row["kelp"].append(timed(user, users, f"{KELP} exec life true"))
+        row["crun"].append(timed(user, users, f"{crun} exec life true"))
+    timed(user, users, f"{KELP} rm -f life")
+    timed(user, users, f"{crun} delete -f life")
+
+
+def crowd(users, times):
+    """`ps` among many, and all of them removed at once."""
+    for number in range(MANY):
+        timed(IDS, users, f"{KELP_RUN} --name many-{number} --rootfs {CACHE}/root-ids {PROGRAM}")
+    times[f"ps, {MANY} containers"] = {"kelp": [timed(IDS, users, f"{KELP} ps") for _ in range(TURNS)]}
+    names = " ".join(f"many-{number}" for number in range(MANY))
+    times[f"rm -f of {MANY}"] = {"kelp": [timed(IDS, users, f"{KELP} rm -f {names}")]}
+
+
+def show(times):
+    print(f"\n{'ms, medians of ' + str(TURNS):28} {'kelp':>9} {'peer':>9}        times faster")
+    for verb, row in times.items():
+        medians = {program: statistics.median(found) for program, found in row.items()}
+        peer = next((program for program in medians if program != "kelp"), None)
+        if peer is None:
+            print(f"{verb:28} {medians['kelp']:9.1f}")
+            continue
+        print(f"{verb:28} {medians['kelp']:9.1f} {medians[peer]:9.1f} {peer:7} {medians[peer] / medians['kelp']:10.1f}")
+    print(f"\nbar: {BAR} times faster than podman; exec at most twice crun's time")
+
+
+def main():
+    launch.plain_cgroups()
+    users = launch.homes()
+    times = lives(users)
+    crun_exec(users, times)
+    crowd(users, times)
+    subprocess.run(as_user(IDS, users, shlex.split(f"{PODMAN} system migrate")), capture_output=True, cwd="/")
+    show(times)
+    with open(OUT, "w") as file:
+        json.dump({"kernel": os.uname().release, "processors": os.cpu_count(), "milliseconds": times}, file, indent=1)
+    print(f"\nwritten to {OUT}")
+
+
+main()
