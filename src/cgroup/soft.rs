@@ -166,12 +166,14 @@ impl Watcher {
         SLEEP / 2
     }
 
+    /// What was killed and is not reaped yet counts no more, or the next look would kill as many again; the oldest
+    /// process is the container's first one, and is left.
     fn hold_pids(&self, limit: u64, list: &[Process]) {
-        let mut count: u64 = list.iter().map(|process| process.threads).sum();
-        let mut youngest: Vec<&Process> = list.iter().filter(|process| process.state != b'Z').collect();
-        youngest.sort_by_key(|process| process.started);
-        while count > limit {
-            let Some(process) = youngest.pop() else { return };
+        let mut living: Vec<&Process> = list.iter().filter(|process| process.state != b'Z').collect();
+        living.sort_by_key(|process| (process.started, process.pid));
+        let mut count: u64 = living.iter().map(|process| process.threads).sum();
+        while count > limit && living.len() > 1 {
+            let Some(process) = living.pop() else { return };
             let _ = self.processes.signal(process, libc::SIGKILL);
             count = count.saturating_sub(process.threads);
         }
