@@ -42,6 +42,20 @@ pub fn beside(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
+/// What writers that are gone left beside the records of a folder.
+pub fn unfinished(folder: &Path) -> Result<Vec<PathBuf>> {
+    let is_left = |name: &str| {
+        let writer = name.strip_prefix('.').and_then(|name| name.rsplit_once('.')?.1.parse::<u32>().ok());
+        writer.is_some_and(|writer| !Path::new(&format!("/proc/{writer}")).exists())
+    };
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.with_context(|| format!("cannot read {}", folder.display()))?,
+    };
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    Ok(names.filter(|name| is_left(name)).map(|name| folder.join(name)).collect())
+}
+
 fn write_beside<T: Serialize>(beside: &Path, path: &Path, value: &T, durability: Durability) -> Result<()> {
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(beside)?;
     let mut text = serde_json::to_vec(value)?;

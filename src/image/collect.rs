@@ -4,6 +4,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 
@@ -174,5 +175,16 @@ pub fn prune(
             removed.freed += found.len();
         }
     }
+    for part in ["images", "names", "blobs"] {
+        remove_unfinished(&store.path(part))?;
+    }
     Ok(removed)
+}
+
+/// What a killed kelp had written beside a record or a blob (`record::beside`): its name ends with the writer.
+fn remove_unfinished(folder: &Path) -> Result<()> {
+    for path in record::unfinished(folder)? {
+        fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+    }
+    Ok(())
 }

@@ -70,6 +70,17 @@ class Store(Case):
         for part in ("layers", "blobs", "images", "names", "tmp", "partial"):
             self.assertEqual(os.listdir(os.path.join(self.store, part)), [], part)
 
+    def test_prune_removes_what_a_killed_kelp_was_writing(self):
+        self.kelp("pull", "-q", self.name)
+        parts = ("blobs", "images", "names")
+        for part in parts:
+            for writer in (999999999, os.getpid()):
+                with open(os.path.join(self.store, part, f".record.{writer}"), "w") as file:
+                    file.write("half")
+        self.kelp("system", "prune", "-af")
+        for part in parts:
+            self.assertEqual(os.listdir(os.path.join(self.store, part)), [f".record.{os.getpid()}"], part)
+
     def test_two_pulls_download_once(self):
         self.slowly(0.02)
         pulls = [self.start("pull", "-q", self.name) for _ in range(4)]
