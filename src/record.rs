@@ -127,7 +127,13 @@ impl Lock {
     /// Writes words that never change, and before them the first page: a record with a page is whole.
     pub fn inscribe(&self, words: &str, kept: &str) -> io::Result<()> {
         self.0.write_all_at(kept.as_bytes(), PAGE as u64)?;
+        self.0.set_len((PAGE + kept.len()) as u64)?;
         self.turn_page(words)
+    }
+
+    /// Makes what the lock file says void. Its blocks stay: to free them can mean to wait for the disk.
+    pub fn void(&self) -> io::Result<()> {
+        self.0.write_all_at(&[0; SUM], 0)
     }
 
     /// Replaces the first page: one `write(2)` over blocks that exist, so that a full disk does not matter. A
@@ -192,6 +198,9 @@ impl Held {
 
 const PAGE: usize = 4096;
 
+/// The digits of a page's sum.
+const SUM: usize = 16;
+
 /// Sum, words, and white space up to the end of the page.
 fn page(words: &str) -> io::Result<Vec<u8>> {
     let mut page = format!("{:016x} {words}", sum(words.as_bytes())).into_bytes();
@@ -219,8 +228,8 @@ fn inscription(file: &File) -> io::Result<Option<Inscription>> {
         }
         text.truncate(length);
         let kept = text.split_off(PAGE.min(length));
-        let words = text.get(17..).unwrap_or_default().trim_ascii_end();
-        if text.get(..16) == Some(format!("{:016x}", sum(words)).as_bytes()) {
+        let words = text.get(SUM + 1..).unwrap_or_default().trim_ascii_end();
+        if text.get(..SUM) == Some(format!("{:016x}", sum(words)).as_bytes()) {
             let word = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
             return Ok(Some(Inscription { signature: word(words), kept: word(&kept) }));
         }

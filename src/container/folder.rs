@@ -5,7 +5,7 @@
 
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -26,6 +26,7 @@ use crate::rootfs::tree;
 use crate::spec::Sharing;
 use crate::spec::request::{Request, UserNamespace};
 use crate::spec::resources::Limits;
+use crate::sys::path::spread_folders;
 use crate::units;
 use crate::userns::maps::{self, IdMaps};
 use crate::userns::within;
@@ -378,6 +379,8 @@ fn make_folder(parent: &Path, folder: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             paths::private_folder(parent)?;
+            // On ext4 a container then begins where no inode was freed lately (decision 0005); others need no such flag.
+            let _ = fs::File::open(parent).map(|parent| spread_folders(parent.as_fd()));
             DirBuilder::new().mode(0o700).create(folder)
         }
         other => other,
