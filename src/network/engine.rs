@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::stage::{self, Number};
-use crate::sys::process;
+use crate::sys::{memory, process};
 
 /// `argv[0]` of the helper.
 pub const NAME: &str = "kelp-network";
@@ -103,6 +103,8 @@ pub fn serve() -> Result<()> {
     drop(target);
     match made {
         Ok((attached, bound)) => {
+            // Only memory is at stake.
+            let _ = memory::release_code();
             run(attached, bound, request.config, Channels { stop, ready: Some(word), ..Channels::default() })
         }
         Err(error) => {

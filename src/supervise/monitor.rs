@@ -25,7 +25,7 @@ use crate::supervise::callers::{Callers, Order};
 use crate::supervise::restraint::Restraint;
 use crate::supervise::streams::{self, Audience, Inlet, Outlet, Sink, Wants};
 use crate::supervise::{orphans, signals};
-use crate::sys::{process, terminal};
+use crate::sys::{memory, process, terminal};
 
 /// Once its first process has ended, what it wrote is still moved, but nobody is waited for longer than this:
 /// a process that it left to the host's pid namespace may hold a pipe open.
@@ -129,6 +129,10 @@ impl Monitor {
         self.kill_at = timeout.map(|timeout| Instant::now() + timeout);
         if let Some(master) = &running.master {
             streams::connect_terminal(master, spec.process.stdin, &mut self.inlet, &mut self.outlets)?;
+        }
+        if self.audience != Audience::Through {
+            // Only memory is at stake.
+            let _ = memory::release_code();
         }
         loop {
             let due = self.kill_at.into_iter().chain(self.restraint.next()).min();

@@ -4,6 +4,7 @@
 
 pub mod clone;
 pub mod landlock;
+pub mod memory;
 pub mod mount;
 pub mod path;
 pub mod process;
