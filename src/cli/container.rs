@@ -5,7 +5,10 @@ use anyhow::Result;
 use clap::{ArgMatches, Args, Subcommand};
 
 use crate::cli::filter::{self, Filter};
-use crate::cli::{changes, cp, describe, exec, inspect, logs, orders, ps, report, run, start, system, table};
+use crate::cli::{
+    changes, cp, describe, exec, inspect, logs, orders, port, ps, report, restrain, run, start, stats,
+    system, table, top,
+};
 use crate::container::folder::Known;
 use crate::container::{list, volume};
 use crate::error::Error;
@@ -37,6 +40,12 @@ enum ContainerVerb {
     Exec(exec::ExecArgs),
     Logs(logs::LogsArgs),
     Inspect(inspect::ContainerArgs),
+    Top(top::TopArgs),
+    Port(port::PortArgs),
+    Stats(stats::StatsArgs),
+    Update(restrain::UpdateArgs),
+    Pause(restrain::PauseArgs),
+    Unpause(restrain::UnpauseArgs),
     Diff(changes::DiffArgs),
     Commit(changes::CommitArgs),
     Export(changes::ExportArgs),
@@ -83,6 +92,12 @@ pub fn run(arguments: ContainerArgs, matches: &ArgMatches) -> Result<i32> {
         ContainerVerb::Rename(arguments) => orders::rename(arguments),
         ContainerVerb::Exec(arguments) => exec::run(arguments),
         ContainerVerb::Logs(arguments) => logs::run(&arguments),
+        ContainerVerb::Top(arguments) => top::run(&arguments),
+        ContainerVerb::Port(arguments) => port::run(&arguments),
+        ContainerVerb::Stats(arguments) => stats::run(&arguments),
+        ContainerVerb::Update(arguments) => restrain::update(arguments),
+        ContainerVerb::Pause(arguments) => restrain::pause(arguments),
+        ContainerVerb::Unpause(arguments) => restrain::unpause(arguments),
         ContainerVerb::Inspect(arguments) => inspect::container(arguments),
         ContainerVerb::Diff(arguments) => changes::diff(arguments),
         ContainerVerb::Commit(arguments) => changes::commit(arguments),

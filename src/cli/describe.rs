@@ -263,7 +263,7 @@ fn binds(request: &Request) -> Vec<String> {
 }
 
 /// `80/tcp` and where each published port is bound: address and port of the host.
-pub fn published(request: &Request) -> Vec<(String, (String, u16))> {
+fn published(request: &Request) -> Vec<(String, (String, u16))> {
     let Network::User(config) = &request.network else { return Vec::new() };
     let each = |port: &Published| {
         let (port, host) = (*port, port.host.map(|host| host.to_string()).unwrap_or_default());
@@ -273,6 +273,20 @@ pub fn published(request: &Request) -> Vec<(String, (String, u16))> {
         })
     };
     config.published.iter().flat_map(each).collect()
+}
+
+/// `80/tcp` and the address of the host that leads there, as docker prints it; without one, every address of both
+/// families does.
+pub fn listening(request: &Request) -> Vec<(String, String)> {
+    let each = |(port, (host, number)): (String, (String, u16))| {
+        let hosts = match host.as_str() {
+            "" => vec!["0.0.0.0".to_owned(), "[::]".to_owned()],
+            host if host.contains(':') => vec![format!("[{host}]")],
+            host => vec![host.to_owned()],
+        };
+        hosts.into_iter().map(move |host| (port.clone(), format!("{host}:{number}")))
+    };
+    published(request).into_iter().flat_map(each).collect()
 }
 
 fn ports(request: &Request) -> Map<String, Value> {

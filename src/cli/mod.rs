@@ -1,6 +1,7 @@
 //! Docker's words. Each verb has one file: its arguments, one call, its output. Here are the list of verbs and
 //! the one printer of errors.
 
+pub mod about;
 pub mod archive;
 pub mod cdi;
 pub mod changes;
@@ -27,6 +28,7 @@ pub mod manifest;
 pub mod mount;
 mod network;
 pub mod orders;
+pub mod port;
 pub mod progress;
 pub mod ps;
 pub mod pull;
@@ -43,6 +45,7 @@ pub mod system;
 pub mod table;
 pub mod tag;
 pub mod template;
+pub mod top;
 pub mod unshare;
 pub mod volume;
 pub mod words;
@@ -84,6 +87,8 @@ enum Verb {
     Exec(exec::ExecArgs),
     Logs(logs::LogsArgs),
     Inspect(inspect::InspectArgs),
+    Top(top::TopArgs),
+    Port(port::PortArgs),
     Container(container::ContainerArgs),
     Unshare(unshare::UnshareArgs),
     Doctor(doctor::DoctorArgs),
@@ -107,6 +112,8 @@ enum Verb {
     Login(login::LoginArgs),
     Logout(login::LogoutArgs),
     System(system::SystemArgs),
+    Info(about::AboutArgs),
+    Version(about::VersionArgs),
     Volume(volume::VolumeArgs),
     Secret(secret::SecretArgs),
     Cdi(cdi::CdiVerbs),
@@ -158,6 +165,8 @@ pub fn main() -> ExitCode {
         Verb::Ps(arguments) => ps::run(&arguments),
         Verb::Exec(arguments) => exec::run(arguments),
         Verb::Logs(arguments) => logs::run(&arguments),
+        Verb::Top(arguments) => top::run(&arguments),
+        Verb::Port(arguments) => port::run(&arguments),
         Verb::Inspect(arguments) => inspect::run(&arguments),
         Verb::Container(arguments) => container::run(arguments, &matches),
         Verb::Unshare(arguments) => unshare::run(arguments),
@@ -181,6 +190,8 @@ pub fn main() -> ExitCode {
         Verb::Search(arguments) => search::run(&arguments),
         Verb::Login(arguments) => login::run(arguments),
         Verb::Logout(arguments) => login::logout(arguments),
+        Verb::Info(arguments) => about::about(&arguments),
+        Verb::Version(arguments) => about::version(&arguments),
         Verb::System(arguments) => system::run(arguments),
         Verb::Volume(arguments) => volume::run(arguments),
         Verb::Secret(arguments) => secret::run(arguments),

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 
 use crate::cli::table;
-use crate::cli::{df, inside, rmi};
+use crate::cli::{about, df, inside, rmi};
 use crate::container::list::made_from;
 use crate::error::Error;
 use crate::image::check::{self, Depth};
@@ -27,6 +27,8 @@ pub struct SystemArgs {
 enum SystemVerb {
     Df(df::DfArgs),
     Fsck(FsckArgs),
+    Info(about::AboutArgs),
+    Version(about::VersionArgs),
     Prune(PruneArgs),
     Reset(ResetArgs),
 }
@@ -65,6 +67,8 @@ pub fn run(arguments: SystemArgs) -> Result<i32> {
     match arguments.verb {
         SystemVerb::Df(arguments) => df::run(arguments),
         SystemVerb::Fsck(arguments) => fsck(arguments),
+        SystemVerb::Info(arguments) => about::about(&arguments),
+        SystemVerb::Version(arguments) => about::version(&arguments),
         SystemVerb::Prune(arguments) => prune(arguments),
         SystemVerb::Reset(arguments) => reset(arguments),
     }

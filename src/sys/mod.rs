@@ -2,6 +2,7 @@
 //! descriptors and gives back owned ones or an `io::Result`. What `nix` wraps safely is used from `nix`
 //! directly by the rooms. It knows nothing of containers.
 
+pub mod clock;
 pub mod clone;
 pub mod landlock;
 pub mod memory;

@@ -184,3 +184,46 @@ fn prune_removes_what_has_ended_and_leaves_the_rest() {
     assert_eq!(dir.kelp(&["container", "ls", "-a", "--format", "{{.Names}}"]).ok().out, "reef\n");
     dir.kelp(&["rm", "-f", "reef"]).ok();
 }
+
+#[test]
+fn top_shows_the_containers_processes_by_the_hosts_numbers() {
+    needs!(userns);
+    let dir = Dir::new();
+    started(&dir, &["--name", "reef", "--network", "none"], "sleep 100 & exec sleep 101");
+    let shows = |words: &[&str]| {
+        let out = dir.kelp(&[&["top", "reef"], words].concat()).ok().out;
+        let all = ["sleep 100", "sleep 101"].iter().all(|word| out.contains(word));
+        all && out.lines().count() == 3 && out.starts_with("UID") | out.trim_start().starts_with("PID")
+    };
+    assert!(soon(|| shows(&[])), "{}", dir.kelp(&["top", "reef"]).ok().out);
+    assert!(shows(&["-o", "pid,args"]), "{}", dir.kelp(&["top", "reef", "-o", "pid,args"]).ok().out);
+    says(&dir.kelp(&["top", "reef", "-o", "args"]).fails(1), &["PID"]);
+    dir.kelp(&["rm", "-f", "reef"]).ok();
+    says(&dir.kelp(&["top", "reef"]).fails(1), &["no such container", "reef"]);
+}
+
+#[test]
+fn port_says_where_a_published_port_listens() {
+    needs!(userns);
+    let dir = Dir::new();
+    started(&dir, &["--name", "reef", "-p", "127.0.0.1:48080:80", "-p", "48053:53/udp"], "exec sleep 100");
+    let all = dir.kelp(&["port", "reef"]).ok().out;
+    says(&all, &["80/tcp -> 127.0.0.1:48080", "53/udp -> 0.0.0.0:48053", "53/udp -> [::]:48053"]);
+    assert_eq!(dir.kelp(&["port", "reef", "80"]).ok().out, "127.0.0.1:48080\n");
+    says(&dir.kelp(&["port", "reef", "81"]).fails(1), &["no public port", "81/tcp", "reef"]);
+    dir.kelp(&["rm", "-f", "reef"]).ok();
+}
+
+#[test]
+fn version_and_info_have_dockers_shape() {
+    needs!(userns);
+    let dir = Dir::new();
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(dir.kelp(&["version", "-f", "{{.Client.Version}}"]).ok().out.trim(), version);
+    started(&dir, &["--name", "reef", "--network", "none"], "exec sleep 100");
+    let counted = |verb: &[&str]| {
+        dir.kelp(&[verb, &["-f", "{{.Containers}} {{.ContainersRunning}}"]].concat()).ok().out
+    };
+    assert_eq!((counted(&["info"]), counted(&["system", "info"])), ("1 1\n".into(), "1 1\n".into()));
+    dir.kelp(&["rm", "-f", "reef"]).ok();
+}

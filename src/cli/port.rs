@@ -1,0 +1,38 @@
+//! `kelp port`: which ports of the host lead into a container, as it was asked. A port that was left to the kernel
+//! is shown as 0.
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::cli::describe;
+use crate::container::list;
+use crate::paths::Paths;
+use crate::verbs::order::refusal;
+
+/// Show the ports of the host that lead into a container
+#[derive(Debug, Args)]
+pub struct PortArgs {
+    container: String,
+    /// Only this port of the container: PORT[/tcp|udp]
+    #[arg(value_name = "PORT")]
+    port: Option<String>,
+}
+
+pub fn run(arguments: &PortArgs) -> Result<i32> {
+    let known = list::find(&Paths::find()?, &arguments.container)?;
+    let all =
+        if known.status.state.is_live() { describe::listening(&known.made.request) } else { Vec::new() };
+    let Some(port) = &arguments.port else {
+        for (port, address) in all {
+            println!("{port} -> {address}");
+        }
+        return Ok(0);
+    };
+    let wanted = if port.contains('/') { port.clone() } else { format!("{port}/tcp") };
+    let mut found = all.into_iter().filter(|(port, _)| *port == wanted).peekable();
+    if found.peek().is_none() {
+        return Err(refusal(format!("no public port '{wanted}' published for {}", arguments.container)));
+    }
+    found.for_each(|(_, address)| println!("{address}"));
+    Ok(0)
+}
