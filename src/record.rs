@@ -42,11 +42,17 @@ pub fn beside(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
+/// A process that was killed is listed until it is reaped (`proc_pid_stat(5)`, state Z).
+fn is_alive(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
+
 /// What writers that are gone left beside the records of a folder.
 pub fn unfinished(folder: &Path) -> Result<Vec<PathBuf>> {
     let is_left = |name: &str| {
         let writer = name.strip_prefix('.').and_then(|name| name.rsplit_once('.')?.1.parse::<u32>().ok());
-        writer.is_some_and(|writer| !Path::new(&format!("/proc/{writer}")).exists())
+        writer.is_some_and(|writer| !is_alive(writer))
     };
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
