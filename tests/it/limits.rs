@@ -195,7 +195,8 @@ fn a_paused_container_uses_no_time_and_goes_on() {
         out.trim().trim_end_matches('%').parse::<f64>().unwrap()
     };
     dir.kelp(&["pause", "still"]).ok();
-    assert_eq!(share(), 0.0);
+    // A signal stops a process of another processor a moment later.
+    assert!(crate::host::soon(|| share() == 0.0));
     says(&dir.kelp(&["ps", "--format", "{{.Status}}"]).ok().out, &["Paused"]);
     says(&dir.kelp(&["pause", "still"]).fails(1), &["paused"]);
     dir.kelp(&["unpause", "still"]).ok();
