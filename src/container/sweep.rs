@@ -28,13 +28,23 @@ pub fn sweep(paths: &Paths) -> Result<()> {
     let Ok(entries) = fs::read_dir(paths.containers()) else { return Ok(()) };
     for entry in entries.filter_map(Result::ok) {
         if entry.file_name().as_encoded_bytes().starts_with(GONE.as_bytes()) {
-            let maps = maps::choose(&UserNamespace::Auto).ok();
-            let _ = folder::remove_layers(&entry.path(), maps.as_ref());
+            let _ = finish(&entry.path());
             continue;
         }
         let _ = look(paths, &entry.path());
     }
     Ok(())
+}
+
+/// Removes what a kelp that was killed had begun to remove. Whoever holds the lock is still at it, or makes the
+/// folder the spare one: it must not be emptied under another's hands.
+fn finish(gone: &Path) -> Result<()> {
+    let lock = Lock::now(&gone.join("lock"));
+    if matches!(lock, Ok(None)) || !gone.exists() {
+        return Ok(());
+    }
+    let maps = maps::choose(&UserNamespace::Auto).ok();
+    folder::remove_layers(gone, maps.as_ref())
 }
 
 /// The container in `folder` as it is, after putting it right; `None` if there is none.

@@ -151,7 +151,8 @@ fn every_process_of_a_container_can_be_killed() {
     sys::adopt_orphans();
     let dir = Dir::new();
     dir.root();
-    for options in [&["--network", "none"][..], &["--network", "none", "--init"]] {
+    for options in [&["--network=none"][..], &["--network=none", "--init"], &["--network=none", "--pid=host"]]
+    {
         let mut at = 0;
         loop {
             let mut child = dir.run(options, &["/bin/guest", "sleep"]).start();
