@@ -11,7 +11,7 @@ use nix::sys::stat::{Mode, umask};
 
 use crate::error::{self, Error};
 use crate::launch::message::{self, Failure, ToChild, ToParent};
-use crate::launch::plan::{Keeper, Plan, Step};
+use crate::launch::plan::{First, Keeper, Plan, Step};
 use crate::launch::root::Refused;
 use crate::launch::step::{self, Site};
 use crate::launch::{credentials, filter, hide, inherited, init, program, stage};
@@ -136,13 +136,12 @@ fn carry_out(plan: &Plan, filter: &[Instruction], first: usize, socket: OwnedFd)
         Err(error) => return Err((socket, error)),
     };
     let no_signal = SigSet::empty();
-    let socket = if plan.init {
-        match init::stay(socket, &no_signal) {
+    let socket = match plan.first {
+        First::Program => socket,
+        First::Init | First::Adopter => match init::stay(socket, &no_signal, plan.first) {
             Ok(socket) => socket,
             Err(error) => clone::exit(error.raw_os_error().unwrap_or(125)),
-        }
-    } else {
-        socket
+        },
     };
     let error = become_program(plan, filter, socket.as_fd(), console, &no_signal);
     Err((socket, error))

@@ -12,6 +12,7 @@ pub mod init;
 pub mod join;
 pub mod message;
 pub mod mounts;
+pub mod orphans;
 pub mod parent;
 pub mod plan;
 pub mod program;

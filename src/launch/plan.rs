@@ -23,8 +23,19 @@ pub struct Plan {
     pub steps: Vec<Step>,
     pub process: Process,
     pub maps: IdMaps,
-    pub init: bool,
+    pub first: First,
     pub keeper: Keeper,
+}
+
+/// What becomes of the process that was cloned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum First {
+    /// It is the program.
+    Program,
+    /// `--init`: kelp stays as pid 1, and the program is its child.
+    Init,
+    /// `--pid host`: no namespace ends what the program leaves behind, so kelp stays to end it.
+    Adopter,
 }
 
 /// Whose end is the program's end.
@@ -181,7 +192,7 @@ pub struct Surroundings {
     /// The pieces of `@host`; empty for other roots.
     pub pieces: Vec<Piece>,
     /// Whether the child goes on from a sealed copy: kelp's own file belongs to an id of the container, which
-    /// could then write to it (CVE-2019-5736), or kelp stays as pid 1 and would show its command line.
+    /// could then write to it (CVE-2019-5736), or kelp stays as the first process and would show its command line.
     pub seal: bool,
     /// Files of kelp's own: where each belongs, and its text.
     pub files: Vec<(&'static str, String)>,
@@ -221,8 +232,17 @@ pub fn from_spec(spec: &Spec, around: &Surroundings) -> Plan {
         steps,
         process: spec.process.clone(),
         maps: around.maps.clone(),
-        init: spec.init,
+        first: first(spec),
         keeper: Keeper::Monitor,
+    }
+}
+
+/// What the cloned process becomes.
+pub fn first(spec: &Spec) -> First {
+    match spec.namespaces.pid {
+        Sharing::Host => First::Adopter,
+        _ if spec.init => First::Init,
+        _ => First::Program,
     }
 }
 
@@ -344,8 +364,10 @@ pub fn explain(plan: &Plan) -> String {
     }
     lines.extend(later);
     lines.push("parent: keep the record, send start".to_owned());
-    if plan.init {
-        lines.push("child: stay as pid 1 and reap; the program is its child".to_owned());
+    match plan.first {
+        First::Program => {}
+        First::Init => lines.push("child: stay as pid 1 and reap; the program is its child".to_owned()),
+        First::Adopter => lines.push("child: stay, adopt and end what the program leaves behind".to_owned()),
     }
     let process = &plan.process;
     lines.push(format!(

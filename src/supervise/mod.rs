@@ -5,7 +5,6 @@ pub mod attached;
 pub mod callers;
 pub mod keys;
 pub mod monitor;
-pub mod orphans;
 pub mod restraint;
 pub mod session;
 pub mod signals;

@@ -18,13 +18,14 @@ use crate::container::log::Log;
 use crate::container::state::State;
 use crate::error::Error;
 use crate::launch::child::Streams;
+use crate::launch::orphans;
 use crate::launch::parent::Running;
 use crate::spec::Spec;
 use crate::spec::resources::Limits;
 use crate::supervise::callers::{Callers, Order};
 use crate::supervise::restraint::Restraint;
+use crate::supervise::signals;
 use crate::supervise::streams::{self, Audience, Inlet, Outlet, Sink, Wants};
-use crate::supervise::{orphans, signals};
 use crate::sys::{memory, process, terminal};
 
 /// Once its first process has ended, what it wrote is still moved, but nobody is waited for longer than this:

@@ -15,8 +15,9 @@ use crate::container::folder::Container;
 use crate::container::{files, volume};
 use crate::error::Error;
 use crate::ids::{ContainerName, Name};
+use crate::launch::orphans;
 use crate::launch::parent::{self, Launched, Running, Watcher};
-use crate::launch::plan::{self, Plan, Surroundings, Upper};
+use crate::launch::plan::{self, First, Plan, Surroundings, Upper};
 use crate::launch::stage;
 use crate::network::engine::{self, Engine};
 use crate::paths::Paths;
@@ -30,7 +31,7 @@ use crate::spec::resources::{Limits, Resources};
 use crate::spec::{Root, Sharing, Spec, defaults};
 use crate::supervise::monitor::Monitor;
 use crate::supervise::restraint::Restraint;
-use crate::supervise::{orphans, signals};
+use crate::supervise::signals;
 use crate::userns::maps::{self, IdMaps};
 use crate::view::numbers::Subject;
 use crate::view::server::{self, View};
@@ -276,7 +277,7 @@ fn plan_for(spec: &Spec, folder: &Path, maps: &IdMaps, rung: Rung, layer: Layer)
     let persistence = if remove { Persistence::Volatile } else { Persistence::Kept };
     let folder = folder.to_owned();
     let files = files::texts(spec);
-    let seal = spec.init || stage::needs_seal(maps)?;
+    let seal = plan::first(spec) != First::Program || stage::needs_seal(maps)?;
     let maps = maps.clone();
     Ok(plan::from_spec(spec, &Surroundings { folder, rung, persistence, upper, maps, pieces, files, seal }))
 }

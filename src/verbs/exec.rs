@@ -10,7 +10,7 @@ use crate::container::list;
 use crate::container::state::State;
 use crate::launch::child::Streams;
 use crate::launch::join::{self, Target};
-use crate::launch::plan::{Keeper, Plan};
+use crate::launch::plan::{First, Keeper, Plan};
 use crate::launch::stage;
 use crate::paths::Paths;
 use crate::spec::capability::CapabilitySet;
@@ -97,7 +97,7 @@ fn plan(
         steps: Vec::new(),
         process,
         maps,
-        init: false,
+        first: First::Program,
         keeper: Keeper::Nobody,
     })
 }

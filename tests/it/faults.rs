@@ -77,6 +77,25 @@ fn kelp_killed_at_200_moments_leaves_nothing_that_the_next_command_does_not_clea
     nothing_is_left(&dir);
 }
 
+/// Guard: the first process outlives its monitor for as long as it takes to end the others.
+#[test]
+fn what_a_program_among_the_hosts_processes_leaves_behind_ends_with_a_killed_kelp() {
+    needs!(userns);
+    sys::adopt_orphans();
+    let dir = Dir::new();
+    let left = ["/bin/guest", "all", "spawn-orphan", ",", "sleep"];
+    let mut child = dir.run(&["--pid=host"], &left).start();
+    let mut ready = [0; 6];
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut ready).unwrap();
+    let guests = below(child.id() as i32).into_iter().filter(|(_, name)| name == "guest").count();
+    assert_eq!(guests, 2, "the program and its orphan: {:?}", below(child.id() as i32));
+    sys::kill(child.id() as i32, libc::SIGKILL).unwrap();
+    child.wait().unwrap();
+    nobody_is_left();
+    dir.run(&[], &["/bin/guest", "exit", "0"]).ok();
+    nothing_is_left(&dir);
+}
+
 /// Guard: an interrupted start takes itself back.
 #[test]
 fn kelp_interrupted_at_60_moments_leaves_nothing() {
@@ -126,6 +145,23 @@ fn fifty_at_once() {
         assert_eq!(String::from_utf8_lossy(&ended.stdout), format!("{number}\n"), "{said}");
     }
     nothing_is_left(&dir);
+}
+
+/// Guard: a folder that a kelp is about to make the spare one is not emptied by another that sweeps.
+#[test]
+fn a_container_that_another_kelp_is_removing_is_left_to_it() {
+    needs!(userns);
+    let dir = Dir::new();
+    dir.run(&[], &["/bin/guest", "exit", "0"]).ok();
+    let gone = dir.path("store/containers/.gone-0123456789ab");
+    fs::create_dir_all(gone.join("upper")).unwrap();
+    let lock = fs::File::create(gone.join("lock")).unwrap();
+    lock.lock().unwrap();
+    dir.run(&[], &["/bin/guest", "exit", "0"]).ok();
+    assert!(gone.join("upper").exists());
+    drop(lock);
+    dir.run(&[], &["/bin/guest", "exit", "0"]).ok();
+    assert!(!gone.exists());
 }
 
 #[test]

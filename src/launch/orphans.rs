@@ -1,5 +1,5 @@
-//! `--pid host`: the container has no first process whose end ends the others, so the monitor adopts what they
-//! leave behind (`PR_SET_CHILD_SUBREAPER`) and ends it.
+//! `--pid host`: no first process of a namespace ends the others with it, so what they leave behind is adopted
+//! (`PR_SET_CHILD_SUBREAPER`) and ended, by the container's first process and, should that be killed, the monitor.
 
 use std::fs;
 use std::io;
