@@ -6,8 +6,8 @@ use clap::{ArgMatches, Args, Subcommand};
 
 use crate::cli::filter::{self, Filter};
 use crate::cli::{
-    changes, cp, describe, exec, inspect, logs, orders, port, ps, report, restrain, run, start, stats,
-    system, table, top,
+    attach, changes, cp, describe, exec, inspect, logs, orders, port, ps, report, restrain, run, start,
+    stats, system, table, top,
 };
 use crate::container::folder::Known;
 use crate::container::{list, volume};
@@ -38,6 +38,7 @@ enum ContainerVerb {
     Rm(orders::RmArgs),
     Rename(orders::RenameArgs),
     Exec(exec::ExecArgs),
+    Attach(attach::AttachArgs),
     Logs(logs::LogsArgs),
     Inspect(inspect::ContainerArgs),
     Top(top::TopArgs),
@@ -91,6 +92,7 @@ pub fn run(arguments: ContainerArgs, matches: &ArgMatches) -> Result<i32> {
         ContainerVerb::Rm(arguments) => orders::rm(arguments),
         ContainerVerb::Rename(arguments) => orders::rename(arguments),
         ContainerVerb::Exec(arguments) => exec::run(arguments),
+        ContainerVerb::Attach(arguments) => attach::run(arguments),
         ContainerVerb::Logs(arguments) => logs::run(&arguments),
         ContainerVerb::Top(arguments) => top::run(&arguments),
         ContainerVerb::Port(arguments) => port::run(&arguments),

@@ -15,7 +15,7 @@ use crate::container::volume;
 use crate::image::config::rfc3339_nanos;
 use crate::paths::Paths;
 use crate::rootfs::rung::Rung;
-use crate::spec::life::{LogFormat, Restart};
+use crate::spec::life::{LogFormat, Restart, Stream};
 use crate::spec::mount::{Mount, MountKind, Propagation};
 use crate::spec::request::{Network, Request};
 use crate::spec::resolve::{self, Facts};
@@ -171,9 +171,12 @@ fn config(request: &Request, spec: &Spec) -> Value {
         "Hostname": spec.hostname.clone().unwrap_or_default(),
         "Domainname": spec.domainname.clone().unwrap_or_default(),
         "User": request.user.as_ref().or(image.user.as_ref()).cloned().unwrap_or_default(),
-        "AttachStdin": request.interactive,
+        "AttachStdin": request.life.attached.contains(&Stream::Stdin),
+        "AttachStdout": request.life.attached.contains(&Stream::Stdout),
+        "AttachStderr": request.life.attached.contains(&Stream::Stderr),
         "Tty": request.terminal,
         "OpenStdin": request.interactive,
+        "StdinOnce": request.interactive && request.life.attached.contains(&Stream::Stdin),
         "Env": spec.process.environment.iter().map(variable).collect::<Vec<_>>(),
         "Cmd": texts(command),
         "Image": request.root_name,

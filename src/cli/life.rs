@@ -7,8 +7,9 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Args;
 
+use crate::cli::attach::ProxyArgs;
 use crate::error::Error;
-use crate::spec::life::{LogDriver, Restart};
+use crate::spec::life::{LogDriver, Restart, Stream};
 use crate::spec::request::Life;
 use crate::supervise::keys::Keys;
 
@@ -41,9 +42,34 @@ pub struct LifeArgs {
     /// The keys that leave the container running [default: ctrl-p,ctrl-q]
     #[arg(long, value_name = "KEYS", help_heading = "Container")]
     detach_keys: Option<String>,
+    /// Attach to stdin, stdout or stderr only
+    #[arg(short = 'a', long, value_name = "STREAM", help_heading = "Container")]
+    attach: Vec<String>,
+    #[command(flatten, next_help_heading = "Container")]
+    pub proxy: ProxyArgs,
 }
 
 impl LifeArgs {
+    /// What the command attaches: nothing in the background, the choice of `-a`, or all.
+    pub fn attached(&self, detach: bool, interactive: bool) -> Result<Vec<Stream>> {
+        if detach && !self.attach.is_empty() {
+            let sentence = "conflicting options: cannot specify both --attach and --detach";
+            return Err(Error::usage(sentence).into());
+        }
+        let chosen = self.attach.iter().map(|word| word.parse()).collect::<Result<Vec<Stream>>>()?;
+        Ok(match (detach, chosen.is_empty(), interactive) {
+            (true, ..) => Vec::new(),
+            (_, false, _) => chosen,
+            (_, true, true) => vec![Stream::Stdin, Stream::Stdout, Stream::Stderr],
+            (_, true, false) => vec![Stream::Stdout, Stream::Stderr],
+        })
+    }
+
+    /// Whether the streams were chosen.
+    pub fn is_choosy(&self) -> bool {
+        !self.attach.is_empty()
+    }
+
     /// With `remove`, the container goes when it ends, so that nothing can start it again.
     pub fn life(&self, remove: bool) -> Result<Life> {
         let restart: Restart = self.restart.parse()?;
@@ -69,6 +95,7 @@ impl LifeArgs {
             annotations: self.annotation.iter().map(|word| pair(word)).collect(),
             log: self.log()?,
             health: None,
+            attached: Vec::new(),
             detach_keys: self.detach_keys.clone(),
             pidfile: None,
         })

@@ -8,13 +8,12 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 
-use crate::container::call::Stream;
 use crate::container::logged::{Entry, Reader};
 use crate::container::{list, sweep};
 use crate::error::Error;
 use crate::image::config::{rfc3339_nanos, unix_time};
 use crate::paths::Paths;
-use crate::spec::life::LogFormat;
+use crate::spec::life::{LogFormat, Stream};
 use crate::units;
 
 /// Show what a container has written

@@ -3,6 +3,7 @@
 
 pub mod about;
 pub mod archive;
+pub mod attach;
 pub mod cdi;
 pub mod changes;
 pub mod container;
@@ -85,6 +86,7 @@ enum Verb {
     Stats(stats::StatsArgs),
     Ps(ps::PsArgs),
     Exec(exec::ExecArgs),
+    Attach(attach::AttachArgs),
     Logs(logs::LogsArgs),
     Inspect(inspect::InspectArgs),
     Top(top::TopArgs),
@@ -164,6 +166,7 @@ pub fn main() -> ExitCode {
         Verb::Stats(arguments) => stats::run(&arguments),
         Verb::Ps(arguments) => ps::run(&arguments),
         Verb::Exec(arguments) => exec::run(arguments),
+        Verb::Attach(arguments) => attach::run(arguments),
         Verb::Logs(arguments) => logs::run(&arguments),
         Verb::Top(arguments) => top::run(&arguments),
         Verb::Port(arguments) => port::run(&arguments),

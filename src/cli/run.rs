@@ -18,11 +18,13 @@ use crate::error::Error;
 use crate::ids::ContainerName;
 use crate::network::names::HOST_GATEWAY;
 use crate::spec::cdi::{QualifiedName, qualified};
+use crate::spec::life::Stream;
 use crate::spec::mount;
 use crate::spec::request::{ImageDefaults, Network, Request, SeccompChoice, Security, Unmask, UserNamespace};
 use crate::spec::{Root, Writes};
 use crate::units;
 use crate::verbs;
+use crate::verbs::run::Foreground;
 
 /// Run a program in a new container
 ///
@@ -209,6 +211,9 @@ impl Places {
 pub fn run(arguments: RunArgs, places: &Places) -> Result<i32> {
     let (explain, detach) = (arguments.explain, arguments.detach);
     let cidfile = cidfile(&arguments)?;
+    let pass_signals = arguments.life.proxy.sig_proxy;
+    let itself = pass_signals && !arguments.tty && !arguments.life.is_choosy();
+    let foreground = if itself { Foreground::Itself } else { Foreground::Attached { pass_signals } };
     let request = request(arguments, places)?;
     if explain {
         use std::io::Write;
@@ -216,12 +221,18 @@ pub fn run(arguments: RunArgs, places: &Places) -> Result<i32> {
         return Ok(0);
     }
     let mut cidfile = cidfile;
-    let mut made = |id: &ContainerName| write_id(cidfile.take(), id);
+    let silent = request.life.attached == [Stream::Stdin];
+    let mut made = |id: &ContainerName| {
+        if silent {
+            println!("{id}");
+        }
+        write_id(cidfile.take(), id)
+    };
     if detach {
         println!("{}", verbs::run::detached(request, &mut made, &mut warn)?);
         return Ok(0);
     }
-    verbs::run::run(request, &mut made, &mut warn)
+    verbs::run::run(request, foreground, &mut made, &mut warn)
 }
 
 /// `--cidfile`, made before the container, so that two don't share one.
@@ -314,6 +325,7 @@ fn request(arguments: RunArgs, places: &Places) -> Result<Request> {
         life: arguments.life.life(arguments.rm)?,
         resources: arguments.resources.resources()?,
     };
+    request.life.attached = arguments.life.attached(arguments.detach, arguments.interactive)?;
     cdi::add(&mut request, &named, &arguments.cdi)?;
     surroundings::add(&mut request, &arguments.surroundings)?;
     Ok(request)

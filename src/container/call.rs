@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `Begin`, of whoever started the monitor | starts the program: `Warn`, then `Running` or `Failed` |
 //! | `Stream` with a descriptor, up to three, `Attach` | moves the container's streams; `Ended` at the end |
+//! | `Leave`, of whoever is attached | `Released`: it may close its streams |
 //! | `Stop`, `Wait` | `Ended`, when it has; others: `Done` or `Refused`, or nothing to be said |
 
 use std::fs;
@@ -27,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use crate::container::folder::Process;
 use crate::error::Error;
 use crate::ids::Name;
+use crate::spec::life::Stream;
 use crate::spec::resources::Limits;
 use crate::sys::{process, socket as message};
 
@@ -38,6 +40,8 @@ pub enum ToMonitor {
     /// Comes with the monitor's end of one stream.
     Stream(Stream),
     Attach,
+    /// The caller goes, and the end of its input is not the end of the container's.
+    Leave,
     /// The window of the container's terminal.
     Resize {
         rows: u16,
@@ -79,16 +83,11 @@ pub enum FromMonitor {
     },
     Done,
     Refused(String),
+    /// Whoever leaves may go.
+    Released,
     Ended(i32),
     /// The health check's exit status and output.
     Health(i32, String),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Stream {
-    Stdin,
-    Stdout,
-    Stderr,
 }
 
 /// What becomes of a container that was stopped.

@@ -7,9 +7,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use crate::container::call::Stream;
 use crate::image::config::rfc3339_nanos;
-use crate::spec::life::{LogDriver, LogFormat};
+use crate::spec::life::{LogDriver, LogFormat, Stream};
 use crate::units;
 
 /// The file's name in the container's folder; older ones have `.1`, `.2` and so on behind it.

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::container::call::Stream;
 use crate::container::log::NAME;
+use crate::spec::life::Stream;
 
 /// One entry.
 #[derive(Clone, Debug, PartialEq, Eq)]

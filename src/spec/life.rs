@@ -10,6 +10,30 @@ use serde::{Deserialize, Serialize};
 use crate::error::Error;
 use crate::units::Bytes;
 
+/// One of the three streams of a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stream {
+    Stdin,
+    Stdout,
+    Stderr,
+}
+
+impl FromStr for Stream {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text.to_ascii_lowercase().as_str() {
+            "stdin" => Ok(Self::Stdin),
+            "stdout" => Ok(Self::Stdout),
+            "stderr" => Ok(Self::Stderr),
+            _ => {
+                Err(Error::usage(format!("--attach {text}: valid streams are STDIN, STDOUT and STDERR"))
+                    .into())
+            }
+        }
+    }
+}
+
 /// `--restart`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Restart {

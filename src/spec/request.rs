@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::Name;
-use crate::spec::life::{Health, LogDriver, Restart};
+use crate::spec::life::{Health, LogDriver, Restart, Stream};
 use crate::spec::mount::Mount;
 use crate::spec::resources::Resources;
 use crate::spec::{Device, Dns, Rlimit, Root, Sharing, TimeOffsets};
@@ -104,6 +104,12 @@ impl Request {
         self.stop_signal.or(self.image.stop_signal).unwrap_or(libc::SIGTERM)
     }
 
+    /// Whether the end of an attached input is the end of the program's: docker's StdinOnce. Of a container that was
+    /// made to be attached to later, and of a terminal, it is not.
+    pub fn ends_with_its_input(&self) -> bool {
+        self.interactive && !self.terminal && self.life.attached.contains(&Stream::Stdin)
+    }
+
     /// The user's entrypoint takes the place of the image's with its command; the user's command that of the image's.
     pub fn arguments(&self) -> Vec<OsString> {
         let image = &self.image;
@@ -137,6 +143,9 @@ pub struct Life {
     pub log: LogDriver,
     /// `None` is the image's.
     pub health: Option<Health>,
+    /// What the command that makes the container attaches: nothing with `-d`, the choice of `-a`, or all.
+    #[serde(default)]
+    pub attached: Vec<Stream>,
     /// The keys that leave an attached container running; docker's grammar.
     pub detach_keys: Option<String>,
     #[serde(default, with = "crate::raw::maybe_path")]

@@ -11,8 +11,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
 use nix::sys::termios::{self, SetArg, Termios};
 
-use crate::container::call::{FromMonitor, Line, Stream, ToMonitor};
+use crate::container::call::{FromMonitor, Line, ToMonitor};
 use crate::error::{Error, Kind};
+use crate::spec::life::Stream;
 use crate::supervise::keys::Keys;
 use crate::supervise::streams::{PIECE, pipe};
 use crate::sys::terminal;
@@ -26,6 +27,16 @@ pub struct Attachment {
     /// `None`: no keys detach.
     pub keys: Option<Keys>,
     pub pass_signals: bool,
+    pub hang_up: HangUp,
+}
+
+/// What it means that the caller's terminal goes away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HangUp {
+    /// The program is told: the container was made on this terminal.
+    Passes,
+    /// Only the caller is gone.
+    Leaves,
 }
 
 /// How it came to an end.
@@ -34,8 +45,14 @@ pub enum Left {
     Ended(i32),
     /// The keys were typed.
     Detached,
-    /// The terminal is gone; the container was told.
+    /// The terminal is gone.
     HungUp,
+    /// Nobody reads the output any more.
+    Broken,
+    /// All input was sent, and nothing else is attached.
+    Delivered,
+    /// A signal that is not passed on.
+    Interrupted(i32),
     /// The monitor is gone.
     Lost,
 }
@@ -46,13 +63,15 @@ pub struct Attached<'a> {
     line: &'a Line,
     what: Attachment,
     pumps: Vec<Pump>,
-    _raw: Option<Raw>,
+    begun: bool,
+    raw: Option<Raw>,
 }
 
 /// One direction: what is read from one end is written to the other, never more than a piece ahead.
 #[derive(Debug)]
 struct Pump {
-    from: OwnedFd,
+    from: Option<OwnedFd>,
+    /// Input that nobody takes is still read: the keys that detach may be in it.
     to: Option<OwnedFd>,
     held: Vec<u8>,
     stream: Stream,
@@ -71,13 +90,13 @@ impl<'a> Attached<'a> {
                 Stream::Stderr => (write, read, own(io::stderr().as_fd())?),
             };
             line.say(&ToMonitor::Stream(*stream), Some(theirs.as_fd()))?;
-            pumps.push(Pump { from, to: Some(to), held: Vec::new(), stream: *stream });
+            pumps.push(Pump { from: Some(from), to: Some(to), held: Vec::new(), stream: *stream });
         }
         if what.terminal {
             tell_window(line);
         }
         line.say(&ToMonitor::Attach, None)?;
-        Ok(Self { line, what, pumps, _raw: None })
+        Ok(Self { line, what, pumps, begun: false, raw: None })
     }
 
     /// Moves the streams until the container ends or the keys are typed. What the monitor says before it runs
@@ -95,17 +114,17 @@ impl<'a> Attached<'a> {
             }
             let ready: Vec<bool> = polled.iter().map(|fd| fd.any().unwrap_or(false)).collect();
             drop(polled);
-            if self.turn(&moving, &ready) {
-                return Ok(Left::Detached);
-            }
-            if ready.get(1) == Some(&true) && self.pass_signals(signals)? {
-                return Ok(Left::HungUp);
+            let turned = self.turn(&moving, &ready);
+            let signalled = if ready.get(1) == Some(&true) { self.pass_signals(signals)? } else { None };
+            if let Some(left) = turned.or(signalled) {
+                self.leave();
+                return Ok(left);
             }
             if ready.first() == Some(&true) {
                 let outcome = match self.line.hear::<FromMonitor>()?.map(|(words, _)| words) {
                     Some(FromMonitor::Ended(status)) => Left::Ended(status),
                     Some(FromMonitor::Running) => {
-                        self.enter_raw()?;
+                        self.begin()?;
                         continue;
                     }
                     Some(words) => {
@@ -121,9 +140,10 @@ impl<'a> Attached<'a> {
     }
 
     /// The container runs: from now on its terminal does what the caller's did.
-    pub fn enter_raw(&mut self) -> Result<()> {
-        if self.what.terminal && self.what.streams.contains(&Stream::Stdin) && self._raw.is_none() {
-            self._raw = Raw::enter()?;
+    pub fn begin(&mut self) -> Result<()> {
+        self.begun = true;
+        if self.what.terminal && self.what.streams.contains(&Stream::Stdin) && self.raw.is_none() {
+            self.raw = Raw::enter()?;
         }
         Ok(())
     }
@@ -139,40 +159,55 @@ impl<'a> Attached<'a> {
         moving
     }
 
-    /// Says whether the keys were typed.
-    fn turn(&mut self, moving: &[usize], ready: &[bool]) -> bool {
+    /// Moves what can be moved; says whether that was the end of being attached.
+    fn turn(&mut self, moving: &[usize], ready: &[bool]) -> Option<Left> {
         for (number, _) in moving.iter().zip(ready.iter().skip(2)).filter(|(_, ready)| **ready) {
-            if let Some(pump) = self.pumps.get_mut(*number)
-                && pump.turn(self.what.keys.as_mut())
-            {
-                return true;
+            let left = self.pumps.get_mut(*number).and_then(|pump| pump.turn(self.what.keys.as_mut()));
+            if matches!(left, Some(Left::Detached)) || self.what.hang_up == HangUp::Leaves && left.is_some() {
+                return left;
             }
         }
-        false
+        // What nobody takes would fill its pipe, and then the container would wait.
+        self.pumps.retain(|pump| pump.from.is_some());
+        let only_input = self.what.streams == [Stream::Stdin];
+        (only_input && self.begun && self.pumps.is_empty()).then_some(Left::Delivered)
     }
 
-    /// Says whether the caller's terminal is gone.
-    fn pass_signals(&self, signals: &SignalFd) -> Result<bool> {
+    /// Before the streams are closed, so that it is no end of input for the program.
+    fn leave(&mut self) {
+        if self.line.say(&ToMonitor::Leave, None).is_err() {
+            return;
+        }
+        while let Ok(Some((words, _))) = self.line.hear::<FromMonitor>() {
+            if matches!(words, FromMonitor::Released | FromMonitor::Ended(_)) {
+                return;
+            }
+        }
+    }
+
+    /// Says whether a signal was the end of being attached.
+    fn pass_signals(&self, signals: &SignalFd) -> Result<Option<Left>> {
         while let Some(found) = signals.read_signal()? {
             let signal = found.ssi_signo as i32;
             match signal {
                 libc::SIGCHLD | libc::SIGPIPE => {}
                 libc::SIGWINCH if self.what.terminal => tell_window(self.line),
                 libc::SIGWINCH => {}
+                libc::SIGHUP if self.what.hang_up == HangUp::Leaves => return Ok(Some(Left::HungUp)),
                 libc::SIGHUP if self.what.terminal => {
                     let _ = self.line.say(&ToMonitor::Signal { signal, for_good: false }, None);
-                    return Ok(true);
+                    return Ok(Some(Left::HungUp));
                 }
                 _ if self.what.pass_signals => {
                     self.line.say(&ToMonitor::Signal { signal, for_good: false }, None)?;
                 }
                 libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT => {
-                    return Err(Error::new(Kind::Usage, "interrupted").exit(128 + signal as u8).into());
+                    return Ok(Some(Left::Interrupted(signal)));
                 }
                 _ => {}
             }
         }
-        Ok(false)
+        Ok(None)
     }
 
     /// The monitor has closed its ends: what is in the pipes is all there is.
@@ -219,46 +254,68 @@ fn tell_window(line: &Line) {
 
 impl Pump {
     fn waits_on(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
-        let to = self.to.as_ref()?;
-        Some(if self.held.is_empty() {
-            (self.from.as_fd(), PollFlags::POLLIN)
-        } else {
-            (to.as_fd(), PollFlags::POLLOUT)
+        let from = self.from.as_ref()?;
+        Some(match &self.to {
+            Some(to) if !self.held.is_empty() => (to.as_fd(), PollFlags::POLLOUT),
+            _ => (from.as_fd(), PollFlags::POLLIN),
         })
     }
 
-    /// Moves one piece; the end of the source, or a broken target, closes the direction. Says whether the keys
-    /// were typed.
-    fn turn(&mut self, keys: Option<&mut Keys>) -> bool {
-        let Some(to) = &self.to else { return false };
+    /// Moves one piece; the end of the source, or a broken target, closes the direction. Says whether somebody has
+    /// left by that.
+    fn turn(&mut self, keys: Option<&mut Keys>) -> Option<Left> {
         if !self.held.is_empty() {
-            match nix::unistd::write(to, &self.held) {
-                Ok(length) => drop(self.held.drain(..length)),
-                Err(Errno::EAGAIN | Errno::EINTR) => {}
-                Err(_) => self.to = None,
-            }
-            return false;
+            return self.pour();
         }
         let mut piece = vec![0u8; PIECE];
-        match nix::unistd::read(&self.from, &mut piece) {
+        match nix::unistd::read(self.from.as_ref()?, &mut piece) {
             Ok(length @ 1..) => piece.truncate(length),
-            Err(Errno::EAGAIN | Errno::EINTR) => return false,
-            Ok(0) | Err(_) => {
+            Err(Errno::EAGAIN | Errno::EINTR) => return None,
+            ended => {
+                self.close();
+                return (ended == Err(Errno::EIO)).then_some(Left::HungUp);
+            }
+        }
+        let mut detached = false;
+        self.held = piece;
+        if let Some(keys) = keys.filter(|_| self.stream == Stream::Stdin) {
+            (self.held, detached) = keys.filter(&self.held);
+        }
+        if self.to.is_none() {
+            self.held.clear();
+        }
+        if detached {
+            // What was typed before goes on, unless the program takes nothing.
+            let room =
+                |to: &OwnedFd| poll(&mut [PollFd::new(to.as_fd(), PollFlags::POLLOUT)], PollTimeout::ZERO);
+            if !self.held.is_empty() && self.to.as_ref().is_some_and(|to| room(to) == Ok(1)) {
+                self.pour();
+            }
+            return Some(Left::Detached);
+        }
+        None
+    }
+
+    fn pour(&mut self) -> Option<Left> {
+        match nix::unistd::write(self.to.as_ref()?, &self.held) {
+            Ok(length) => drop(self.held.drain(..length)),
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            Err(_) if self.stream == Stream::Stdin => {
                 self.to = None;
-                return false;
+                self.held.clear();
+            }
+            Err(_) => {
+                self.close();
+                return Some(Left::Broken);
             }
         }
-        match keys.filter(|_| self.stream == Stream::Stdin) {
-            Some(keys) => {
-                let (passed, detached) = keys.filter(&piece);
-                self.held = passed;
-                detached
-            }
-            None => {
-                self.held = piece;
-                false
-            }
-        }
+        None
+    }
+
+    fn close(&mut self) {
+        self.from = None;
+        self.to = None;
+        self.held.clear();
     }
 }
 

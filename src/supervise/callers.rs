@@ -3,8 +3,9 @@
 
 use std::os::fd::OwnedFd;
 
-use crate::container::call::{Condition, FromMonitor, Line, Stream, Then, ToMonitor};
+use crate::container::call::{Condition, FromMonitor, Line, Then, ToMonitor};
 use crate::ids::Name;
+use crate::spec::life::Stream;
 use crate::spec::resources::Limits;
 use crate::supervise::monitor::End;
 
@@ -27,6 +28,7 @@ struct Caller {
 #[derive(Debug)]
 pub enum Order {
     Attach { stdin: Option<OwnedFd>, sinks: Vec<(Stream, OwnedFd)> },
+    Leave,
     Resize((u16, u16)),
     Signal { signal: i32, for_good: bool },
     Stop { signal: Option<i32>, seconds: Option<i64>, end: End },
@@ -73,6 +75,7 @@ impl Callers {
                 }
                 Order::Attach { stdin, sinks }
             }
+            ToMonitor::Leave => Order::Leave,
             ToMonitor::Resize { rows, columns } => Order::Resize((rows, columns)),
             ToMonitor::Signal { signal, for_good } => Order::Signal { signal, for_good },
             ToMonitor::Stop { signal, seconds, then } => {

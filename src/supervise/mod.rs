@@ -5,6 +5,7 @@ pub mod attached;
 pub mod callers;
 pub mod keys;
 pub mod monitor;
+pub mod orders;
 pub mod restraint;
 pub mod session;
 pub mod signals;

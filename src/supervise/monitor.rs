@@ -12,21 +12,20 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
 
-use crate::container::call::{self, FromMonitor, Line, Stream};
+use crate::container::call::{self, Line};
 use crate::container::folder::Container;
 use crate::container::log::Log;
-use crate::container::state::State;
-use crate::error::Error;
 use crate::launch::child::Streams;
 use crate::launch::orphans;
 use crate::launch::parent::Running;
 use crate::spec::Spec;
-use crate::spec::resources::Limits;
-use crate::supervise::callers::{Callers, Order};
+use crate::spec::life::Stream;
+use crate::supervise::callers::Callers;
+use crate::supervise::orders::{Heard, send};
 use crate::supervise::restraint::Restraint;
 use crate::supervise::signals;
-use crate::supervise::streams::{self, Audience, Inlet, Outlet, Sink, Wants};
-use crate::sys::{memory, process, terminal};
+use crate::supervise::streams::{self, Audience, Inlet, Outlet, Wants};
+use crate::sys::{memory, process};
 
 /// Once its first process has ended, what it wrote is still moved, but nobody is waited for longer than this:
 /// a process that it left to the host's pid namespace may hold a pipe open.
@@ -53,22 +52,15 @@ pub struct Monitor {
     pub signals: SignalFd,
     pub callers: Callers,
     audience: Audience,
-    inlet: Inlet,
-    outlets: Vec<Outlet>,
+    pub inlet: Inlet,
+    pub outlets: Vec<Outlet>,
     log: Log,
     pub window: Option<(u16, u16)>,
     buffer: Vec<u8>,
     pub restraint: Restraint,
     /// When the container is killed.
-    kill_at: Option<Instant>,
-    end: End,
-}
-
-/// Whether a caller may have more to say first.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Heard {
-    More,
-    Last,
+    pub kill_at: Option<Instant>,
+    pub end: End,
 }
 
 /// What a descriptor of the loop belongs to.
@@ -88,7 +80,7 @@ impl Monitor {
             signals,
             callers: Callers::default(),
             audience,
-            inlet: Inlet::new(audience),
+            inlet: Inlet::new(request.ends_with_its_input()),
             outlets: vec![Outlet::new(Stream::Stdout), Outlet::new(Stream::Stderr)],
             log: Log::new(&container.folder, &request.life.log),
             window: None,
@@ -252,99 +244,6 @@ impl Monitor {
         self.kill_at = Some(Instant::now() + GRACE);
     }
 
-    fn stop(
-        &mut self,
-        container: &Container,
-        running: Option<&Running>,
-        signal: Option<i32>,
-        seconds: Option<i64>,
-    ) {
-        let _ = self.restraint.unpause();
-        let request = &container.made.request;
-        let patience = seconds.or(request.life.stop_timeout).unwrap_or(GRACE.as_secs() as i64);
-        send(running, signal.unwrap_or_else(|| request.stop_signal()));
-        if let Ok(seconds) = u64::try_from(patience) {
-            self.kill_at = Some(Instant::now() + Duration::from_secs(seconds));
-        }
-        self.end = End::Stopped;
-    }
-
-    /// One word of a caller.
-    fn hear(&mut self, caller: u64, container: &mut Container, running: Option<&Running>) -> Result<Heard> {
-        let Some(order) = self.callers.hear(caller) else {
-            self.inlet.forget(caller);
-            return Ok(Heard::Last);
-        };
-        let answer = match order {
-            Order::Attach { stdin, sinks } => {
-                stdin.into_iter().for_each(|fd| self.inlet.add(fd, Some(caller)));
-                for (stream, to) in sinks {
-                    let (Ok(sink), Some(outlet)) =
-                        (Sink::of_caller(to), self.outlets.iter_mut().find(|outlet| outlet.stream == stream))
-                    else {
-                        continue;
-                    };
-                    outlet.sinks.push(sink);
-                }
-                Some(FromMonitor::Done)
-            }
-            Order::Resize(window) => {
-                self.window = Some(window);
-                running.and_then(|running| running.master.as_ref()).into_iter().for_each(|master| {
-                    let _ = terminal::set_window(master.as_fd(), window);
-                });
-                None
-            }
-            Order::Signal { signal, for_good } => {
-                send(running, signal);
-                if for_good {
-                    self.end = End::Stopped;
-                }
-                Some(FromMonitor::Done)
-            }
-            Order::Stop { signal, seconds, end } => {
-                self.stop(container, running, signal, seconds);
-                self.end = end;
-                None
-            }
-            Order::Rename(name) => {
-                container.status.name = Some(name);
-                Some(answer(container.keep()))
-            }
-            Order::Update(limits) => Some(answer(self.update(container, &limits))),
-            Order::Pause => Some(answer(self.pause(container))),
-            Order::Unpause => Some(answer(self.unpause(container))),
-            Order::Refuse(sentence) => Some(FromMonitor::Refused(sentence)),
-            Order::Begin => return Ok(Heard::Last),
-            Order::Nothing => None,
-        };
-        if let Some(answer) = answer {
-            self.callers.tell(caller, &answer);
-        }
-        Ok(Heard::More)
-    }
-
-    fn update(&mut self, container: &mut Container, limits: &Limits) -> Result<()> {
-        let enforced = self.restraint.update(limits, &container.status.enforced)?;
-        container.status.enforced.extend(enforced);
-        container.status.limits.update(limits);
-        container.keep()
-    }
-
-    fn pause(&mut self, container: &mut Container) -> Result<()> {
-        container.status.state.moved(State::Paused)?;
-        self.restraint.pause()?;
-        container.become_state(State::Paused)
-    }
-
-    fn unpause(&mut self, container: &mut Container) -> Result<()> {
-        if container.status.state != State::Paused {
-            return Err(Error::usage("the container is not paused").into());
-        }
-        self.restraint.unpause()?;
-        container.become_state(State::Running)
-    }
-
     /// How long a reader may take for the last pieces: as long as it wants if it reads from this process.
     fn slowest(&self) -> PollTimeout {
         if self.audience == Audience::Nobody { PollTimeout::from(STUCK) } else { PollTimeout::NONE }
@@ -387,16 +286,6 @@ impl Monitor {
 pub fn end_orphans(spec: &Spec) {
     if spec.namespaces.pid == crate::spec::Sharing::Host {
         orphans::end();
-    }
-}
-
-fn answer(outcome: Result<()>) -> FromMonitor {
-    outcome.map_or_else(|error| FromMonitor::Refused(format!("{error:#}")), |()| FromMonitor::Done)
-}
-
-fn send(running: Option<&Running>, signal: i32) {
-    if let Some(running) = running {
-        let _ = process::pidfd_send_signal(running.pidfd.as_fd(), signal);
     }
 }
 

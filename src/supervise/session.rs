@@ -8,10 +8,10 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
 
-use crate::container::call::Stream;
 use crate::container::log::Log;
 use crate::launch::child::Streams;
 use crate::launch::parent::Running;
+use crate::spec::life::Stream;
 use crate::supervise::attached::Raw;
 use crate::supervise::keys::Keys;
 use crate::supervise::signals;
@@ -31,7 +31,7 @@ pub struct Session {
 impl Session {
     pub fn new(interactive: bool, keys: Option<Keys>) -> Self {
         let outlets = vec![Outlet::new(Stream::Stdout), Outlet::new(Stream::Stderr)];
-        let mut inlet = Inlet::new(Audience::Own);
+        let mut inlet = Inlet::new(true);
         inlet.keys = keys;
         Self { inlet, outlets, log: Log::none(), interactive }
     }

@@ -10,9 +10,9 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::Mode;
 
-use crate::container::call::Stream;
 use crate::container::log::Log;
 use crate::launch::child::Streams;
+use crate::spec::life::Stream;
 use crate::supervise::keys::Keys;
 
 /// The longest piece that is moved at once.
@@ -115,33 +115,66 @@ pub enum Wants {
 #[derive(Debug, Default)]
 pub struct Inlet {
     to: Option<OwnedFd>,
-    from: Vec<(OwnedFd, Option<u64>)>,
+    from: Vec<Source>,
     held: Vec<u8>,
-    /// The end of the first input is the end of stdin.
+    /// The end of an input is the end of stdin: docker's StdinOnce.
     once: bool,
+    /// Nothing is moved any more until the program is started again.
+    closed: bool,
     /// The keys that detach, and whether they were typed.
     pub keys: Option<Keys>,
     pub detached: bool,
 }
 
+/// Somebody who types.
+#[derive(Debug)]
+struct Source {
+    from: OwnedFd,
+    caller: Option<u64>,
+    /// It has said that it goes: its end is nobody else's.
+    leaves: bool,
+}
+
 impl Inlet {
-    pub fn new(audience: Audience) -> Self {
-        Self { once: audience != Audience::Nobody, ..Self::default() }
+    pub fn new(once: bool) -> Self {
+        Self { once, ..Self::default() }
     }
 
     pub fn add(&mut self, from: OwnedFd, caller: Option<u64>) {
-        self.from.push((from, caller));
+        self.from.push(Source { from, caller, leaves: false });
     }
 
+    /// A caller is gone. What it sent is still in its pipe, and is dropped only if nobody takes it.
     pub fn forget(&mut self, caller: u64) {
-        self.from.retain(|(_, whose)| *whose != Some(caller));
+        if self.closed {
+            self.from.retain(|source| source.caller != Some(caller));
+        }
+    }
+
+    fn open(&mut self, to: OwnedFd) {
+        self.to = Some(to);
+        self.closed = false;
+        self.held.clear();
+    }
+
+    fn close(&mut self) {
+        self.to = None;
+        self.closed = true;
+        self.held.clear();
+    }
+
+    /// The end of what this caller sends is no end for the program.
+    pub fn release(&mut self, caller: u64) {
+        for source in self.from.iter_mut().filter(|source| source.caller == Some(caller)) {
+            source.leaves = true;
+        }
     }
 
     pub fn waits_on(&self) -> Vec<(BorrowedFd<'_>, Wants)> {
         match &self.to {
             None => Vec::new(),
             Some(to) if !self.held.is_empty() => vec![(to.as_fd(), Wants::Write)],
-            Some(_) => self.from.iter().map(|(from, _)| (from.as_fd(), Wants::Read)).collect(),
+            Some(_) => self.from.iter().map(|source| (source.from.as_fd(), Wants::Read)).collect(),
         }
     }
 
@@ -152,12 +185,12 @@ impl Inlet {
             match nix::unistd::write(to, &self.held) {
                 Ok(length) => drop(self.held.drain(..length)),
                 Err(Errno::EAGAIN | Errno::EINTR) => {}
-                Err(_) => self.to = None,
+                Err(_) => self.close(),
             }
             return;
         }
         let Some(at) = ready.iter().position(|ready| *ready) else { return };
-        let Some((from, _)) = self.from.get(at) else { return };
+        let Some(Source { from, .. }) = self.from.get(at) else { return };
         let mut piece = vec![0; PIECE];
         match nix::unistd::read(from, &mut piece) {
             Ok(length @ 1..) => {
@@ -169,9 +202,9 @@ impl Inlet {
             }
             Err(Errno::EAGAIN | Errno::EINTR) => {}
             Ok(0) | Err(_) => {
-                self.from.remove(at);
-                if self.once {
-                    self.to = None;
+                let source = self.from.remove(at);
+                if self.once && !source.leaves {
+                    self.close();
                 }
             }
         }
@@ -204,7 +237,7 @@ pub fn connect(
         let (read, write) = pipe()?;
         without_waiting(&write)?;
         streams.stdin = Some(read);
-        inlet.to = Some(write);
+        inlet.open(write);
         if audience != Audience::Nobody && inlet.from.is_empty() {
             inlet.add(io::stdin().as_fd().try_clone_to_owned()?, None);
         }
@@ -240,7 +273,7 @@ pub fn connect_terminal(
 ) -> io::Result<()> {
     without_waiting(master)?;
     if interactive {
-        inlet.to = Some(master.try_clone()?);
+        inlet.open(master.try_clone()?);
     }
     if let Some(outlet) = outlets.first_mut() {
         outlet.from = Some(master.try_clone()?);

@@ -1,6 +1,7 @@
 //! What each verb means across rooms. No terminal, no words: a verb takes values and gives values; what is to
 //! be said on the way goes through a callback.
 
+pub mod attach;
 pub mod begin;
 pub mod contents;
 pub mod copy;

@@ -1,10 +1,11 @@
-//! `kelp run`: from a request to the exit status of the program. In the foreground without a terminal the kelp
-//! that the user started is the monitor; else a monitor of its own is started and, but for `-d`, attached to.
+//! `kelp run`: from a request to the exit status of the program. In the foreground the kelp that the user started
+//! is the monitor, unless the container must be able to go on without it: with a terminal, with a choice of streams,
+//! without signals. Then a monitor of its own is started and, but for `-d`, attached to.
 //! It puts rooms together and prints nothing.
 
 use anyhow::Result;
 
-use crate::container::call::{FromMonitor, Line, Stream, ToMonitor};
+use crate::container::call::{FromMonitor, Line, ToMonitor};
 use crate::container::folder::{Container, Naming};
 use crate::container::sweep;
 use crate::error::Error;
@@ -12,23 +13,37 @@ use crate::ids::ContainerName;
 use crate::paths::Paths;
 use crate::spec::life::LogFormat;
 use crate::spec::request::Request;
-use crate::supervise::attached::{self, Attached, Attachment, Left};
-use crate::supervise::keys::{self, Keys};
+use crate::supervise::attached::{self, Attached, HangUp};
 use crate::supervise::monitor::Monitor;
 use crate::supervise::signals;
 use crate::supervise::streams::Audience;
+use crate::verbs::attach::{self, Seat};
 use crate::verbs::{life, monitor};
 
 /// Told the id once the container is made.
 type Made<'a> = &'a mut dyn FnMut(&ContainerName) -> Result<()>;
 
+/// Who watches a container in the foreground.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Foreground {
+    /// The command itself.
+    Itself,
+    /// Another process, so that the command may leave.
+    Attached { pass_signals: bool },
+}
+
 /// Runs `request` in the foreground; `warn` is told what is weaker than it could be.
 ///
 /// # Errors
 /// Whatever keeps the program from running.
-pub fn run(request: Request, made: Made<'_>, warn: &mut dyn FnMut(&str)) -> Result<i32> {
-    if request.terminal {
-        return in_a_terminal(request, made, warn);
+pub fn run(
+    request: Request,
+    foreground: Foreground,
+    made: Made<'_>,
+    warn: &mut dyn FnMut(&str),
+) -> Result<i32> {
+    if let Foreground::Attached { pass_signals } = foreground {
+        return attached_to(request, pass_signals, made, warn);
     }
     let signals = signals::signals()?;
     let paths = Paths::find()?;
@@ -73,28 +88,24 @@ pub fn await_running(line: &Line, warn: &mut dyn FnMut(&str)) -> Result<()> {
     }
 }
 
-fn in_a_terminal(request: Request, made: Made<'_>, warn: &mut dyn FnMut(&str)) -> Result<i32> {
+fn attached_to(
+    request: Request,
+    pass_signals: bool,
+    made: Made<'_>,
+    warn: &mut dyn FnMut(&str),
+) -> Result<i32> {
     let signals = signals::signals()?;
     let paths = Paths::find()?;
     sweep::sweep(&paths)?;
-    let keys = Keys::parse(request.life.detach_keys.as_deref().unwrap_or(keys::DEFAULT))?;
-    let mut streams = vec![Stream::Stdout];
-    if request.interactive {
-        streams.push(Stream::Stdin);
-    }
+    let streams = request.life.attached.clone();
+    let seat = Seat { streams, keys: None, pass_signals, hang_up: HangUp::Passes };
+    let what = seat.before(&request)?;
     let container = Container::create(&paths, request, Naming::Reserved)?;
     made(&container.made.id)?;
+    let folder = container.folder.clone();
     let line = monitor::start(container)?;
-    let what = Attachment { streams, terminal: true, keys: Some(keys), pass_signals: true };
     let attached = Attached::new(&line, what)?;
     line.say(&ToMonitor::Begin, None)?;
-    match attached.serve(&signals, warn)? {
-        Left::Ended(status) => Ok(status),
-        Left::Detached => Ok(0),
-        Left::HungUp => Ok(128 + libc::SIGHUP),
-        Left::Lost => {
-            sweep::sweep(&paths)?;
-            Err(Error::host("the container's monitor was killed").into())
-        }
-    }
+    let left = attached.serve(&signals, warn)?;
+    attach::outcome(&paths, &folder, &left)
 }

@@ -10,6 +10,9 @@ use crate::container::{list, sweep};
 use crate::ids::ContainerName;
 use crate::paths::Paths;
 use crate::spec::request::Request;
+use crate::supervise::attached::Attached;
+use crate::supervise::signals;
+use crate::verbs::attach::{self, Seat};
 use crate::verbs::order::refusal;
 use crate::verbs::{monitor, run};
 
@@ -53,4 +56,16 @@ pub fn start(paths: &Paths, word: &str, warn: &mut dyn FnMut(&str)) -> Result<()
         }
         None => Ok(()),
     }
+}
+
+/// Starts a container and attaches to it; to one that runs it only attaches. Gives its exit status.
+pub fn attached(paths: &Paths, word: &str, seat: &Seat, warn: &mut dyn FnMut(&str)) -> Result<i32> {
+    let signals = signals::signals()?;
+    let Some((known, line)) = begin(paths, word)? else {
+        return attach::attach(paths, word, seat, warn);
+    };
+    let attached = Attached::new(&line, seat.before(&known.made.request)?)?;
+    line.say(&ToMonitor::Begin, None)?;
+    let left = attached.serve(&signals, warn)?;
+    attach::outcome(paths, &known.folder, &left)
 }

@@ -1,6 +1,6 @@
 //! kelp through its real binary, as the user who runs the suite. What stands where:
-//! `life` containers in the background; `run` the main job and its options; `ids` who is who; `mounts` what is
-//! where; `process` exit codes, signals, terminals; `network` none and host; `security` attacks that must fail; `failure` sentences; `faults` kill -9
+//! `life` containers in the background; `attach` who sits down before one; `run` the main job and its options;
+//! `ids` who is who; `mounts` what is where; `process` exit codes, signals, terminals; `network` none and host; `security` attacks that must fail; `failure` sentences; `faults` kill -9
 //! and crowds; `doctor` and `explain` what kelp says of itself; `real` a Debian root; `unshare` the founding texts;
 //! `volume` folders that outlive containers; `cdi` devices by name; `limits` what holds under load;
 //! `secret`; `surroundings` of the caller; `docs` what is made from the tables of flags.
@@ -16,6 +16,7 @@ mod nested;
 mod pty;
 mod sys;
 
+mod attach;
 mod cdi;
 mod docs;
 mod doctor;
