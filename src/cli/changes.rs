@@ -4,21 +4,21 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use clap::Args;
+use clap::{ArgAction, Args};
 use serde_json::json;
 
 use crate::cli::archive::{UnpackArgs, apply, to_output};
-use crate::cli::{inside, warn};
+use crate::cli::inside;
 use crate::error::Error;
 use crate::image::changes::{self, Kind};
 use crate::image::commit::{self, Container};
-use crate::image::config::{History, ImageConfig, now, rfc3339};
-use crate::image::manifest::Platform;
+use crate::image::config::{History, now, rfc3339};
 use crate::image::reference::Reference;
-use crate::image::snapshot::{Ownership, Snapshot};
+use crate::image::snapshot::Snapshot;
 use crate::image::store::Store;
 use crate::paths::Paths;
 use crate::rootfs::view::{Access, View};
+use crate::verbs::commit::{Still, run_config};
 use crate::verbs::contents::Contents;
 
 /// Show what a container changed in its root file system
@@ -44,8 +44,8 @@ pub struct CommitArgs {
     /// Who made it
     #[arg(short, long)]
     author: Option<String>,
-    /// Pause a running container meanwhile: not possible yet, which is said
-    #[arg(short, long)]
+    /// A running container stands still meanwhile
+    #[arg(short, long, value_name = "BOOL", default_value = "true", num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
     pause: bool,
     /// Write the image's id into this file
     #[arg(long, value_name = "FILE")]
@@ -68,8 +68,9 @@ pub struct ExportArgs {
 
 pub fn diff(arguments: DiffArgs) -> Result<i32> {
     let paths = Paths::find()?;
+    let contents = Contents::find(&paths, &Store::open(&paths)?, &arguments.container)?;
+    contents.settle()?;
     inside::as_root(0, move || {
-        let contents = Contents::find(&paths, &Store::open(&paths)?, &arguments.container)?;
         let (mut lines, mut lists) = (Vec::new(), [Vec::new(), Vec::new(), Vec::new()]);
         changes::walk(&contents.upper(), &contents.lowers, &mut |change| {
             let path = format!("/{}", String::from_utf8_lossy(change.path));
@@ -100,14 +101,15 @@ pub fn diff(arguments: DiffArgs) -> Result<i32> {
 
 pub fn commit(arguments: CommitArgs) -> Result<i32> {
     let paths = Paths::find()?;
-    inside::as_root(0, move || {
+    let contents = Contents::find(&paths, &Store::open(&paths)?, &arguments.container)?;
+    let maps = contents.maps()?;
+    let _still = if arguments.pause { Some(Still::new(&paths, &contents)?) } else { None };
+    contents.settle()?;
+    inside::as_root(0, || {
         let store = Store::open(&paths)?;
-        let contents = Contents::find(&paths, &store, &arguments.container)?;
-        if arguments.pause && contents.process.is_some() {
-            warn("the container is not paused: its files may change while they are read");
-        }
-        let image = contents.image.as_ref();
-        let mut config = image.map_or_else(blank, |image| image.config.clone());
+        let image = &contents.image;
+        let mut config = image.config.clone();
+        config.config = run_config(&config.config, &contents.request);
         for change in &arguments.change {
             apply(&mut config.config, change)?;
         }
@@ -124,7 +126,8 @@ pub fn commit(arguments: CommitArgs) -> Result<i32> {
         let id = arguments
             .unpack
             .install(&store, |installer| {
-                commit::commit(installer, &Container { image, upper: &upper }, config, step, &names)
+                let container = Container { image, upper: &upper, ownership: Contents::shift(&maps)?.into() };
+                commit::commit(installer, &container, config, step, &names)
             })
             .with_context(|| format!("cannot commit container {}", contents.name))?;
         if let Some(path) = &arguments.iidfile {
@@ -136,20 +139,17 @@ pub fn commit(arguments: CommitArgs) -> Result<i32> {
     })
 }
 
-fn blank() -> ImageConfig {
-    let platform = Platform::host();
-    ImageConfig { os: platform.os, architecture: platform.architecture, ..ImageConfig::default() }
-}
-
 pub fn export(arguments: ExportArgs) -> Result<i32> {
     let paths = Paths::find()?;
+    let contents = Contents::find(&paths, &Store::open(&paths)?, &arguments.container)?;
+    let maps = contents.maps()?;
+    contents.settle()?;
     inside::as_root(libc::CLONE_NEWNS as u64, move || {
-        let contents = Contents::find(&paths, &Store::open(&paths)?, &arguments.container)?;
         let view = View::open(&contents.layers(), Access::Read)
             .with_context(|| format!("cannot open the root of container {}", contents.name))?;
         to_output(arguments.output.as_deref(), |out| {
             use std::os::fd::AsFd;
-            let mut snapshot = Snapshot::new(out, Ownership::Kept);
+            let mut snapshot = Snapshot::new(out, Contents::shift(&maps)?.into());
             snapshot.inside(view.root()?.as_fd(), b"")?;
             snapshot.finish()?;
             Ok(())

@@ -19,9 +19,10 @@ use crate::image::stream;
 /// What is made into an image.
 #[derive(Debug)]
 pub struct Container<'a> {
-    /// The image that it runs on, if it runs on one.
-    pub image: Option<&'a Image>,
+    /// The image that it runs on.
+    pub image: &'a Image,
     pub upper: &'a Path,
+    pub ownership: Ownership,
 }
 
 /// Makes the image of `container`, with `config` as the configuration besides layers and history.
@@ -32,9 +33,9 @@ pub fn commit(
     step: History,
     names: &[Reference],
 ) -> Result<Digest> {
-    let lowers = container.image.map_or(&[][..], |image| &image.layers);
-    let layer = layer(installer, container.upper, lowers)?;
-    let mut diff_ids = container.image.map_or_else(Vec::new, |image| image.config.rootfs.diff_ids.clone());
+    let image = container.image;
+    let layer = layer(installer, container)?;
+    let mut diff_ids = image.config.rootfs.diff_ids.clone();
     diff_ids.extend(layer.iter().map(|layer| layer.diff_id.clone()));
     config.created = step.created.clone();
     config.rootfs = RootFs { kind: "layers".to_owned(), diff_ids };
@@ -42,7 +43,7 @@ pub fn commit(
     let text = serde_json::to_vec(&config)?;
     // Layers below keep the blobs that registries know them by.
     let mut blobs: Vec<Descriptor> = Vec::new();
-    for known in container.image.iter().flat_map(|image| &image.record.layers) {
+    for known in &image.record.layers {
         blobs.push(Descriptor::new(oci_layer(&known.media_type), known.digest.clone(), known.size));
     }
     let plain = |layer: &LayerRecord| {
@@ -55,11 +56,8 @@ pub fn commit(
 }
 
 /// The changes as a layer of the store; `None` if there are none.
-fn layer(
-    installer: &Installer<'_>,
-    upper: &Path,
-    lowers: &[impl AsRef<Path> + Sync],
-) -> Result<Option<LayerRecord>> {
+fn layer(installer: &Installer<'_>, container: &Container<'_>) -> Result<Option<LayerRecord>> {
+    let (upper, lowers) = (container.upper, &container.image.layers);
     let mut changed = false;
     changes::walk(upper, lowers, &mut |_| {
         changed = true;
@@ -71,7 +69,7 @@ fn layer(
     let (writer, mut reader) = stream::pipe();
     let (packed, installed) = std::thread::scope(|scope| {
         let packing = scope.spawn(move || -> Result<()> {
-            let mut snapshot = Snapshot::new(writer, Ownership::Kept);
+            let mut snapshot = Snapshot::new(writer, container.ownership.clone());
             changes::walk(upper, lowers, &mut |change| snapshot.change(change))?;
             let mut writer = snapshot.finish()?;
             writer.flush()?;

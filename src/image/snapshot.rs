@@ -19,12 +19,15 @@ use crate::image::tar::{Entry, Kind};
 use crate::image::tree::{self, kind_of};
 use crate::image::unpack::OVERRIDE;
 use crate::sys::xattr;
+use crate::userns::maps::Shift;
 
 /// Whose the entries are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ownership {
     /// As the files say.
     Kept,
+    /// As the files say to a process of another user namespace.
+    Shifted(Shift),
     /// All of one owner.
     Given { uid: u32, gid: u32 },
 }
@@ -38,6 +41,12 @@ pub fn pack(folder: &Path, out: impl Write) -> Result<()> {
     snapshot.tree(root.as_fd(), b".", b".")?;
     snapshot.finish()?;
     Ok(())
+}
+
+impl From<Option<Shift>> for Ownership {
+    fn from(shift: Option<Shift>) -> Self {
+        shift.map_or(Self::Kept, Self::Shifted)
+    }
 }
 
 /// A tar stream that files are added to.
@@ -148,9 +157,10 @@ impl<W: Write> Snapshot<W> {
     fn describe(&self, entry: &mut Entry, stat: &FileStat) {
         entry.mode = stat.st_mode & 0o7777;
         entry.mtime = (stat.st_mtime, stat.st_mtime_nsec);
-        let (uid, gid) = match self.ownership {
+        let (uid, gid) = match &self.ownership {
             Ownership::Kept => (stat.st_uid, stat.st_gid),
-            Ownership::Given { uid, gid } => (uid, gid),
+            Ownership::Shifted(shift) => (shift.uid(stat.st_uid), shift.gid(stat.st_gid)),
+            Ownership::Given { uid, gid } => (*uid, *gid),
         };
         (entry.uid, entry.gid) = (u64::from(uid), u64::from(gid));
     }
@@ -169,7 +179,9 @@ impl<W: Write> Snapshot<W> {
             }
         }
         entry.xattrs.sort();
-        if let (Ownership::Kept, Some(text)) = (self.ownership, xattr::fgetxattr(file, OVERRIDE)?) {
+        if !matches!(self.ownership, Ownership::Given { .. })
+            && let Some(text) = xattr::fgetxattr(file, OVERRIDE)?
+        {
             apply_recorded(entry, &text);
         }
         Ok(())

@@ -100,6 +100,44 @@ pub fn maps_to(lines: &[Line], id: ContainerId) -> Option<HostId> {
     })
 }
 
+/// The container's id of one of the host's.
+fn maps_from(lines: &[Line], id: HostId) -> Option<ContainerId> {
+    lines.iter().find_map(|line| {
+        let offset = id.0.checked_sub(line.host.0)?;
+        (offset < line.count).then(|| ContainerId(line.container.0.saturating_add(offset)))
+    })
+}
+
+/// Ids as one user namespace has them, in the numbers of another, where both hold the same ones of the host's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shift {
+    from: (Vec<Line>, Vec<Line>),
+    to: (Vec<Line>, Vec<Line>),
+}
+
+impl Shift {
+    /// `None` if nothing changes.
+    pub fn between(from: &IdMaps, to: &IdMaps) -> Option<Self> {
+        let lines = |maps: &IdMaps| (maps.uid.clone(), maps.gid.clone());
+        let shift = Self { from: lines(from), to: lines(to) };
+        (shift.from != shift.to).then_some(shift)
+    }
+
+    pub fn uid(&self, id: u32) -> u32 {
+        shifted(&self.from.0, &self.to.0, id)
+    }
+
+    pub fn gid(&self, id: u32) -> u32 {
+        shifted(&self.from.1, &self.to.1, id)
+    }
+}
+
+/// An id that the other has not is nobody's there, as the kernel shows it.
+fn shifted(from: &[Line], to: &[Line], id: u32) -> u32 {
+    const NOBODY: u32 = 65_534;
+    maps_to(from, ContainerId(id)).and_then(|host| maps_from(to, host)).map_or(NOBODY, |id| id.0)
+}
+
 #[derive(Clone, Copy)]
 struct Ids {
     uid: HostId,
@@ -311,6 +349,18 @@ mod tests {
         let asked = [Extent { container: 5, host: 0, count: 3 }];
         assert_eq!(extents(&supply, &asked, "uid").unwrap(), [line(5, 1000, 1), line(6, 100_000, 2)]);
         assert!(extents(&supply, &[Extent { container: 0, host: 1, count: 11 }], "uid").is_err());
+    }
+
+    #[test]
+    fn ids_are_shifted_between_namespaces() {
+        let maps = |uid: Vec<Line>| IdMaps { gid: uid.clone(), uid, ..IdMaps::single(String::new()) };
+        let automatic = maps(vec![line(0, 1000, 1), line(1, 100_000, 65_536)]);
+        let kept = maps(vec![line(0, 100_000, 1000), line(1000, 1000, 1), line(1001, 101_000, 64_536)]);
+        assert_eq!(Shift::between(&automatic, &automatic), None);
+        let shift = Shift::between(&automatic, &kept).unwrap();
+        for (from, to) in [(0, 1000), (1, 0), (1000, 999), (1001, 1001), (65_536, 65_536), (70_000, 65_534)] {
+            assert_eq!((shift.uid(from), shift.gid(from)), (to, to));
+        }
     }
 
     #[test]

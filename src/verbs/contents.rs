@@ -1,15 +1,22 @@
 //! What a container's files consist of: the layers that it runs on and the directory that holds its changes.
-//! For the verbs that look at them beside the container: diff, commit, export, cp.
+//! For the verbs that look at them beside the container: diff, commit, export, cp. The caller has one thread.
 
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 
 use crate::container::folder::{Known, Process};
 use crate::container::list;
 use crate::error::Error;
 use crate::image::store::{Image, Store};
 use crate::paths::Paths;
+use crate::rootfs::rung::Rung;
+use crate::spec::request::{Request, UserNamespace};
+use crate::sys::process;
+use crate::userns::maps::{self, IdMaps, Shift};
+use crate::userns::within;
 
 /// A container's layers.
 #[derive(Debug)]
@@ -17,26 +24,29 @@ pub struct Contents {
     /// How users call it.
     pub name: String,
     pub folder: PathBuf,
-    pub image: Option<Image>,
+    pub request: Request,
+    pub image: Image,
     /// The lowest first.
     pub lowers: Vec<PathBuf>,
     /// The first process of a container that runs.
     pub process: Option<Process>,
+    rung: Option<Rung>,
 }
 
 impl Contents {
     /// The container that a user's word means: its name, its id, or the start of that.
     pub fn find(paths: &Paths, store: &Store, word: &str) -> Result<Self> {
         let Known { folder, made, status } = list::find(paths, word)?;
-        let id = made.request.image.id;
+        let id = &made.request.image.id;
         if id.is_empty() {
             let sentence = format!("container {word} runs on no image, so what it changed is not known");
             return Err(Error::usage(sentence).into());
         }
-        let image = store.expect(&id)?;
+        let image = store.expect(id)?;
         let lowers = image.layers.clone();
         let process = status.process.filter(Process::lives);
-        Ok(Self { name: word.to_owned(), folder, image: Some(image), lowers, process })
+        let (request, rung) = (made.request, status.rung);
+        Ok(Self { name: word.to_owned(), folder, request, image, lowers, process, rung })
     }
 
     pub fn upper(&self) -> PathBuf {
@@ -48,5 +58,46 @@ impl Contents {
         let mut layers = self.lowers.clone();
         layers.push(self.upper());
         layers
+    }
+
+    /// Makes the upper directory of a running container hold everything that the container has done so far. Kernel
+    /// overlay writes there at once; of the user-space overlay the kernel keeps pages, and the server removals.
+    pub fn settle(&self) -> Result<()> {
+        let (Some(process), Some(Rung::FuseOverlay)) = (&self.process, self.rung) else { return Ok(()) };
+        let Ok(pidfd) = process::pidfd_open(process.pid) else { return Ok(()) };
+        if !process.lives() {
+            return Ok(());
+        }
+        // Only a process of its user namespace may open what is mounted there by FUSE.
+        let synced = || -> Result<()> {
+            let root = File::open("/")?;
+            nix::unistd::syncfs(&root)?;
+            Ok(root.sync_all()?)
+        };
+        let (status, ()) = within::join(pidfd.as_fd(), || i32::from(synced().is_err()), || ())?;
+        if status != 0 && process.lives() {
+            bail!("cannot bring what container {} has written into its layer", self.name);
+        }
+        Ok(())
+    }
+
+    /// The id maps under which the container's files got their owners.
+    pub fn maps(&self) -> Result<IdMaps> {
+        match &self.process {
+            Some(process) => IdMaps::of_process(process.pid),
+            None => maps::choose(&self.request.userns),
+        }
+    }
+
+    /// From the ids that this process sees to those of the container; `theirs` were found outside.
+    pub fn shift(theirs: &IdMaps) -> Result<Option<Shift>> {
+        let own = IdMaps::of_process(std::process::id() as i32).context("cannot read the own id maps")?;
+        Ok(Shift::between(&own, theirs))
+    }
+
+    /// Maps in which somebody is root who may read and write what the container has.
+    pub fn root_maps(&self) -> Result<IdMaps> {
+        let maps = maps::choose(&self.request.userns)?;
+        if maps.has_root() { Ok(maps) } else { maps::choose(&UserNamespace::Auto) }
     }
 }

@@ -24,9 +24,8 @@ use crate::paths::Paths;
 use crate::record::Lock;
 use crate::rootfs::target::{self, Place};
 use crate::rootfs::view::{Access, View};
-use crate::spec::request::UserNamespace;
 use crate::sys::process;
-use crate::userns::{maps, within};
+use crate::userns::within;
 use crate::verbs::contents::Contents;
 
 /// Where files come from or go to.
@@ -162,7 +161,7 @@ fn inside(
                 let view = View::open(&contents.lowers, Access::Write(&contents.folder));
                 told(view.context("cannot open the root").and_then(|view| work(view.root()?.as_fd())))
             };
-            within::beside(&maps::choose(&UserNamespace::Auto)?, libc::CLONE_NEWNS as u64, work, meanwhile)?
+            within::beside(&contents.root_maps()?, libc::CLONE_NEWNS as u64, work, meanwhile)?
         }
     };
     match done {

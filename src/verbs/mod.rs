@@ -3,6 +3,7 @@
 
 pub mod attach;
 pub mod begin;
+pub mod commit;
 pub mod contents;
 pub mod copy;
 pub mod exec;

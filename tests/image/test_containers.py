@@ -115,6 +115,54 @@ class Commit(Containers):
         self.assertEqual(found["etc/shadow"], (0o640, 0, 42))
         self.sound()
 
+    def test_how_it_was_run_is_how_the_image_runs(self):
+        flags = ["-e", "A=2", "-e", "C=3", "-w", "/d", "--user", "0:0", "--label", "l=v", "--stop-signal", "INT", "--entrypoint", "/bin/echo"]
+        self.kelp("run", "--name", "c", *flags, self.name, "said", "twice")
+        self.kelp("commit", "-c", "ENV D=4", "c", "run:1")
+        config = json.loads(self.kelp("image", "inspect", "-f", "{{json .Config}}", "run:1")[0])
+        self.assertEqual(config, {"User": "0:0", "Env": ["A=2", "C=3", "D=4"], "Entrypoint": ["/bin/echo"], "Cmd": ["said", "twice"],
+                                  "WorkingDir": "/d", "Labels": {"l": "v"}, "StopSignal": "SIGINT"})
+        self.assertEqual(self.kelp("run", "--rm", "run:1")[0], "said twice\n")
+        self.run_in("true", name="d")
+        self.kelp("commit", "d", "run:2")
+        config = json.loads(self.kelp("image", "inspect", "-f", "{{json .Config}}", "run:2")[0])
+        self.assertEqual(config, {"Env": ["A=1"], "Cmd": ["sh", "-c", "true"]})
+
+    def test_a_running_container_stands_still_meanwhile(self):
+        script = "busybox head -c 300000000 /dev/zero > /large; echo up; while :; do :; done"
+        self.kelp("run", "-d", "--name", "c", self.name, "sh", "-c", script)
+        logs = self.start("logs", "-f", "c")
+        self.assertEqual(logs.stdout.readline(), b"up\n")
+        logs.kill()
+        logs.communicate()
+        state = lambda: self.kelp("inspect", "-f", "{{.State.Status}}", "c")[0].strip()
+        for words, wanted in ((["commit", "c", "still:1"], {"running", "paused"}), (["commit", "--pause=false", "c", "still:1"], {"running"})):
+            commit, seen = self.start(*words), set()
+            while commit.poll() is None:
+                seen.add(state())
+            self.assertEqual((commit.returncode, seen), (0, wanted), commit.communicate()[1])
+            self.assertEqual(state(), "running")
+        self.kelp("pause", "c")
+        self.kelp("commit", "c", "still:2")
+        self.assertEqual(state(), "paused")
+        self.kelp("rm", "-f", "c")
+
+    def test_owners_are_those_of_the_containers_own_ids(self):
+        script = "echo x > /mine; chown 5:7 /mine; echo x > /roots; stat -c '%n %u %g' /mine /roots"
+        if KIND == "one":
+            script = "echo x > /tmp/mine; stat -c '%n %u %g' /tmp/mine"
+        for driver in DRIVERS:
+            with self.subTest(driver):
+                flags = ["--userns", "keep-id", *(["--user", "0:0"] if KIND == "ids" else [])]
+                wanted, _ = self.kelp("run", "--name", driver, "--storage-driver", driver, *flags, self.name, "sh", "-c", script)
+                data, _ = self.kelp("export", driver, text=False)
+                with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+                    found = {member.name: (member.uid, member.gid) for member in archive}
+                self.assertTrue(wanted)
+                for line in wanted.splitlines():
+                    name, uid, gid = line.split()
+                    self.assertEqual(found[name[1:]], (int(uid), int(gid)), line)
+
     def test_only_what_changed_is_in_the_layer(self):
         for driver in DRIVERS:
             with self.subTest(driver):
@@ -185,7 +233,7 @@ class Export(Containers):
                 self.assertFalse([name for name in found if ".wh." in name])
 
     def test_a_running_container_is_read_as_it_is(self):
-        for driver in DRIVERS[:1]:
+        for driver in DRIVERS:
             with self.subTest(driver):
                 script = "echo fresh > /new; rm /d/two; echo up; exec sleep 100"
                 running = self.start("run", "--name", driver, "--storage-driver", driver, self.name, "sh", "-c", script)

@@ -17,7 +17,9 @@ pub fn open_device() -> Result<OwnedFd> {
 /// The options for `mount(2)`, or one by one for `fsconfig(2)`.
 pub fn mount_options(device: &OwnedFd) -> String {
     let fd = device.as_raw_fd();
-    format!("fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions")
+    // A user namespace need not have an id 0, and the kernel takes only ids that it has.
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    format!("fd={fd},rootmode=40000,user_id={uid},group_id={gid},allow_other,default_permissions")
 }
 
 /// Mounts the device on `target`.
