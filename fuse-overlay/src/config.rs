@@ -61,6 +61,8 @@ pub struct Limits {
     pub inodes: u64,
     pub read_bytes_per_second: u64,
     pub write_bytes_per_second: u64,
+    pub reads_per_second: u64,
+    pub writes_per_second: u64,
 }
 
 /// Everything an overlay needs to be built.

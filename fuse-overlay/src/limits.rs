@@ -23,8 +23,8 @@ pub(crate) struct Quota {
     inodes_limit: AtomicU64,
     bytes: AtomicU64,
     inodes: AtomicU64,
-    pub(crate) reads: Bucket,
-    pub(crate) writes: Bucket,
+    pub(crate) reads: Throttle,
+    pub(crate) writes: Throttle,
 }
 
 impl Quota {
@@ -37,16 +37,18 @@ impl Quota {
     pub(crate) fn change(&self, limits: Limits) {
         self.bytes_limit.store(limits.bytes, Ordering::Relaxed);
         self.inodes_limit.store(limits.inodes, Ordering::Relaxed);
-        self.reads.rate.store(limits.read_bytes_per_second, Ordering::Relaxed);
-        self.writes.rate.store(limits.write_bytes_per_second, Ordering::Relaxed);
+        self.reads.change(limits.read_bytes_per_second, limits.reads_per_second);
+        self.writes.change(limits.write_bytes_per_second, limits.writes_per_second);
     }
 
     pub(crate) fn limits(&self) -> Limits {
         Limits {
             bytes: self.bytes_limit.load(Ordering::Relaxed),
             inodes: self.inodes_limit.load(Ordering::Relaxed),
-            read_bytes_per_second: self.reads.rate.load(Ordering::Relaxed),
-            write_bytes_per_second: self.writes.rate.load(Ordering::Relaxed),
+            read_bytes_per_second: self.reads.bytes.rate.load(Ordering::Relaxed),
+            write_bytes_per_second: self.writes.bytes.rate.load(Ordering::Relaxed),
+            reads_per_second: self.reads.operations.rate.load(Ordering::Relaxed),
+            writes_per_second: self.writes.operations.rate.load(Ordering::Relaxed),
         }
     }
 
@@ -119,23 +121,42 @@ impl Quota {
     }
 }
 
+/// One direction: bytes and operations are counted apart, and a reply waits for the later of the two.
+#[derive(Debug, Default)]
+pub(crate) struct Throttle {
+    bytes: Bucket,
+    operations: Bucket,
+}
+
+impl Throttle {
+    fn change(&self, bytes: u64, operations: u64) {
+        self.bytes.rate.store(bytes, Ordering::Relaxed);
+        self.operations.rate.store(operations, Ordering::Relaxed);
+    }
+
+    /// Takes one operation of so many bytes and says when it may be answered; `None` is now.
+    pub(crate) fn take(&self, bytes: u64, now: Instant) -> Option<Instant> {
+        self.bytes.take(bytes, now).max(self.operations.take(1, now))
+    }
+}
+
 /// A token bucket that holds a quarter of a second.
 #[derive(Debug, Default)]
-pub(crate) struct Bucket {
+struct Bucket {
     rate: AtomicU64,
     /// The time at which everything taken so far is paid for.
     paid: Mutex<Option<Instant>>,
 }
 
 impl Bucket {
-    /// Takes `bytes` and says when they may be handed out; `None` is now.
-    pub(crate) fn take(&self, bytes: u64, now: Instant) -> Option<Instant> {
+    /// Takes so much and says when it may be handed out; `None` is now.
+    fn take(&self, amount: u64, now: Instant) -> Option<Instant> {
         let rate = self.rate.load(Ordering::Relaxed);
         if rate == 0 {
             return None;
         }
         let burst = Duration::from_millis(250);
-        let cost = Duration::from_secs_f64(bytes as f64 / rate as f64);
+        let cost = Duration::from_secs_f64(amount as f64 / rate as f64);
         let mut paid = self.paid.lock();
         let start = paid.unwrap_or(now).max(now.checked_sub(burst).unwrap_or(now));
         let end = start + cost;
@@ -157,6 +178,18 @@ mod tests {
         let later = now + Duration::from_secs(5);
         assert_eq!(bucket.take(250, later), None);
         assert_eq!(bucket.take(1000, later), Some(later + Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn operations_wait_whatever_their_size() {
+        let throttle = Throttle::default();
+        throttle.change(1_000_000, 10);
+        let now = Instant::now();
+        assert_eq!(throttle.take(1, now), Some(now + Duration::from_millis(100)));
+        assert_eq!(
+            throttle.take(1_000_000, now),
+            Some(now + Duration::from_millis(1000) + Duration::from_micros(1))
+        );
     }
 
     #[test]

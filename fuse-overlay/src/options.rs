@@ -55,7 +55,7 @@ options (-o):
   exclude=PATH[:PATH]   names of the lower layers that are not there
   ociwhiteouts=0        .wh. files of the lowers are ordinary files, not whiteouts of an unpacked OCI archive
   size=BYTES, inodes=N  what the upper may hold
-  read_bps=N, write_bps=N
+  read_bps=N, write_bps=N, read_iops=N, write_iops=N
                         bytes a second
   threads=N             threads that serve the mount
   near                  serve a lone program on its own CPU: faster on a quiet machine, slower on a busy one
@@ -164,6 +164,8 @@ fn apply(option: &[u8], mount: &mut Mount, gathered: &mut Gathered) -> Result<()
         "inodes" => config.limits.inodes = number(&key, value)?,
         "read_bps" => config.limits.read_bytes_per_second = number(&key, value)?,
         "write_bps" => config.limits.write_bytes_per_second = number(&key, value)?,
+        "read_iops" => config.limits.reads_per_second = number(&key, value)?,
+        "write_iops" => config.limits.writes_per_second = number(&key, value)?,
         "threads" => mount.threads = Some(number(&key, value)?),
         "near" => mount.placing = Placing::Near,
         _ => return flag(&key, mount),
