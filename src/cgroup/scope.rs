@@ -1,15 +1,14 @@
 //! A scope of the systemd user manager's: the group that a user may have without an administrator. The manager is asked
-//! over D-Bus by `busctl`, which is part of systemd, so that no bus library and no thread lives in this process. A
-//! scope that is empty goes away by itself, whoever is killed.
+//! over its own socket; no bus has to run. A scope that is empty goes away by itself, whoever is killed.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use crate::cgroup::bus::{self, Value};
 use crate::cgroup::delegation;
 use crate::error::Error;
 use crate::spec::resources::Write;
@@ -27,8 +26,13 @@ pub fn runtime() -> Option<PathBuf> {
     let usual = PathBuf::from(format!("/run/user/{uid}"));
     named.into_iter().chain([usual]).find(|folder| {
         let ours = fs::metadata(folder).is_ok_and(|found| found.uid() == uid.as_raw());
-        ours && folder.join("bus").exists() && folder.join("systemd").exists()
+        ours && socket(folder).exists()
     })
+}
+
+/// Where the manager listens for `systemctl --user`.
+fn socket(runtime: &Path) -> PathBuf {
+    runtime.join("systemd/private")
 }
 
 /// Whether the path lies in what a user's manager keeps.
@@ -98,17 +102,22 @@ pub fn enter(runtime: &Path, name: &str, weights: &[Weight]) -> Result<PathBuf> 
 
 /// `StartTransientUnit` of org.freedesktop.systemd1(5).
 fn start(runtime: &Path, unit: &str, weights: &[Weight]) -> Result<()> {
-    let pid = std::process::id().to_string();
-    let count = (3 + weights.len()).to_string();
-    let own = ["PIDs", "au", "1", &pid, "Delegate", "b", "true", "CollectMode", "s", "inactive-or-failed"];
-    let mut words = vec!["StartTransientUnit", "ssa(sv)a(sa(sv))", unit, "fail", &count];
-    words.extend(own);
-    let numbers: Vec<String> = weights.iter().map(|weight| weight.weight.to_string()).collect();
-    for (weight, number) in weights.iter().zip(&numbers) {
-        words.extend([weight.property, "t", number]);
-    }
-    words.push("0");
-    call(runtime, &words)
+    let own = [
+        ("PIDs", Value::Numbers(vec![std::process::id()])),
+        ("Delegate", Value::Boolean(true)),
+        ("CollectMode", Value::Text("inactive-or-failed".to_owned())),
+    ];
+    let properties = own.into_iter().chain(weights.iter().map(property)).collect();
+    let [unit, mode] = [unit, "fail"].map(|word| Value::Text(word.to_owned()));
+    bus::call(
+        &socket(runtime),
+        "StartTransientUnit",
+        &[unit, mode, Value::Properties(properties), Value::NoUnits],
+    )
+}
+
+fn property(weight: &Weight) -> (&'static str, Value) {
+    (weight.property, Value::Long(weight.weight))
 }
 
 /// Changes the weights of the scope that the group `folder` lies in.
@@ -117,29 +126,14 @@ pub fn set_weights(folder: &Path, weights: &[Weight]) -> Result<()> {
     let (Some(unit), Some(runtime)) = (unit.filter(|unit| unit.ends_with(".scope")), runtime()) else {
         return Ok(());
     };
-    for weight in weights {
-        let number = weight.weight.to_string();
-        let words = ["SetUnitProperties", "sba(sv)", unit, "true", "1", weight.property, "t", &number];
-        call(&runtime, &words).with_context(|| format!("set {} of {unit}", weight.property))?;
-    }
-    Ok(())
-}
-
-/// One call of the manager's.
-fn call(runtime: &Path, words: &[&str]) -> Result<()> {
-    let manager =
-        ["org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager"];
-    let asked = Command::new("busctl")
-        .args(["--user", "--quiet", "call"])
-        .args(manager)
-        .args(words)
-        .env("XDG_RUNTIME_DIR", runtime)
-        .env("DBUS_SESSION_BUS_ADDRESS", format!("unix:path={}", runtime.join("bus").display()))
-        .stdin(Stdio::null())
-        .output()
-        .context("run busctl")?;
-    if asked.status.success() {
+    if weights.is_empty() {
         return Ok(());
     }
-    Err(Error::host(String::from_utf8_lossy(&asked.stderr).trim().to_owned()).into())
+    let values = [
+        Value::Text(unit.to_owned()),
+        Value::Boolean(true),
+        Value::Properties(weights.iter().map(property).collect()),
+    ];
+    bus::call(&socket(&runtime), "SetUnitProperties", &values)
+        .with_context(|| format!("set the weights of {unit}"))
 }
