@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::cgroup::delegation::{self, Found, WANTED};
+use crate::cgroup::scope;
 use crate::check::Check;
 
 const LIMITS: &str = "limits";
@@ -16,13 +17,13 @@ pub fn checks() -> Vec<Check> {
     let soft = Check::works(LIMITS, "soft", "kelp holds memory, cpus, cpuset, pids and weights from outside");
     let mut checks = match delegation::find() {
         Ok(Found::Writable(folders)) => {
-            let folder = folders.first().cloned().unwrap_or_default();
-            vec![offered(cgroup, &folder, &folder)]
+            let folder = delegation::best(&folders).cloned().unwrap_or_default();
+            vec![offered(cgroup, &folder)]
         }
         Ok(Found::Manager(_)) => match delegation::kept_by_systemd() {
             Ok(folder) => vec![
-                Check::refused(LIMITS, cgroup, "the cgroup that kelp runs in is not yours"),
-                offered(scope, &folder, &folder),
+                Check::refused(LIMITS, cgroup, "the cgroup that kelp runs in is not yours").mend(SCOPE_MEND),
+                offered(scope, &folder),
             ],
             Err(error) => vec![Check::from_error(LIMITS, scope, &error)],
         },
@@ -33,15 +34,12 @@ pub fn checks() -> Vec<Check> {
 }
 
 /// The controllers of a folder; those that are missing stop at the nearest ancestor that does not hand them on.
-fn offered(rung: &'static str, folder: &Path, shown: &Path) -> Check {
+fn offered(rung: &'static str, folder: &Path) -> Check {
     let has = controllers(folder, "cgroup.controllers");
     let missing: Vec<&str> =
         WANTED.into_iter().filter(|name| *name != "hugetlb" && !has.contains(*name)).collect();
     let listed = has.iter().cloned().collect::<Vec<_>>().join(" ");
-    if has.is_empty() {
-        return Check::refused(LIMITS, rung, format!("no controller reaches {}", shown.display())).mend(MEND);
-    }
-    let reason = format!("{listed} in {}", shown.display());
+    let reason = format!("{listed} in {}", folder.display());
     if missing.is_empty() {
         return Check::works(LIMITS, rung, reason);
     }
@@ -49,9 +47,22 @@ fn offered(rung: &'static str, folder: &Path, shown: &Path) -> Check {
         let offers = controllers(above, "cgroup.controllers");
         missing.iter().all(|name| offers.contains(*name))
     });
+    let mend = match stop {
+        Some(above) if !scope::is_kept(folder) => {
+            let words = missing.iter().map(|name| format!("+{name}")).collect::<Vec<_>>().join(" ");
+            format!("an administrator can run: echo {words} >{}/cgroup.subtree_control", above.display())
+        }
+        _ => MEND.to_owned(),
+    };
+    if has.is_empty() {
+        return Check::refused(LIMITS, rung, format!("no controller reaches {}", folder.display()))
+            .mend(mend);
+    }
     let stop = stop.map_or_else(String::new, |above| format!(", which {} does not hand on", above.display()));
-    Check::works(LIMITS, rung, format!("{reason}; without {}{stop}", missing.join(" "))).mend(MEND)
+    Check::works(LIMITS, rung, format!("{reason}; without {}{stop}", missing.join(" "))).mend(mend)
 }
+
+const SCOPE_MEND: &str = "none is needed: your own systemd gives each container a scope";
 
 const MEND: &str = "an administrator can run: mkdir -p /etc/systemd/system/user@.service.d && printf \
                     '[Service]\\nDelegate=cpu cpuset io memory pids\\n' >/etc/systemd/system/user@.service.d/delegate.conf \

@@ -163,16 +163,20 @@ fn is_read_only(folder: &Path) -> bool {
 
 /// The nearest folder that has no processes of its own; if each has some, those of the nearest move down.
 fn clear(folders: &[PathBuf]) -> Result<Ground> {
-    let empty = folders.iter().find(|folder| hands_on_already(folder) || processes(folder).is_empty());
-    let folder = match (empty, folders.first()) {
-        (Some(folder), _) => folder,
-        (None, Some(nearest)) => {
-            move_down(nearest, REST).with_context(|| format!("cannot use {}", nearest.display()))?;
-            nearest
-        }
-        (None, None) => return Err(Error::host("no cgroup is yours").into()),
-    };
+    let folder = best(folders).context("no cgroup is yours")?;
+    if !is_clear(folder) {
+        move_down(folder, REST).with_context(|| format!("cannot use {}", folder.display()))?;
+    }
     Ok(Ground { controllers: hand_on(folder), folder: folder.clone(), by: By::Cgroup })
+}
+
+/// The one that would be used.
+pub fn best(folders: &[PathBuf]) -> Option<&PathBuf> {
+    folders.iter().find(|folder| is_clear(folder)).or(folders.first())
+}
+
+fn is_clear(folder: &Path) -> bool {
+    hands_on_already(folder) || processes(folder).is_empty()
 }
 
 /// The root group of the machine may have both processes and controllers.

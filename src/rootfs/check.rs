@@ -20,13 +20,16 @@ const ROOT: &str = "root file system";
 const STORE_MEND: &str = "Linux 5.11 with a store on ext4, xfs, btrfs or tmpfs is needed: set KELP_ROOT to a \
      folder on such a disk";
 
+const MODULE_MEND: &str =
+    "this kernel has no overlay, or its module is barred: an administrator can run: modprobe overlay";
+
 /// All checks of this room, best rung first.
 pub fn checks(paths: &Paths, maps: &IdMaps) -> Vec<Check> {
     let folder = paths.store.join(format!(".trial-{}", std::process::id()));
     let kernel = check(maps, "T0 kernel overlay", || mount_overlay(&folder));
     let _ = tree::remove(&folder);
     let kernel = match kernel.state {
-        State::Refused => kernel.mend(STORE_MEND),
+        State::Refused => kernel.mend(if knows_overlay() { STORE_MEND } else { MODULE_MEND }),
         _ => {
             rung::allow(paths);
             kernel
@@ -37,6 +40,12 @@ pub fn checks(paths: &Paths, maps: &IdMaps) -> Vec<Check> {
         fuse(maps),
         Check::works(ROOT, "T3 copy", "the root is copied, with reflinks where there are any"),
     ]
+}
+
+/// Whether the kernel has it now: a trial loads the module where it may.
+fn knows_overlay() -> bool {
+    let list = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    list.split_whitespace().any(|name| name == "overlay")
 }
 
 fn check(maps: &IdMaps, rung: &'static str, trial: impl FnOnce() -> Result<String>) -> Check {
