@@ -5,18 +5,20 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::delegation::{self, By, Ground};
+use crate::cgroup::device;
 use crate::cgroup::group::Group;
 use crate::cgroup::scope;
 use crate::cgroup::soft::Watched;
 use crate::error::Error;
 use crate::spec::Inherited;
 use crate::spec::limits::{self, CPU_SHARES, CPUSET, MEMORY, PIDS, Soft, Unit};
-use crate::spec::resources::{Groups, Limits, Resources, Write};
+use crate::spec::resources::{Groups, Limits, Resources, Throttle, Write};
 use crate::units::CpuSet;
 
 /// Who enforces a limit.
@@ -39,10 +41,15 @@ pub type Enforced = BTreeMap<String, Enforcer>;
 #[derive(Debug, Default)]
 pub struct Hold {
     pub group: Option<Group>,
+    /// Who enforces what where the kernel makes the root.
     pub enforced: Enforced,
+    /// The same where a server of ours is behind the root: what it reads and writes is not the container's.
+    pub served: Enforced,
     pub watched: Watched,
     /// What the program starts with.
     pub inherited: Inherited,
+    /// What the server of a user-space overlay is to keep.
+    pub throttle: Throttle,
 }
 
 /// Nobody is left in the group of a hold that ends.
@@ -54,28 +61,29 @@ impl Drop for Hold {
     }
 }
 
-/// Makes what holds `resources`, for a container called `name` here.
+/// Makes what holds `resources`, for a container called `name` here, whose root lies in `store`.
 ///
 /// # Errors
 /// A limit that the kernel refuses, or, with `strict`, one that the kernel does not enforce.
-pub fn take(resources: &Resources, name: &str) -> Result<Hold> {
+pub fn take(resources: &Resources, name: &str, store: &Path) -> Result<Hold> {
     if !resources.wants_anything() {
         return Ok(Hold::default());
     }
     check_processors(&resources.limits)?;
     let ground = ground(resources, name);
     let wants_group = resources.groups == Some(Groups::Enabled) || resources.parent.is_some();
+    let devices = if resources.limits.has_devices() { device::behind(store) } else { BTreeSet::new() };
     let mut hold = Hold::default();
     let refused = match ground {
         Ok(ground) => {
             let group = make(&ground, name)?;
             hold.group = Some(group.clone());
-            hold.apply(&resources.limits, Some((&group, ground.by, &ground.controllers)))?;
+            hold.apply(&resources.limits, Some((&group, ground.by, &ground.controllers)), &devices)?;
             None
         }
         Err(error) if wants_group => return Err(error.context("cannot make a cgroup")),
         Err(error) => {
-            hold.apply(&resources.limits, None)?;
+            hold.apply(&resources.limits, None, &devices)?;
             Some(error)
         }
     };
@@ -85,8 +93,15 @@ pub fn take(resources: &Resources, name: &str) -> Result<Hold> {
     Ok(hold)
 }
 
-/// Applies changed limits to a container that runs: to its group where the controller is ours, else softly.
-pub fn update(limits: &Limits, group: Option<&Group>, enforced: &Enforced) -> Result<Hold> {
+/// Applies changed limits to a container that runs: to its group where the controller is ours, else softly, but for
+/// those of its root's server, which asks nobody once it serves.
+pub fn update(
+    changed: &Limits,
+    together: &Limits,
+    group: Option<&Group>,
+    enforced: &Enforced,
+) -> Result<Hold> {
+    let limits = &together.affected_by(changed);
     check_processors(limits)?;
     let by = enforced.values().find_map(|enforcer| match enforcer {
         Enforcer::Cgroup => Some(By::Cgroup),
@@ -95,7 +110,8 @@ pub fn update(limits: &Limits, group: Option<&Group>, enforced: &Enforced) -> Re
     });
     let controllers = group.map(|group| words(&group.read("cgroup.controllers"))).unwrap_or_default();
     let mut hold = Hold::default();
-    hold.apply(limits, group.map(|group| (group, by.unwrap_or(By::Cgroup), &controllers)))?;
+    let made = group.map(|group| (group, by.unwrap_or(By::Cgroup), &controllers));
+    hold.apply(limits, made, &BTreeSet::new())?;
     if let (Some(group), Some(By::Scope)) = (group, by) {
         scope::set_weights(&group.folder, &scope::weights(&limits.writes()))?;
     }
@@ -125,7 +141,13 @@ fn make(ground: &Ground, name: &str) -> Result<Group> {
 }
 
 impl Hold {
-    fn apply(&mut self, limits: &Limits, made: Option<(&Group, By, &BTreeSet<String>)>) -> Result<()> {
+    fn apply(
+        &mut self,
+        limits: &Limits,
+        made: Option<(&Group, By, &BTreeSet<String>)>,
+        devices: &BTreeSet<String>,
+    ) -> Result<()> {
+        let mut taken: BTreeMap<&str, Option<Enforcer>> = BTreeMap::new();
         for write in limits.writes() {
             let enforcer = match made {
                 Some((group, by, controllers)) if controllers.contains(write.controller()) => {
@@ -133,26 +155,27 @@ impl Hold {
                 }
                 _ => None,
             };
-            let asked = limits.0.contains_key(write.flag);
-            match enforcer {
-                Some(enforcer) if asked => drop(self.enforced.insert(write.flag.to_owned(), enforcer)),
-                None if asked => self.soften(write.flag, limits)?,
-                _ => {}
-            }
+            // Some have a file for each of the kernel's ways; one of them is enough.
+            let flag = taken.entry(write.flag).or_default();
+            *flag = flag.or(enforcer);
+        }
+        for (flag, enforcer) in taken.into_iter().filter(|(flag, _)| limits.0.contains_key(*flag)) {
+            let enforcer = enforcer.map_or_else(|| self.soften(flag, limits), Ok)?;
+            let throttled = limits.throttle(flag, devices, &mut self.throttle);
+            self.served.insert(flag.to_owned(), if throttled { Enforcer::Soft } else { enforcer });
+            self.enforced.insert(flag.to_owned(), enforcer);
         }
         Ok(())
     }
 
-    /// The kernel does not enforce it.
-    fn soften(&mut self, flag: &str, limits: &Limits) -> Result<()> {
+    /// The kernel does not enforce it; says who does.
+    fn soften(&mut self, flag: &str, limits: &Limits) -> Result<Enforcer> {
         let row = limits::row(flag).context("a limit without a row")?;
         if row.unit == Unit::Pairs {
             return Err(Error::host("--cgroup-conf: no cgroup with that controller is yours")
                 .hint("see `kelp doctor`")
                 .into());
         }
-        let enforcer = if row.soft == Soft::None { Enforcer::None } else { Enforcer::Soft };
-        self.enforced.insert(flag.to_owned(), enforcer);
         match flag {
             MEMORY => self.watched.memory = limits.number(MEMORY),
             PIDS => {
@@ -162,16 +185,27 @@ impl Hold {
             CPUSET => self.inherited.affinity = limits.set(CPUSET).cloned(),
             CPU_SHARES => self.inherited.nice = limits.number(CPU_SHARES).map_or(0, nice_of_shares),
             _ if row.soft == Soft::Watched => self.watched.nano_cpus = limits.nano_cpus(),
-            _ => {}
+            _ => return Ok(Enforcer::None),
         }
-        Ok(())
+        Ok(Enforcer::Soft)
     }
 
-    /// The limits that nothing enforces, for a warning.
-    pub fn unenforced(&self) -> Vec<&str> {
+    /// Limits that hold only if a server of ours is behind the root, as they are without one.
+    pub fn lost(&self) -> Enforced {
         let none = self.enforced.iter().filter(|(_, enforcer)| **enforcer == Enforcer::None);
-        none.map(|(flag, _)| flag.as_str()).collect()
+        let lost = none.filter(|(flag, _)| self.served.get(*flag) != Some(&Enforcer::None));
+        lost.map(|(flag, enforcer)| (flag.clone(), *enforcer)).collect()
     }
+
+    pub fn wants_server(&self) -> bool {
+        !self.lost().is_empty()
+    }
+}
+
+/// The limits that nothing enforces, for a warning.
+pub fn unenforced(enforced: &Enforced) -> Vec<&str> {
+    let none = enforced.iter().filter(|(_, enforcer)| **enforcer == Enforcer::None);
+    none.map(|(flag, _)| flag.as_str()).collect()
 }
 
 /// Writes one value; `None` if the kernel has no such file.
@@ -227,6 +261,7 @@ fn nice_of_shares(shares: u64) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::resources::Value;
 
     #[test]
     fn fewer_shares_are_a_higher_nice_value() {
@@ -244,13 +279,28 @@ mod tests {
             limits.take(limits::row(flag).unwrap(), &[word.to_owned()]).unwrap();
         }
         let mut hold = Hold::default();
-        hold.apply(&limits, None).unwrap();
+        hold.apply(&limits, None, &BTreeSet::new()).unwrap();
         assert_eq!(
             hold.watched,
             Watched { nano_cpus: Some(500_000_000), memory: Some(20 << 20), pids: None }
         );
         assert_eq!(hold.inherited.nice, 6);
-        assert_eq!(hold.unenforced(), ["blkio-weight"]);
+        assert_eq!(unenforced(&hold.enforced), ["blkio-weight"]);
         assert!(be_strict(&hold.enforced, None).is_err());
+    }
+
+    #[test]
+    fn a_device_is_throttled_where_the_root_lies_on_it() {
+        let held = |devices: &[&str]| {
+            let mut limits = Limits::default();
+            let rates = Value::Devices(vec![("8:0".to_owned(), 100), ("8:0".to_owned(), 50)]);
+            limits.0.insert("device-write-iops".to_owned(), rates);
+            let mut hold = Hold::default();
+            let devices = devices.iter().map(|device| (*device).to_owned()).collect();
+            hold.apply(&limits, None, &devices).unwrap();
+            (hold.throttle.writes, hold.wants_server(), hold.served["device-write-iops"])
+        };
+        assert_eq!(held(&["8:1", "8:0"]), (50, true, Enforcer::Soft));
+        assert_eq!(held(&["8:16"]), (0, false, Enforcer::None));
     }
 }

@@ -36,7 +36,10 @@ impl Watched {
     }
 }
 
-/// How long the watcher sleeps at most: a limit is noticed that late, and by half of what is left of a limit.
+/// How long the watcher sleeps far from a limit: it is noticed that late, if all is used at once.
+const LONG: Duration = Duration::from_millis(100);
+
+/// How long it sleeps near one, or where processors' time is counted.
 const SLEEP: Duration = Duration::from_millis(50);
 
 /// How long it sleeps at least.
@@ -107,7 +110,7 @@ impl Watcher {
     pub fn turn(&mut self) {
         let now = Instant::now();
         let list = self.processes.list();
-        let mut sleep = SLEEP;
+        let mut sleep = LONG;
         if let Some(limit) = self.watched.memory {
             sleep = sleep.min(self.hold_memory(limit, &list, now));
         }
@@ -144,13 +147,15 @@ impl Watcher {
             return Duration::from_nanos(missing.saturating_mul(1_000_000_000) / nano);
         }
         let idle = spent < share(nano, passed) / 4;
-        if idle { SLEEP } else { Duration::from_nanos(self.cpu.left as u64 / processors()) }
+        let threads: u64 = list.iter().map(|process| process.threads).sum();
+        let at_once = threads.clamp(1, processors());
+        if idle { SLEEP } else { Duration::from_nanos(self.cpu.left as u64 / at_once).min(SLEEP) }
     }
 
     fn hold_memory(&mut self, limit: u64, list: &[Process], now: Instant) -> Duration {
         let resident: u64 = list.iter().map(|process| process.resident).sum();
         if resident <= limit {
-            return if resident > limit / 2 { SLEEP / 2 } else { SLEEP };
+            return if resident > limit / 2 { SLEEP } else { LONG };
         }
         // Pages that came since the last look may all be new; pages that are no longer shared are seen by the next.
         let most = self.memory.proportional + resident.saturating_sub(self.memory.resident);
@@ -163,7 +168,7 @@ impl Watcher {
                 self.oom_killed = true;
             }
         }
-        SLEEP / 2
+        SLEEP
     }
 
     /// What was killed and is not reaped yet counts no more, or the next look would kill as many again; the oldest

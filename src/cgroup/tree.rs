@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::dir::Dir;
@@ -24,6 +25,9 @@ pub struct Processes {
     /// The first of them, if `proc` shows others too.
     root: Option<i32>,
 }
+
+/// How long a stop may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// One process: `/proc/PID/stat` (`proc_pid_stat(5)`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +98,7 @@ impl Processes {
     }
 
     fn look(&self, pid: i32) -> Option<Process> {
-        parse(pid, &self.read(&format!("{pid}/stat")).ok()?)
+        parse(pid, &self.read_short(&format!("{pid}/stat")).ok()?)
     }
 
     fn read(&self, path: &str) -> io::Result<String> {
@@ -104,9 +108,18 @@ impl Processes {
         Ok(text)
     }
 
+    /// A file that the kernel gives whole in one piece.
+    fn read_short(&self, path: &str) -> io::Result<String> {
+        let file = openat(&self.proc, path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+        let mut text = vec![0u8; 4096];
+        let length = nix::unistd::read(&file, &mut text)?;
+        text.truncate(length);
+        String::from_utf8(text).or_else(|error| Ok(String::from_utf8_lossy(error.as_bytes()).into_owned()))
+    }
+
     /// What the process holds of memory, in bytes, each shared page in part (`Pss` of `proc_pid_smaps(5)`).
     pub fn proportional(&self, process: &Process) -> u64 {
-        let text = self.read(&format!("{}/smaps_rollup", process.pid)).unwrap_or_default();
+        let text = self.read_short(&format!("{}/smaps_rollup", process.pid)).unwrap_or_default();
         let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
         let kilobytes = line.and_then(|rest| rest.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
         kilobytes.map_or(process.resident, |kilobytes| kilobytes << 10)
@@ -142,6 +155,27 @@ impl Processes {
             stopped.extend(running.into_iter().filter(|process| self.signal(process, libc::SIGSTOP).is_ok()));
         }
         stopped
+    }
+
+    /// Waits until every thread of those has stopped, or is in a call of the kernel's that it can't return from
+    /// before it stops: that is so between `vfork(2)` and the child's program.
+    pub fn settle(&self, stopped: &[Process]) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while stopped.iter().any(|process| self.runs(process)) {
+            anyhow::ensure!(Instant::now() < deadline, "they go on");
+            // There is no event for a stop of somebody else's child.
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        Ok(())
+    }
+
+    fn runs(&self, process: &Process) -> bool {
+        let state = |thread: i32| {
+            let now = parse(thread, &self.read(&format!("{}/task/{thread}/stat", process.pid)).ok()?)?;
+            Some(now.state)
+        };
+        let threads = self.threads(process.pid).into_iter();
+        threads.filter_map(state).any(|state| matches!(state, b'R' | b'S'))
     }
 
     /// SIGCONT for those, children first: when a parent looks, its children run again.

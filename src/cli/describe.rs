@@ -9,6 +9,7 @@ use kelp_net::config::Published;
 use nix::sys::signal::Signal;
 use serde_json::{Map, Value, json};
 
+use crate::cli::limits;
 use crate::container::folder::Known;
 use crate::container::state::State;
 use crate::container::volume;
@@ -49,9 +50,10 @@ pub fn container(paths: &Paths, known: &Known, with_size: bool) -> Result<Value>
         "GraphDriver": graph_driver(known),
         "Mounts": request.mounts.iter().map(|mount| describe_mount(paths, mount)).collect::<Vec<_>>(),
         "Config": config(request, &spec),
-        "HostConfig": host_config(request),
+        "HostConfig": host_config(known),
         "NetworkSettings": network_settings(known),
         "Namespaces": namespaces(known),
+        "EnforcedBy": status.enforced,
     });
     if with_size {
         value["SizeRw"] = volume::size(&known.folder.join("upper")).into();
@@ -196,7 +198,8 @@ pub fn labels(request: &Request) -> BTreeMap<String, String> {
     labels
 }
 
-fn host_config(request: &Request) -> Value {
+fn host_config(known: &Known) -> Value {
+    let request = &known.made.request;
     let shared = |sharing: Sharing| if sharing == Sharing::Host { "host" } else { "private" };
     let (policy, count) = match request.life.restart {
         Restart::No => ("no", 0),
@@ -222,7 +225,7 @@ fn host_config(request: &Request) -> Value {
     };
     let limit =
         |limit: &crate::spec::Rlimit| json!({"Name": limit.name, "Soft": limit.soft, "Hard": limit.hard});
-    json!({
+    let mut config = json!({
         "Binds": binds(request),
         "NetworkMode": match request.network {
             Network::None => "none",
@@ -249,7 +252,15 @@ fn host_config(request: &Request) -> Value {
         "ShmSize": request.shm_size.map(|size| size.0),
         "Sysctls": request.sysctls.iter().cloned().collect::<BTreeMap<_, _>>(),
         "Ulimits": request.rlimits.iter().map(limit).collect::<Vec<_>>(),
-    })
+        "CgroupParent": request.resources.parent.clone().unwrap_or_default(),
+        "OomKillDisable": false,
+    });
+    let mut limits = request.resources.limits.clone();
+    limits.update(&known.status.limits);
+    for (name, value) in limits::host_config(&limits) {
+        config[name] = value;
+    }
+    config
 }
 
 fn binds(request: &Request) -> Vec<String> {

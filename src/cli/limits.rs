@@ -1,14 +1,16 @@
-//! The flags of the table of limits, for every verb that takes them, and those that say where limits are kept. It
-//! knows no limit by name.
+//! The flags of the table of limits, for every verb that takes them, those that say where limits are kept, and docker's
+//! names for both.
 
 use std::collections::BTreeMap;
 
 use anyhow::Result;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, Error as ClapError, FromArgMatches};
+use serde_json::{Map, Value as Json, json};
 
+use crate::cgroup::device;
 use crate::error::Error;
-use crate::spec::limits::{Limit, TABLE, Unit};
-use crate::spec::resources::{Groups, Limits, Resources};
+use crate::spec::limits::{Limit, MEMORY, MEMORY_SWAP, TABLE, Unit};
+use crate::spec::resources::{Groups, Limits, Resources, Value};
 
 /// The words of the flags of the table.
 #[derive(Clone, Debug, Default)]
@@ -122,5 +124,36 @@ fn groups(word: &str) -> Result<Groups> {
         "disabled" => Ok(Groups::Disabled),
         "split" => Ok(Groups::Split),
         _ => Err(Error::usage(format!("--cgroups {word}: enabled, disabled or split is expected")).into()),
+    }
+}
+
+/// As docker's `HostConfig` has them, with docker's word for each that was not asked.
+pub fn host_config(limits: &Limits) -> Map<String, Json> {
+    let named =
+        TABLE.iter().map(|limit| (limit.docker.to_owned(), in_docker(limit, limits.0.get(limit.flag))));
+    let mut config: Map<String, Json> = named.collect();
+    if let (Some(memory), false) = (limits.number(MEMORY), limits.0.contains_key(MEMORY_SWAP)) {
+        config.insert("MemorySwap".to_owned(), json!(memory.saturating_mul(2)));
+    }
+    config
+}
+
+fn in_docker(limit: &Limit, value: Option<&Value>) -> Json {
+    match (limit.unit, value) {
+        (_, Some(Value::Number(number))) => json!(number),
+        (_, Some(Value::Set(set))) => json!(set.to_string()),
+        (_, Some(Value::Unlimited)) => json!(-1),
+        (_, Some(Value::Pairs(pairs))) => {
+            Json::Object(pairs.iter().cloned().map(|(k, v)| (k, v.into())).collect())
+        }
+        (_, Some(Value::Devices(list))) => {
+            let path = |number: &String| device::path(number).unwrap_or_else(|| number.clone());
+            list.iter().map(|(number, rate)| json!({"Path": path(number), "Rate": rate})).collect()
+        }
+        (Unit::Set, None) => json!(""),
+        (Unit::Count, None) => Json::Null,
+        (Unit::Device(_), None) => json!([]),
+        (Unit::Pairs, None) => json!({}),
+        (_, None) => json!(0),
     }
 }

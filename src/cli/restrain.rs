@@ -6,6 +6,7 @@ use clap::Args;
 
 use crate::cli::limits::LimitArgs;
 use crate::cli::orders::{chosen, each};
+use crate::cli::warn;
 use crate::container::state::State;
 use crate::error::Error;
 use crate::paths::Paths;
@@ -27,7 +28,7 @@ pub fn update(arguments: UpdateArgs) -> Result<i32> {
     }
     let paths = Paths::find()?;
     each(&arguments.containers, |word| {
-        restrain::update(&paths, word, &limits)?;
+        restrain::update(&paths, word, &limits, &mut warn)?;
         Ok(word.to_owned())
     })
 }

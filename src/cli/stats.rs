@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::cgroup::hold::Enforcer;
 use crate::cgroup::stats::Usage;
+use crate::cli::limits::host_config;
 use crate::cli::table::{self, Column};
 use crate::container::folder::Known;
 use crate::container::list;
@@ -118,7 +119,7 @@ fn row(look: &Look, before: &[Look], whole: bool) -> Value {
         "NetIO": format!("{} / {}", size(network.0), size(network.1)),
         "BlockIO": format!("{} / {}", size(usage.read), size(usage.written)),
         "PIDs": usage.pids.to_string(),
-        "Limits": limits.host_config(),
+        "Limits": host_config(&limits),
         "EnforcedBy": enforced(known),
     })
 }

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::rootfs::host::{self, Piece};
 use crate::spec::Root;
+use crate::spec::resources::Throttle;
 use crate::stage::{self, Number};
 use crate::sys::mount::{FsOption, fsmount};
 use crate::sys::process;
@@ -50,6 +51,7 @@ pub struct Request {
     pub has_root: bool,
     pub bytes: u64,
     pub inodes: u64,
+    pub throttle: Throttle,
     pub device: Number,
     pub user_namespace: Number,
     pub word: Number,
@@ -134,7 +136,14 @@ fn config(request: &Request) -> Config {
         upper: Some(Directory::Path(request.folder.join("upper"))),
         work: Some(Directory::Path(request.folder.join("work"))),
         squash_unmapped: request.has_root.then_some(Owner { uid: 0, gid: 0 }),
-        limits: Limits { bytes: request.bytes, inodes: request.inodes, ..Limits::default() },
+        limits: Limits {
+            bytes: request.bytes,
+            inodes: request.inodes,
+            read_bytes_per_second: request.throttle.read_bytes,
+            write_bytes_per_second: request.throttle.write_bytes,
+            reads_per_second: request.throttle.reads,
+            writes_per_second: request.throttle.writes,
+        },
         volatile: request.volatile,
         ..Config::default()
     }

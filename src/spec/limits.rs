@@ -54,6 +54,8 @@ pub enum Soft {
     Watched,
     /// The program starts with it: affinity, nice value.
     Inherited,
+    /// The user-space overlay holds replies back, if the root lies on that device.
+    Throttled,
     /// Nothing does.
     None,
 }
@@ -69,7 +71,7 @@ pub struct Limit {
     /// The place in docker's `HostConfig`.
     pub docker: &'static str,
     /// The place below `linux.resources` of a runtime specification.
-    #[expect(dead_code, reason = "the door of runtime specifications reads it")]
+    #[cfg_attr(not(test), expect(dead_code, reason = "the door of runtime specifications reads it"))]
     pub oci: &'static str,
     /// The name in cgroup v1, taken by `--cgroup-conf` too.
     pub v1: &'static str,
@@ -244,6 +246,7 @@ pub const TABLE: &[Limit] = &[
         docker: "BlkioDeviceReadBps",
         oci: "blockIO.throttleReadBpsDevice",
         v1: "blkio.throttle.read_bps_device",
+        soft: Soft::Throttled,
         help: "Bytes a second that are read from a block device",
         ..DEFAULTS
     },
@@ -255,6 +258,7 @@ pub const TABLE: &[Limit] = &[
         docker: "BlkioDeviceWriteBps",
         oci: "blockIO.throttleWriteBpsDevice",
         v1: "blkio.throttle.write_bps_device",
+        soft: Soft::Throttled,
         help: "Bytes a second that are written to a block device",
         ..DEFAULTS
     },
@@ -266,6 +270,7 @@ pub const TABLE: &[Limit] = &[
         docker: "BlkioDeviceReadIOps",
         oci: "blockIO.throttleReadIOPSDevice",
         v1: "blkio.throttle.read_iops_device",
+        soft: Soft::Throttled,
         help: "Reads a second from a block device",
         ..DEFAULTS
     },
@@ -277,6 +282,7 @@ pub const TABLE: &[Limit] = &[
         docker: "BlkioDeviceWriteIOps",
         oci: "blockIO.throttleWriteIOPSDevice",
         v1: "blkio.throttle.write_iops_device",
+        soft: Soft::Throttled,
         help: "Writes a second to a block device",
         ..DEFAULTS
     },
@@ -295,4 +301,48 @@ pub const TABLE: &[Limit] = &[
 /// The row of a flag.
 pub fn row(flag: &str) -> Option<&'static Limit> {
     TABLE.iter().find(|limit| limit.flag == flag)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `linux.resources` has in version 1.2 of the runtime specification (`config-linux.md`), but for what is no
+    /// limit of a table: `devices`, `rdma`, `network`, `disableOOMKiller` and what v2 has no file for.
+    const RUNTIME: [&str; 16] = [
+        "memory.limit",
+        "memory.reservation",
+        "memory.swap",
+        "cpu.shares",
+        "cpu.quota",
+        "cpu.period",
+        "cpu.cpus",
+        "cpu.mems",
+        "pids.limit",
+        "blockIO.weight",
+        "blockIO.throttleReadBpsDevice",
+        "blockIO.throttleWriteBpsDevice",
+        "blockIO.throttleReadIOPSDevice",
+        "blockIO.throttleWriteIOPSDevice",
+        "unified",
+        "unified.memory.high",
+    ];
+
+    #[test]
+    fn each_name_of_the_runtime_specification_has_one_row() {
+        for name in RUNTIME {
+            assert_eq!(TABLE.iter().filter(|limit| limit.oci == name).count(), 1, "{name}");
+        }
+        // Processors are a quota and a period there.
+        let others = TABLE.iter().filter(|limit| !RUNTIME.contains(&limit.oci)).map(|limit| limit.flag);
+        assert_eq!(others.collect::<Vec<_>>(), [CPUS]);
+    }
+
+    #[test]
+    fn flags_and_docker_names_are_unique() {
+        for (at, limit) in TABLE.iter().enumerate() {
+            let twice = |other: &Limit| other.flag == limit.flag || other.docker == limit.docker;
+            assert!(!TABLE.iter().skip(at + 1).any(twice), "{}", limit.flag);
+        }
+    }
 }

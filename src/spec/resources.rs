@@ -1,14 +1,14 @@
 //! Limits as they were asked of a container: words parsed by the table of limits, whether they make sense together, and
 //! what is to be written for them into a control group. Pure, but that a device is looked up for its numbers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::spec::limits::{
-    CPU_PERIOD, CPU_QUOTA, CPUS, File, Limit, MEMORY, MEMORY_SWAP, RESERVATION, Rate, TABLE, Unit,
+    self, CPU_PERIOD, CPU_QUOTA, CPUS, File, Limit, MEMORY, MEMORY_SWAP, RESERVATION, Rate, TABLE, Unit,
 };
 use crate::units::{Bytes, CpuSet};
 
@@ -33,6 +33,15 @@ impl Resources {
             || self.parent.is_some()
             || matches!(self.groups, Some(Groups::Enabled | Groups::Split))
     }
+}
+
+/// How fast the user-space overlay may read and write; 0 is as fast as it can.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Throttle {
+    pub read_bytes: u64,
+    pub write_bytes: u64,
+    pub reads: u64,
+    pub writes: u64,
 }
 
 /// `--cgroups`.
@@ -89,6 +98,40 @@ impl Limits {
         self.number(CPU_PERIOD).unwrap_or(PERIOD)
     }
 
+    /// What the limits of these devices, by number, come to together; and whether each one of that flag is in it.
+    pub fn throttle(&self, flag: &str, devices: &BTreeSet<String>, throttle: &mut Throttle) -> bool {
+        let Some(Value::Devices(list)) = self.0.get(flag) else { return false };
+        let rates = list.iter().filter(|(device, _)| devices.contains(device)).map(|(_, rate)| *rate);
+        let slowest = rates.min().unwrap_or(0);
+        match limits::row(flag).map(|limit| limit.file) {
+            Some(File::IoMax("rbps")) => throttle.read_bytes = slowest,
+            Some(File::IoMax("wbps")) => throttle.write_bytes = slowest,
+            Some(File::IoMax("riops")) => throttle.reads = slowest,
+            Some(File::IoMax("wiops")) => throttle.writes = slowest,
+            _ => return false,
+        }
+        list.iter().all(|(device, _)| devices.contains(device))
+    }
+
+    /// Whether a device has a limit.
+    pub fn has_devices(&self) -> bool {
+        self.0.values().any(|value| matches!(value, Value::Devices(_)))
+    }
+
+    /// Those of these limits that have to be written anew when `changed` has changed: what swap there is depends on
+    /// memory, and a period goes with its quota.
+    pub fn affected_by(&self, changed: &Self) -> Self {
+        let coupled = |flag: &str| match flag {
+            MEMORY_SWAP => changed.0.contains_key(MEMORY),
+            MEMORY => changed.0.contains_key(MEMORY_SWAP),
+            CPU_QUOTA => changed.0.contains_key(CPU_PERIOD),
+            CPU_PERIOD => changed.0.contains_key(CPU_QUOTA),
+            _ => false,
+        };
+        let kept = self.0.iter().filter(|(flag, _)| changed.0.contains_key(*flag) || coupled(flag));
+        Self(kept.map(|(flag, value)| (flag.clone(), value.clone())).collect())
+    }
+
     /// `other`'s limits take the place of these.
     pub fn update(&mut self, other: &Self) {
         self.0.extend(other.0.clone());
@@ -129,17 +172,6 @@ impl Limits {
             (_, value) => drop(self.0.insert(flag.to_owned(), value)),
         }
         Ok(())
-    }
-
-    /// As docker's `HostConfig` has them.
-    pub fn host_config(&self) -> serde_json::Map<String, serde_json::Value> {
-        let json = |value: &Value| match value {
-            Value::Unlimited => serde_json::json!(-1),
-            value => serde_json::json!(value),
-        };
-        let named =
-            TABLE.iter().filter_map(|limit| Some((limit.docker.to_owned(), json(self.0.get(limit.flag)?))));
-        named.collect()
     }
 
     /// Whether the limits make sense together, in docker's words.
@@ -195,6 +227,8 @@ impl Limits {
             }
             (File::IoWeight, Value::Number(weight)) => {
                 push("io.weight", (1 + (weight - 10) * 9999 / 990).to_string());
+                // Where BFQ schedules a device it has a file of its own, with docker's range.
+                push("io.bfq.weight", weight.to_string());
             }
             (File::IoMax(key), Value::Devices(list)) => {
                 list.iter().for_each(|(device, rate)| push("io.max", format!("{device} {key}={rate}")));
@@ -348,7 +382,7 @@ mod tests {
             (&[("cpuset-mems", "0")], &[("cpuset.mems", "0")]),
             (&[("pids-limit", "20")], &[("pids.max", "20")]),
             (&[("pids-limit", "-1")], &[("pids.max", "max")]),
-            (&[("blkio-weight", "10")], &[("io.weight", "1")]),
+            (&[("blkio-weight", "10")], &[("io.weight", "1"), ("io.bfq.weight", "10")]),
             (&[("cgroup-conf", "hugetlb.2MB.max=0")], &[("hugetlb.2MB.max", "0")]),
             (&[("cgroup-conf", "cpu.shares=2")], &[("cpu.weight", "1")]),
             (

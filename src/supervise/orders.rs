@@ -90,7 +90,9 @@ impl Monitor {
     }
 
     fn update(&mut self, container: &mut Container, limits: &Limits) -> Result<()> {
-        let enforced = self.restraint.update(limits, &container.status.enforced)?;
+        let mut together = container.limits();
+        together.update(limits);
+        let enforced = self.restraint.update(limits, &together, &container.status.enforced)?;
         container.status.enforced.extend(enforced);
         container.status.limits.update(limits);
         container.keep()

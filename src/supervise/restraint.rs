@@ -69,8 +69,12 @@ impl Restraint {
         if let Some(watcher) = &mut self.watcher {
             watcher.release();
         }
-        self.paused = Some(processes.stop());
-        Ok(())
+        let stopped = self.paused.insert(processes.stop());
+        if processes.settle(stopped).is_ok() {
+            return Ok(());
+        }
+        self.unpause()?;
+        anyhow::bail!("its processes do not stop")
     }
 
     pub fn unpause(&mut self) -> Result<()> {
@@ -83,9 +87,9 @@ impl Restraint {
         Ok(())
     }
 
-    /// Other limits from now on; gives who enforces them.
-    pub fn update(&mut self, limits: &Limits, before: &Enforced) -> Result<Enforced> {
-        let changed = hold::update(limits, self.hold.group.as_ref(), before)?;
+    /// Some limits have changed, so that these hold together from now on; gives who enforces them.
+    pub fn update(&mut self, changed: &Limits, together: &Limits, before: &Enforced) -> Result<Enforced> {
+        let changed = hold::update(changed, together, self.hold.group.as_ref(), before)?;
         self.hold.watched.update(changed.watched);
         self.watch(self.hold.watched)?;
         if let Some(processors) = &changed.inherited.affinity {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use nix::sys::signalfd::siginfo;
 
 use crate::cgroup::group::Group;
-use crate::cgroup::hold::{self, Hold};
+use crate::cgroup::hold::{self, Enforced, Hold};
 use crate::container::call::Line;
 use crate::container::folder::Container;
 use crate::container::{files, volume};
@@ -27,7 +27,7 @@ use crate::rootfs::{fuse, host};
 use crate::spec::mount::{MountKind, Propagation};
 use crate::spec::request::{Driver, Request, Storage, UserNamespace};
 use crate::spec::resolve::{self, Facts};
-use crate::spec::resources::{Limits, Resources};
+use crate::spec::resources::{Limits, Resources, Throttle};
 use crate::spec::{Root, Sharing, Spec, defaults};
 use crate::supervise::monitor::Monitor;
 use crate::supervise::restraint::Restraint;
@@ -70,7 +70,7 @@ pub fn begin(
     let id = container.made.id.clone();
     let request = with_volumes(&container.made.request, paths, |paths, name| volume::take(paths, name, &id))?;
     let mut maps = maps::choose(&request.userns)?;
-    let hold = hold(&request, container, warn)?;
+    let hold = hold(&request, paths, container, warn)?;
     loop {
         match attempt(&request, paths, container, &maps, &hold, monitor, warn)? {
             Attempt::MapsRefused(error) if request.userns == UserNamespace::Auto && !maps.one_id() => {
@@ -88,16 +88,25 @@ pub fn begin(
 }
 
 /// What is to hold the container's limits, made before anything of it is.
-fn hold(request: &Request, container: &mut Container, warn: &mut dyn FnMut(&str)) -> Result<Hold> {
+fn hold(
+    request: &Request,
+    paths: &Paths,
+    container: &mut Container,
+    warn: &mut dyn FnMut(&str),
+) -> Result<Hold> {
     let resources = Resources { limits: container.limits(), ..request.resources.clone() };
-    let hold = hold::take(&resources, &format!("kelp-{}", container.made.id))?;
-    for flag in hold.unenforced() {
-        warn(&format!("nothing enforces --{flag} here: see `kelp doctor`"));
-    }
-    container.status.enforced = hold.enforced.clone();
+    let hold = hold::take(&resources, &format!("kelp-{}", container.made.id), &paths.store)?;
+    say_unenforced(&hold.served, warn);
+    container.status.enforced = hold.served.clone();
     container.status.group = hold.group.clone();
     container.status.oom_killed = false;
     Ok(hold)
+}
+
+fn say_unenforced(enforced: &Enforced, warn: &mut dyn FnMut(&str)) {
+    for flag in hold::unenforced(enforced) {
+        warn(&format!("nothing enforces --{flag} here: see `kelp doctor`"));
+    }
 }
 
 /// The plan of `request` as text, without running it.
@@ -168,8 +177,17 @@ fn attempt(
     }
     // The layer of an earlier start can be used on the rung that made it only.
     let used = container.status.rung;
-    let ladder = used.map_or_else(|| ladder(request), |rung| Ok(vec![rung]))?;
-    let from = used.unwrap_or_else(|| first_rung(paths, &spec.root, &ladder));
+    let mut ladder = used.map_or_else(|| ladder(request), |rung| Ok(vec![rung]))?;
+    if request.resources.strict && hold.served != hold.enforced {
+        ladder.retain(|rung| *rung != Rung::FuseOverlay);
+    }
+    let from = if hold.wants_server() {
+        // Only our own overlay can be slow on purpose.
+        ladder.sort_by_key(|rung| *rung != Rung::FuseOverlay);
+        ladder.first().copied().unwrap_or(Rung::Through)
+    } else {
+        used.unwrap_or_else(|| first_rung(paths, &spec.root, &ladder))
+    };
     let upper = if used.is_some() { Upper::Used } else { Upper::Fresh };
     let mut reasons = Vec::new();
     for rung in ladder.iter().skip_while(|rung| **rung != from) {
@@ -184,6 +202,7 @@ fn attempt(
             warn,
             root: &spec.root,
             storage: request.storage,
+            throttle: hold.throttle,
             maps,
             store: &paths.store,
             namespace: None,
@@ -205,6 +224,10 @@ fn attempt(
         match launched.with_context(|| format!("cannot start {called}"))? {
             Launched::Running(running) => {
                 container.status.rung = Some(*rung);
+                if *rung != Rung::FuseOverlay {
+                    container.status.enforced = hold.enforced.clone();
+                    say_unenforced(&hold.lost(), warn);
+                }
                 let begun = Begun { running, spec, serving };
                 return Ok(Attempt::Done(Start::Begun(Box::new(begun))));
             }
@@ -302,6 +325,7 @@ struct Watch<'a, 'b> {
     warn: &'b mut dyn FnMut(&str),
     root: &'a Root,
     storage: Storage,
+    throttle: Throttle,
     maps: &'a IdMaps,
     store: &'a Path,
     /// Opened while the child can still be looked at: later it is not dumpable.
@@ -361,6 +385,7 @@ impl Watcher for Watch<'_, '_> {
             has_root: self.maps.has_root(),
             bytes: self.storage.bytes,
             inodes: self.storage.inodes,
+            throttle: self.throttle,
             device: device.as_raw_fd(),
             user_namespace: namespace.as_raw_fd(),
             word: word.as_raw_fd(),

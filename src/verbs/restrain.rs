@@ -5,6 +5,7 @@ use std::fs;
 
 use anyhow::Result;
 
+use crate::cgroup::hold;
 use crate::cgroup::stats::Usage;
 use crate::cgroup::tree::Processes;
 use crate::container::call::{FromMonitor, ToMonitor};
@@ -14,8 +15,9 @@ use crate::paths::Paths;
 use crate::spec::resources::Limits;
 use crate::verbs::order::{reach, refusal};
 
-/// Changes limits: at once where the container runs, else from its next start.
-pub fn update(paths: &Paths, word: &str, limits: &Limits) -> Result<()> {
+/// Changes limits: at once where the container runs, else from its next start; `warn` is told which of them nobody
+/// enforces until then.
+pub fn update(paths: &Paths, word: &str, limits: &Limits, warn: &mut dyn FnMut(&str)) -> Result<()> {
     let (known, line) = reach(paths, word)?;
     let mut together = known.made.request.resources.limits.clone();
     together.update(&known.status.limits);
@@ -26,7 +28,12 @@ pub fn update(paths: &Paths, word: &str, limits: &Limits) -> Result<()> {
         container.status.limits.update(limits);
         return container.keep();
     };
-    heard(word, line.ask(&ToMonitor::Update(limits.clone()))?)
+    heard(word, line.ask(&ToMonitor::Update(limits.clone()))?)?;
+    let enforced = Known::read(&known.folder)?.map(|(known, _)| known.status.enforced).unwrap_or_default();
+    for flag in hold::unenforced(&enforced).into_iter().filter(|flag| limits.0.contains_key(*flag)) {
+        warn(&format!("nothing enforces --{flag} while {word} runs: see `kelp doctor`"));
+    }
+    Ok(())
 }
 
 pub fn pause(paths: &Paths, word: &str) -> Result<()> {

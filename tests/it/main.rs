@@ -2,7 +2,7 @@
 //! `life` containers in the background; `attach` who sits down before one; `run` the main job and its options;
 //! `ids` who is who; `mounts` what is where; `process` exit codes, signals, terminals; `network` none and host; `security` attacks that must fail; `failure` sentences; `faults` kill -9
 //! and crowds; `doctor` and `explain` what kelp says of itself; `real` a Debian root; `unshare` the founding texts;
-//! `volume` folders that outlive containers; `cdi` devices by name; `limits` what holds under load;
+//! `volume` folders that outlive containers; `cdi` devices by name; `limits` and `disk` what holds under load;
 //! `secret`; `surroundings` of the caller; `docs` what is made from the tables of flags.
 //! The rest is the bench: `dir` folders and roots, `kelp` commands, `needs` facilities, `host` what is outside,
 //! `nested` hosts that refuse something, `pty`, `sys`.
@@ -18,6 +18,7 @@ mod sys;
 
 mod attach;
 mod cdi;
+mod disk;
 mod docs;
 mod doctor;
 mod engine;

@@ -31,6 +31,7 @@ const FACILITIES: &[(&str, Probe, &[&str])] = &[
         || OpenOptions::new().read(true).write(true).open("/dev/fuse").is_ok(),
         &["ids", "one", "container"],
     ),
+    ("disk", || crate::disk::disk(&std::env::temp_dir().display().to_string()).is_some(), &[]),
     ("debian", || debian().is_some(), &["ids", "one", "container"]),
     ("package", || package().is_some(), &["ids", "one", "container"]),
     ("stress", || succeeds("stress", &["--version"]), &["ids", "one", "container"]),

@@ -77,6 +77,37 @@ pub(crate) fn transfer(words: &[String]) -> Option<Value> {
     Some(json!({"ok": written.is_ok(), "seconds": start.elapsed().as_secs_f64()}))
 }
 
+/// `read-all FILE`: how long it takes to read all of it.
+pub(crate) fn read_all(words: &[String]) -> Option<Value> {
+    let start = Instant::now();
+    let text = std::fs::read(words.first()?).ok()?;
+    Some(json!({"bytes": text.len(), "seconds": start.elapsed().as_secs_f64()}))
+}
+
+/// `operations read|write FILE N`: how long N single accesses of a page take, each of which reaches the disk.
+pub(crate) fn operations(words: &[String]) -> Option<Value> {
+    use std::os::unix::fs::{FileExt, OpenOptionsExt};
+    let (way, path, count) = (words.first()?, words.get(1)?, number(words, 2) as u64);
+    let mut options = std::fs::OpenOptions::new();
+    let file = match way.as_str() {
+        "write" => options.write(true).create(true).custom_flags(libc::O_DSYNC).open(path),
+        _ => options.read(true).open(path),
+    };
+    let file = file.ok()?;
+    sys::expect_no_order(&file);
+    let mut page = [1u8; 4096];
+    let start = Instant::now();
+    // Backwards and far apart: nothing is read ahead, nothing is put together.
+    for at in (0..count).rev() {
+        let offset = at * 65536;
+        match way.as_str() {
+            "write" => file.write_all_at(&page, offset).ok()?,
+            _ => file.read_exact_at(&mut page, offset).ok()?,
+        }
+    }
+    Some(json!({"seconds": start.elapsed().as_secs_f64()}))
+}
+
 /// The processors that it may run on, and its nice value.
 pub(crate) fn processors(_: &[String]) -> Option<Value> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

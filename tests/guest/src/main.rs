@@ -41,6 +41,8 @@ const VERBS: &[(&str, Verb)] = &[
     ("grow", load::grow),
     ("forks", load::forks),
     ("transfer", load::transfer),
+    ("read-all", load::read_all),
+    ("operations", load::operations),
     ("processors", load::processors),
     ("umask-file", process::umask_file),
     ("chroot-escape", attacks::chroot_escape),

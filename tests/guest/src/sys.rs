@@ -487,3 +487,10 @@ pub(crate) fn spawn_orphan(exit: Option<i32>) -> i32 {
         pid
     }
 }
+
+/// `posix_fadvise(2)`: nothing is read ahead.
+pub(crate) fn expect_no_order(file: &std::fs::File) {
+    use std::os::fd::AsRawFd;
+    // SAFETY: the descriptor is open, the rest are numbers.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM) };
+}

@@ -23,9 +23,66 @@ def rung(checks, facility):
 
 
 class Everywhere(unittest.TestCase):
+    """What doctor says is used in each row; the rest of it is in the row's own class."""
+    USED = {
+        "delegated": ("many ids", "T0 kernel overlay", "systemd user scope"),
+        "partly-delegated": ("many ids", "T0 kernel overlay", "systemd user scope"),
+        "no-delegation": ("many ids", "T0 kernel overlay", "soft"),
+        "delegated-folder": ("one id", "T0 kernel overlay", "delegated cgroup"),
+        "no-session": ("one id", "T0 kernel overlay", "soft"),
+        "no-session-lingering": ("many ids", "T0 kernel overlay", "systemd user scope"),
+        "overlay-barred": ("many ids", "T2 FUSE overlay", "systemd user scope"),
+        "no-newuidmap": ("one id", "T0 kernel overlay", "systemd user scope"),
+    }
+
     def test_a_container_runs_and_its_exit_status_is_told(self):
         ended = kelp("run", "--rm", "@host", "sh", "-c", "id -u; echo hello >/tmp/x; cat /tmp/x; exit 7")
         self.assertEqual((ended.returncode, ended.stdout), (7, "0\nhello\n"), ended.stderr)
+
+    def test_doctor_names_the_rungs_that_are_used_and_mends_what_is_refused(self):
+        checks = doctor()
+        ids, root, limits = self.USED[os.environ["ROW"]]
+        self.assertIn(ids, rung(checks, "id maps"), checks)
+        self.assertEqual((rung(checks, "root file system"), rung(checks, "limits")), (root, limits), checks)
+        for check in checks:
+            self.assertTrue(check["state"] != "refused" or check["mend"], check)
+
+    def test_nothing_of_ours_is_left(self):
+        """Whatever the other tests of this row did before, and one container that is removed while it runs."""
+        kelp("run", "-d", "--name", "left", "-m", "64m", "@host", "sleep", "100")
+        kelp("rm", "-f", "left")
+        self.assertEqual(leftovers(), [])
+
+
+def leftovers():
+    """Control groups, units and processes of kelp's own, once systemd had the time to forget an empty scope."""
+    def found():
+        groups = [path for path, _, _ in os.walk("/sys/fs/cgroup") if os.path.basename(path).startswith("kelp-")]
+        return [path for path in groups if not path.endswith(("/kelp-rest", ".service"))] + subprocess.run(
+            ["pgrep", "-a", "-u", str(os.getuid()), "^kelp"], capture_output=True, text=True).stdout.split("\n")[:-1]
+    for _ in range(100):
+        if not found():
+            break
+        time.sleep(0.1)
+    return found()
+
+
+class Programs(unittest.TestCase):
+    """The container's numbers as real programs see them."""
+    SCRIPT = """
+free -m | awk '/^Mem/ {print "free", $2}'
+echo nproc $(nproc)
+top -b -n1 | awk '/^MiB Mem/ {print "top", $4}'
+python3 -c 'import os; print("python", os.cpu_count())'
+node -e 'console.log("node", os.cpus().length, Math.round(os.totalmem() / 1048576))'
+java -Xlog:gc+init -version 2>/dev/null | sed -n 's/.*Memory: /java memory /p; s/.*, \\([0-9]*\\) available/java processors \\1/p'
+"""
+
+    def test_free_nproc_top_python_node_and_java(self):
+        ended = kelp("run", "--rm", "-m", "256m", "--cpuset-cpus", "0", "@host", "sh", "-c", self.SCRIPT)
+        self.assertEqual(ended.stdout.strip().split("\n"), [
+            "free 256", "nproc 1", "top 256.0", "python 1", "node 1 256", "java processors 1", "java memory 256M",
+        ], ended.stderr)
 
 
 class Limits(unittest.TestCase):
@@ -51,8 +108,27 @@ class Delegated(Limits):
 
     def test_nothing_is_left_of_a_container(self):
         kelp("run", "--rm", "-m", "64m", "@host", "true")
-        units = subprocess.run(["systemctl", "--user", "list-units", "--all", "kelp-*"], capture_output=True, text=True).stdout
-        self.assertNotIn("kelp-", units)
+        self.assertEqual(leftovers(), [])
+        self.assertEqual(self.units(), "")
+
+    def units(self):
+        listed = ["systemctl", "--user", "list-units", "--all", "--plain", "--no-legend", "kelp-*"]
+        return subprocess.run(listed, capture_output=True, text=True).stdout
+
+    def test_nothing_is_left_of_one_in_the_background_that_is_removed_or_whose_monitor_is_killed(self):
+        for kill in (False, True):
+            kelp("run", "-d", "--name", "gone", "-m", "64m", "@host", "sleep", "100")
+            self.assertIn("kelp-", self.units())
+            if kill:
+                os.kill(int(subprocess.run(["pgrep", "-u", str(os.getuid()), "kelp-monitor"], capture_output=True, text=True).stdout), 9)
+            kelp("rm", "-f", "gone")
+            self.assertEqual(leftovers(), [])
+            self.assertEqual(self.units(), "")
+
+    def test_a_file_of_a_controller_that_is_not_delegated_is_an_error(self):
+        ended = kelp("run", "--rm", "--cgroup-conf", "hugetlb.2MB.max=0", "@host", "true")
+        self.assertEqual(ended.returncode, 125)
+        self.assertIn("--cgroup-conf", ended.stderr)
 
     def test_nothing_is_left_of_a_monitor_that_was_killed(self):
         with subprocess.Popen(["kelp", "run", "--rm", "-m", "64m", "@host", "sh", "-c", "echo up; sleep 100"],
@@ -67,6 +143,154 @@ class Delegated(Limits):
                 return
             time.sleep(0.1)
         self.fail(f"{scope} is left")
+
+
+class Folder(Limits):
+    """A folder of the hierarchy without any systemd: every limit, measured, with what the machine has for it."""
+    JOB = "/sys/fs/cgroup/job"
+
+    def container(self, *words, **options):
+        return kelp("run", "--rm", *words, **options)
+
+    def test_doctor_finds_the_folder_and_its_controllers(self):
+        self.limits("delegated cgroup", "cpu cpuset hugetlb io memory pids", self.JOB)
+
+    def test_swap_is_memory_swap_less_memory(self):
+        fill = ["--rootfs", "/opt/kelp/root", "/bin/guest", "fill"]
+        fits = self.container("-m", "20m", "--memory-swap", "100m", *fill, "60", "0.1")
+        self.assertEqual(fits.returncode, 0, fits.stderr)
+        for swap, size in (("20m", "60"), ("40m", "80")):
+            self.assertEqual(self.container("-m", "20m", "--memory-swap", swap, *fill, size, "0.1").returncode, 137)
+
+    def test_memory_high_makes_a_container_give_its_cache_back(self):
+        script = "dd if=/dev/zero of=/s/high bs=1M count=60 status=none; cat /sys/fs/cgroup/memory.current; rm /s/high"
+        held = {flag: int(self.container(*flag, "-v", "/var/tmp:/s", "--cgroups=enabled", "@host", "sh", "-c", script).stdout)
+                for flag in (("--memory-high", "30m"), ())}
+        self.assertLess(held[("--memory-high", "30m")], 34 << 20)
+        self.assertGreater(held[()], 55 << 20)
+
+    def pod(self, limit):
+        """A parent of containers, with a limit of its own."""
+        pod = f"{self.JOB}/pod"
+        with open(f"{self.JOB}/cgroup.subtree_control", "w") as file:
+            file.write("+memory")
+        os.makedirs(pod, exist_ok=True)
+        with open(f"{pod}/memory.max", "w") as file:
+            file.write(limit)
+        self.addCleanup(lambda: os.path.isdir(pod) and os.rmdir(pod))
+        return ["--cgroup-parent", "/job/pod"]
+
+    def test_a_child_is_bounded_by_its_parent(self):
+        parent = self.pod("30M")
+        ended = self.container(*parent, "-m", "200m", "--memory-swap", "200m", "--rootfs", "/opt/kelp/root", "/bin/guest", "fill",
+                               "60", "0.1")
+        self.assertEqual(ended.returncode, 137, ended.stderr)
+
+    def test_memory_that_is_reserved_is_not_taken_by_others(self):
+        """Two containers in a parent of 100 MB: the first holds 40 MB of cache when the second wants 150."""
+        kept = {}
+        for flag in (("--memory-reservation", "50m"), ()):
+            parent = [*self.pod("100M"), "-v", "/var/tmp:/s"]
+            write = "dd if=/dev/zero of=/s/$0 bs=1M count=$1 conv=fsync status=none"
+            kelp("run", "-d", "--name", "first", *flag, *parent, "@host", "sh", "-c",
+                 f"{write}; touch /s/ready; sleep 100", "mine", "40")
+            for _ in range(600):
+                if os.path.exists("/var/tmp/ready"):
+                    break
+                time.sleep(0.1)
+            self.container(*parent, "@host", "sh", "-c", write, "other", "150")
+            group = json.loads(kelp("inspect", "first").stdout)[0]["State"]["Pid"]
+            with open(f"/proc/{group}/cgroup") as file:
+                path = "/sys/fs/cgroup" + file.read().strip().split("::")[1]
+            with open(f"{path}/memory.stat") as file:
+                kept[flag] = next(int(line.split()[1]) for line in file if line.startswith("file ")) >> 20
+            kelp("rm", "-f", "first")
+            for name in ("mine", "other", "ready"):
+                os.unlink(f"/var/tmp/{name}")
+        self.assertGreaterEqual(kept[("--memory-reservation", "50m")], 38, kept)
+        self.assertLess(kept[()], 30, kept)
+
+    def test_memory_comes_from_the_nodes_that_are_given(self):
+        script = ("x = bytearray(20 << 20)\n"
+                  "print({word[:2] for line in open('/proc/self/numa_maps') if 'anon=' in line and 'heap' not in line"
+                  " for word in line.split() if word[0] == 'N' and int(word[3:]) > 1000})")
+        for node in ("0", "1"):
+            ended = self.container("--cpuset-mems", node, "@host", "python3", "-c", script)
+            self.assertEqual(ended.stdout, f"{{'N{node}'}}\n", ended.stderr)
+
+    def test_huge_pages_are_counted(self):
+        script = ("import mmap\n"
+                  "m = mmap.mmap(-1, 4 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000)\n"
+                  "m[0] = 1; m[2 << 20] = 1; print('both')")
+        words = ["@host", "python3", "-c", script]
+        self.assertEqual(self.container("--cgroups=enabled", *words).stdout, "both\n")
+        limited = self.container("--cgroup-conf", "hugetlb.2MB.max=2097152", *words)
+        self.assertNotEqual(limited.returncode, 0)
+        self.assertNotIn("both", limited.stdout)
+
+    def rate(self, program, *limits):
+        """Seconds that a program takes on the disk of its own, whose file is not in the page cache."""
+        began = time.monotonic()
+        ended = self.container(*limits, "--strict-limits", "-v", "/scratch:/s", "@host", "sh", "-c", program)
+        self.assertEqual(ended.returncode, 0, ended.stderr)
+        return time.monotonic() - began
+
+    def test_each_limit_of_a_device_makes_it_slow(self):
+        write = "dd if=/dev/zero of=/s/file bs={0} count={1} oflag=direct conv=notrunc status=none"
+        read = "dd if=/s/file of=/dev/null bs={0} count={1} iflag=direct status=none"
+        self.rate(write.format("1M", 8))
+        for flag, rate, program in (("--device-write-bps", "1mb", write.format("64k", 64)), ("--device-write-iops", "16", write.format("4k", 64)),
+                                    ("--device-read-bps", "1mb", read.format("64k", 64)), ("--device-read-iops", "16", read.format("4k", 64))):
+            held, free = self.rate(program, flag, f"/dev/vdc:{rate}"), self.rate(program)
+            self.assertGreater(held, 3.5, flag)
+            self.assertLess(free, held - 2, flag)
+
+    def test_weights_share_a_disk(self):
+        with open("/sys/block/vdc/queue/scheduler") as file:
+            self.assertIn("[bfq]", file.read())
+        self.rate("dd if=/dev/zero of=/s/a bs=1M count=30 oflag=direct status=none; cp /s/a /s/b; sync")
+        script = ("import mmap, os, sys, time\n"
+                  "fd = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT)\n"
+                  "page, done = mmap.mmap(-1, 262144), 0\n"
+                  "while time.monotonic() < float(sys.argv[2]) - 6: pass\n"
+                  "while time.monotonic() < float(sys.argv[2]): done += os.preadv(fd, [page], done % (28 << 20))\n"
+                  "print(done)")
+        end = str(time.monotonic() + 20)
+        start = lambda weight, name: subprocess.Popen(
+            ["kelp", "run", "--rm", "--blkio-weight", weight, "--strict-limits", "-v", "/scratch:/s", "@host", "python3", "-c", script,
+             f"/s/{name}", end], stdout=subprocess.PIPE, text=True)
+        both = [start("800", "a"), start("200", "b")]
+        more, less = (int(run.communicate()[0]) for run in both)
+        self.assertTrue(2 <= more / less <= 8, (more, less))
+
+    def test_a_group_below_ones_own_is_made_by_split(self):
+        own = f"{self.JOB}/split"
+        os.mkdir(own)
+        script = f"echo $$ >{own}/cgroup.procs; kelp run --rm --cgroups=split -m 50m --cgroupns=host @host cat /proc/self/cgroup"
+        ended = subprocess.run(["sh", "-c", script], capture_output=True, text=True)
+        self.assertRegex(ended.stdout, "^0::/job/split/kelp-", ended.stderr)
+        os.rmdir(f"{own}/kelp-rest")
+        os.rmdir(own)
+
+    def test_what_a_program_leaves_in_the_hosts_pid_namespace_ends_with_its_group(self):
+        kelp("run", "--rm", "--pid=host", "-m", "64m", "@host", "sh", "-c", "setsid sleep 4321 & exit 0")
+        left = subprocess.run(["pgrep", "-f", "sleep 4321"], capture_output=True, text=True).stdout
+        self.assertEqual(left, "")
+
+    def test_running_out_of_memory_is_told(self):
+        kelp("run", "--name", "big", "-m", "20m", "--memory-swap", "20m", "--rootfs", "/opt/kelp/root", "/bin/guest", "fill", "60", "1")
+        state = json.loads(kelp("inspect", "big").stdout)[0]["State"]
+        kelp("rm", "big")
+        self.assertEqual((state["OOMKilled"], state["ExitCode"]), (True, 137))
+
+    def test_nothing_is_left_of_a_monitor_that_was_killed_in_the_background(self):
+        kelp("run", "-d", "--name", "orphan", "-m", "64m", "@host", "sleep", "100")
+        monitors = subprocess.run(["pgrep", "-u", str(os.getuid()), "kelp-monitor"], capture_output=True, text=True).stdout.split()
+        self.assertEqual(len(monitors), 1)
+        os.kill(int(monitors[0]), 9)
+        kelp("ps")
+        kelp("rm", "-f", "orphan")
+        self.assertEqual(leftovers(), [])
 
 
 class PartlyDelegated(Limits):
@@ -95,6 +319,8 @@ class OverlayBarred(unittest.TestCase):
     def test_the_users_own_overlay_makes_the_root(self):
         checks = doctor()
         self.assertEqual(rung(checks, "root file system"), "T2 FUSE overlay", checks)
+        kernel = [check for check in checks if check["rung"] == "T0 kernel overlay"]
+        self.assertIn("modprobe overlay", kernel[0]["mend"], checks)
         ended = kelp("run", "--rm", "@host", "sh", "-c", "findmnt -no FSTYPE / || grep ' / ' /proc/mounts")
         self.assertIn("fuse", ended.stdout, ended.stderr)
 

@@ -26,6 +26,25 @@ def bare(user):
     return ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "--", "env", f"HOME=/home/{user}", f"USER={user}"]
 
 
+def folder(user):
+    """A job of a batch system: processes stand in a step of a folder that belongs to the user."""
+    return ["sh", "-c", 'echo $$ >/sys/fs/cgroup/job/step/cgroup.procs && exec "$@"', "sh"] + bare(user)
+
+
+def give_folder():
+    """The folder, and what its limits are measured with: swap, huge pages, a slow disk whose scheduler knows weights."""
+    sh("for c in cpu cpuset io memory pids hugetlb; do echo +$c >/sys/fs/cgroup/cgroup.subtree_control; done")
+    sh("mkdir -p /sys/fs/cgroup/job/step; cd /sys/fs/cgroup/job; chown bob: . step; for f in procs subtree_control threads; do"
+       " chown bob: cgroup.$f step/cgroup.$f; done")
+    sh("fallocate -l 256M /swap && chmod 600 /swap && mkswap -q /swap && swapon /swap; sysctl -qw vm.nr_hugepages=8")
+    sh("mkdir -p /scratch && mount /dev/vdc /scratch && chmod 1777 /scratch; modprobe -q bfq")
+    sh("echo bfq >/sys/block/vdc/queue/scheduler")
+
+
+def take_folder():
+    sh("pkill -KILL -u bob || true; swapoff /swap; sysctl -qw vm.nr_hugepages=0; umount -l /scratch")
+
+
 def delegation(words):
     """A manager that is delegated nothing, not even its own folder, does not start: then the user has none."""
     def prepare():
@@ -58,10 +77,11 @@ def nothing():
 
 # Name, preparation, session, user, kind (tests/it's word), test cases of probes.py, tests of tests/it, undoing.
 ROWS = [
-    ("delegated", nothing, service, "ann", "ids", ["Delegated", "Everywhere"], ["limits::", "run::", "process::exit"], nothing),
+    ("delegated", nothing, service, "ann", "ids", ["Delegated", "Programs", "Everywhere"], ["limits::", "disk::", "run::", "process::exit"], nothing),
+    ("delegated-folder", give_folder, folder, "bob", "one", ["Folder", "Programs", "Everywhere"], [], take_folder),
     ("partly-delegated", delegation("pids memory"), service, "ann", "ids", ["PartlyDelegated", "Everywhere"], [], nothing),
     ("no-delegation", delegation("no"), bare, "ann", "ids", ["Soft", "Everywhere"], [], delegation("cpu cpuset io memory pids")),
-    ("no-session", nothing, bare, "bob", "one", ["Soft", "Everywhere"], ["limits::"], nothing),
+    ("no-session", nothing, bare, "bob", "one", ["Soft", "Programs", "Everywhere"], ["limits::", "disk::"], nothing),
     ("no-session-lingering", nothing, bare, "ann", "ids", ["Lingering", "Everywhere"], [], nothing),
     ("overlay-barred", bar_overlay, service, "ann", "ids", ["OverlayBarred", "Everywhere"], [], allow_overlay),
     ("fuse-and-overlay-barred", lambda: (bar_overlay(), sh("chmod 600 /dev/fuse")), service, "ann", "ids",
@@ -103,7 +123,15 @@ def main():
         environment = {"PATH": "/opt/kelp:/usr/local/bin:/usr/bin:/bin", "KELP_BENCH_ROUNDS": "15", "KELP_BENCH_PARTS": "start"}
         bench = ["python3", "-B", f"{TESTS}/bench.py", "/opt/kelp/kelp", "/tmp/limits.json"]
         pass_on = ["--setenv=KELP_BENCH_ROUNDS", "--setenv=KELP_BENCH_PARTS"]
+        print("== bench: a scope of the user's systemd", flush=True)
         passed += run(service("ann")[:-1] + pass_on + ["--working-directory=/tmp"] + bench, environment)[1] == 0
+        print("== bench: a delegated folder", flush=True)
+        give_folder()
+        sh("mkdir -p /tmp/bob && chown bob: /tmp/bob")
+        bench[-1] = "/tmp/bob/limits.json"
+        here = run(folder("bob") + bench, environment | {"KELP_BENCH_CGROUP": "/job"})
+        passed, failed = passed + (here[1] == 0), failed + here[1]
+        take_folder()
     for name, prepare, session, user, kind, probes, suite, undo in ROWS:
         if wanted and name not in wanted:
             continue
