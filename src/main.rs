@@ -55,14 +55,17 @@ fn main() -> std::process::ExitCode {
 /// kelp under the name of one of its stages is that stage.
 fn stage_by_name() -> Option<std::process::ExitCode> {
     let name = std::env::args_os().next()?;
-    let outcome = match name.to_str()? {
-        launch::stage::NAME => launch::stage::resume(),
-        rootfs::fuse::NAME => rootfs::fuse::serve(),
-        network::engine::NAME => network::engine::serve(),
-        verbs::monitor::NAME => verbs::monitor::serve(),
-        view::server::NAME => view::server::serve(),
+    let stage: fn() -> anyhow::Result<()> = match name.to_str()? {
+        launch::stage::NAME => launch::stage::resume,
+        rootfs::fuse::NAME => rootfs::fuse::serve,
+        network::engine::NAME => network::engine::serve,
+        verbs::monitor::NAME => verbs::monitor::serve,
+        view::server::NAME => view::server::serve,
         _ => return None,
     };
+    // Started through /proc/self/exe it would be called `exe` in ps.
+    let _ = std::ffi::CString::new(name.into_encoded_bytes()).map(|name| sys::process::rename(&name));
+    let outcome = stage();
     Some(match outcome {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => std::process::ExitCode::from(cli::report(&error)),

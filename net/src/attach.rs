@@ -51,13 +51,13 @@ pub struct Facts {
 ///
 /// The caller must have one thread, be in the host's network namespace (where the engine will run), and either be in the
 /// target's user namespace with CAP_SYS_ADMIN there or be its owner. It forks; the child joins the namespaces, and lives on
-/// as the broker until the engine's end of its channel closes.
-pub fn attach(target: &Target, config: &Config) -> Result<Attached> {
+/// as the broker until the engine's end of its channel closes; it calls `settled` before it waits.
+pub fn attach(target: &Target, config: &Config, settled: Option<fn()>) -> Result<Attached> {
     let (ours, theirs) = socket::pair(libc::SOCK_SEQPACKET)?;
     match process::fork().context("cannot fork the process that enters the container's network")? {
         process::Fork::Child => {
             drop(ours);
-            let status = child(target, config, &theirs);
+            let status = child(target, config, &theirs, settled);
             process::exit(i32::from(status.is_err()));
         }
         process::Fork::Parent(pid) => {
@@ -96,7 +96,7 @@ fn receive(channel: OwnedFd, pid: i32, config: &Config) -> Result<Attached> {
     Ok(Attached { device, listener4, listener6, broker: channel, facts })
 }
 
-fn child(target: &Target, config: &Config, channel: &OwnedFd) -> Result<()> {
+fn child(target: &Target, config: &Config, channel: &OwnedFd, settled: Option<fn()>) -> Result<()> {
     let made = target.join().and_then(|()| make(config));
     let mut made = match made {
         Ok(made) => made,
@@ -123,6 +123,7 @@ fn child(target: &Target, config: &Config, channel: &OwnedFd) -> Result<()> {
     let kept = [channel.as_raw_fd(), netlink.as_raw_fd(), sockets.as_raw_fd()];
     process::close_all_but(&kept).context("cannot close descriptors")?;
     confine::confine(Role::Broker)?;
+    settled.into_iter().for_each(|settled| settled());
     let served = broker::serve(channel, &mut netlink);
     // Diverted connections end with the engine's sockets. Mirrored ones only miss their segments, for ever.
     for v4 in mirrored {

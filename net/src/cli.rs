@@ -136,7 +136,7 @@ pub fn main(say: impl Fn(&str)) -> Result<()> {
     let target = target(&arguments)?;
     let bound = ports::bind(&config.published)?;
     let api = arguments.api_socket.as_deref().map(listen_api).transpose()?;
-    let attached = attach::attach(&target, &config)
+    let attached = attach::attach(&target, &config, None)
         .with_context(|| format!("cannot give {} a network", arguments.target))?;
     drop(target);
     if arguments.verbose {
@@ -144,7 +144,7 @@ pub fn main(say: impl Fn(&str)) -> Result<()> {
             say(note);
         }
     }
-    engine::run(attached, bound, config, Channels { stop, api, control: None, ready })
+    engine::run(attached, bound, config, Channels { stop, api, ready, ..Channels::default() })
 }
 
 fn asked(arguments: &Arguments) -> Result<Config> {

@@ -91,6 +91,11 @@ impl Drop for Engine {
     }
 }
 
+/// Only memory is at stake.
+fn release_code() {
+    let _ = memory::release_code();
+}
+
 /// The helper.
 pub fn serve() -> Result<()> {
     let request: Request = stage::request()?;
@@ -99,13 +104,13 @@ pub fn serve() -> Result<()> {
     process::parent_death_signal(libc::SIGKILL)?;
     let target = Target { user: Some(stage::take(request.user)?), network: stage::take(request.network)? };
     let made = ports::bind(&request.config.published)
-        .and_then(|bound| Ok((attach(&target, &request.config)?, bound)));
+        .and_then(|bound| Ok((attach(&target, &request.config, Some(release_code))?, bound)));
     drop(target);
     match made {
         Ok((attached, bound)) => {
-            // Only memory is at stake.
-            let _ = memory::release_code();
-            run(attached, bound, request.config, Channels { stop, ready: Some(word), ..Channels::default() })
+            let channels =
+                Channels { stop, ready: Some(word), settled: Some(release_code), ..Channels::default() };
+            run(attached, bound, request.config, channels)
         }
         Err(error) => {
             stage::tell(word, &Err(error));

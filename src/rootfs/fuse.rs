@@ -19,7 +19,7 @@ use crate::spec::Root;
 use crate::spec::resources::Throttle;
 use crate::stage::{self, Number};
 use crate::sys::mount::{FsOption, fsmount};
-use crate::sys::process;
+use crate::sys::{memory, process};
 
 /// `argv[0]` of the helper.
 pub const NAME: &str = "kelp-fuse";
@@ -102,7 +102,14 @@ pub fn serve() -> Result<()> {
             return Ok(());
         }
     };
-    let ready = || stage::tell(word, &Ok(()));
+    let ready = || {
+        stage::tell(word, &Ok(()));
+        // Only memory is at stake.
+        let _ = std::thread::Builder::new().spawn(|| {
+            std::thread::sleep(memory::SETTLING);
+            let _ = memory::release_code();
+        });
+    };
     let (threads, placing) = (session::default_threads(), session::Placing::Spread);
     session::serve_counted(overlay, device, threads, placing, Arc::default(), ready)
         .context("cannot serve the root file system")

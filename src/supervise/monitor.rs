@@ -123,14 +123,15 @@ impl Monitor {
         if let Some(master) = &running.master {
             streams::connect_terminal(master, spec.process.stdin, &mut self.inlet, &mut self.outlets)?;
         }
-        if self.audience != Audience::Through {
-            // Only memory is at stake.
-            let _ = memory::release_code();
-        }
+        let mut settled = Some(Instant::now() + memory::SETTLING);
         loop {
-            let due = self.kill_at.into_iter().chain(self.restraint.next()).min();
+            let due = self.kill_at.into_iter().chain(self.restraint.next()).chain(settled).min();
             let ended = self.turn(container, Some(running), due)?;
             self.restraint.turn();
+            if settled.take_if(|at| *at <= Instant::now()).is_some() {
+                // Only memory is at stake.
+                let _ = memory::release_code();
+            }
             if self.kill_at.is_some_and(|at| at <= Instant::now()) {
                 self.kill_at = None;
                 let _ = process::pidfd_send_signal(running.pidfd.as_fd(), libc::SIGKILL);

@@ -1,26 +1,49 @@
-//! What a process that mostly waits gives back to the machine: the pages of its own code, which the kernel counts as
+//! What a process that mostly waits gives back to the machine: the pages of its own program, which the kernel counts as
 //! its memory though the file has them too.
 #![allow(unsafe_code)]
 
-use std::fs;
 use std::io;
+use std::ptr;
+use std::time::Duration;
 
-/// Gives the pages of the program's own code back (`madvise(2)`, `MADV_DONTNEED`): what was needed to start
-/// counts as memory of a process that then only waits. A page that runs again is mapped again from the file.
+const PAGE: usize = 4096;
+
+/// Whoever has served a container for so long needs little of what started it.
+pub const SETTLING: Duration = Duration::from_millis(300);
+
+/// Gives the pages of the program's code and constants back (`madvise(2)`, `MADV_DONTNEED`): what was needed to start
+/// counts as memory of a process that then only waits. A page that is used again is mapped again from the file.
 pub fn release_code() -> io::Result<()> {
-    let program = fs::read_link("/proc/self/exe")?;
-    let maps = fs::read_to_string("/proc/self/maps")?;
-    let is_code = |line: &&str| line.contains(" r-xp ") && line.ends_with(&*program.to_string_lossy());
-    for line in maps.lines().filter(is_code) {
-        let range = line.split(' ').next().and_then(|range| range.split_once('-'));
-        let number = |text: &str| usize::from_str_radix(text, 16).map_err(io::Error::other);
-        let Some((start, end)) = range else { continue };
-        let (start, end) = (number(start)?, number(end)?);
-        // SAFETY: the range is a mapping of a file that is never written through it (`r-xp`), so the kernel reads
-        // the same bytes again; the code that runs now is mapped again at its next instruction.
-        if unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_DONTNEED) } < 0 {
-            return Err(io::Error::last_os_error());
+    let mut outcome = Ok(());
+    // SAFETY: `release` has the type that dl_iterate_phdr(3) calls, and `outcome` outlives the call.
+    unsafe { libc::dl_iterate_phdr(Some(release), (&raw mut outcome).cast()) };
+    outcome
+}
+
+/// The first object that dl_iterate_phdr(3) shows is the program; the others are not looked at.
+unsafe extern "C" fn release(
+    object: *mut libc::dl_phdr_info,
+    _: libc::size_t,
+    outcome: *mut libc::c_void,
+) -> libc::c_int {
+    // SAFETY: the caller passes an object that is valid for the call, whose headers are the program's own.
+    let (base, headers) = unsafe {
+        let object = &*object;
+        (object.dlpi_addr, std::slice::from_raw_parts(object.dlpi_phdr, object.dlpi_phnum.into()))
+    };
+    let read_only =
+        |header: &&libc::Elf64_Phdr| header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W == 0;
+    for header in headers.iter().filter(read_only) {
+        let (start, end) = (base + header.p_vaddr, base + header.p_vaddr + header.p_memsz);
+        let (start, end) = (start as usize / PAGE * PAGE, end as usize / PAGE * PAGE);
+        // SAFETY: the range is the mapping of a segment that is never written, relocations included (no PF_W), so the
+        // kernel reads the same bytes again; the code that runs now is mapped again at its next instruction.
+        if unsafe { libc::madvise(ptr::with_exposed_provenance_mut(start), end - start, libc::MADV_DONTNEED) }
+            < 0
+        {
+            // SAFETY: `outcome` is what `release_code` passed.
+            unsafe { *outcome.cast() = Err::<(), _>(io::Error::last_os_error()) };
         }
     }
-    Ok(())
+    1
 }

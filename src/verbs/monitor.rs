@@ -2,7 +2,6 @@
 //! its streams on /dev/null. The command that starts it gives it the container's lock and one end of a line,
 //! over which it says that the program runs, or why it does not.
 
-use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 
@@ -45,7 +44,6 @@ pub fn serve() -> Result<()> {
     let request: Request = stage::request()?;
     let (lock, line) = (stage::take(request.lock)?, Line::new(stage::take(request.line)?));
     nix::unistd::setsid().context("make a session")?;
-    process::rename(&CString::from(c"kelp-monitor"))?;
     process::become_stream(streams::null()?.as_fd(), 2)?;
     nix::unistd::chdir("/")?;
     let signals = signals::signals()?;

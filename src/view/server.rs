@@ -9,7 +9,7 @@ use nix::sched::CloneFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::stage::{self, Number};
-use crate::sys::{process, socket};
+use crate::sys::{memory, process, socket};
 use crate::view::files;
 use crate::view::numbers::{Source, Subject};
 
@@ -80,6 +80,8 @@ pub fn serve() -> Result<()> {
     let (_, device) = socket::receive(line.as_fd())?;
     let device = device.context("the device did not arrive")?;
     files::serve(source, device, || {
+        // Only memory is at stake.
+        let _ = memory::release_code();
         let _ = socket::send(line.as_fd(), b"1", None);
         drop(line);
     })

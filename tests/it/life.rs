@@ -36,6 +36,7 @@ fn a_container_is_created_started_stopped_started_again_and_removed() {
     assert!(state(&dir, "reef").starts_with("reef created Created"));
     dir.kelp(&["start", "reef"]).ok();
     assert!(state(&dir, "reef").starts_with("reef running Up"));
+    assert!(soon(|| dir.kelp(&["logs", "reef"]).ok().out == "x\n"));
     says(&dir.kelp(&["rm", "reef"]).fails(1), &["reef", "running", "stop"]);
     assert!(soon(|| dir.kelp(&["logs", "reef"]).ok().out == "x\n"));
     dir.kelp(&["stop", "-t", "0", "reef"]).ok();

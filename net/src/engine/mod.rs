@@ -63,6 +63,8 @@ pub struct Channels {
     pub control: Option<OwnedFd>,
     /// Gets the byte `1` when the network is up.
     pub ready: Option<OwnedFd>,
+    /// Called once, when the engine has nothing to do for the first time.
+    pub settled: Option<fn()>,
 }
 
 /// The rooms an event's number leads to.
@@ -154,6 +156,9 @@ const MESSAGES: usize = 64 << 10;
 const LAST_WORDS: Duration = Duration::from_millis(500);
 const SILENCE: i32 = 10;
 
+/// An engine that has waited for so many milliseconds has nothing to do.
+const SETTLING: i32 = 300;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Turn {
     Busy,
@@ -212,7 +217,7 @@ pub fn run(attached: Attached, bound: Vec<Bound>, mut config: Config, channels: 
     if let Some(ready) = channels.ready {
         crate::sys::stream::write(&ready, b"1").context("cannot say that the network is up")?;
     }
-    engine.turn_until_stopped()
+    engine.turn_until_stopped(channels.settled)
 }
 
 /// The addresses of the host's own interfaces, which no container may reach unless it is told so.
@@ -235,12 +240,19 @@ impl Engine {
         self.register_control()
     }
 
-    fn turn_until_stopped(&mut self) -> Result<()> {
+    fn turn_until_stopped(&mut self, mut settled: Option<fn()>) -> Result<()> {
         let mut events = [Event { events: 0, u64: 0 }; 256];
         loop {
-            let wait = self.timers.wait(Instant::now());
-            if self.turn(&mut events, wait)? == Turn::Stopped {
-                return self.carry_last_words(&mut events);
+            let wait = match (self.timers.wait(Instant::now()), settled) {
+                (wait, Some(_)) if !(0..SETTLING).contains(&wait) => SETTLING,
+                (wait, _) => wait,
+            };
+            match self.turn(&mut events, wait)? {
+                Turn::Stopped => return self.carry_last_words(&mut events),
+                Turn::Quiet if wait == SETTLING => {
+                    settled.take().into_iter().for_each(|settled| settled());
+                }
+                Turn::Quiet | Turn::Busy => {}
             }
         }
     }
