@@ -8,10 +8,10 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 /// Numbers that are the same in every run (xorshift64*), so that a failure can be had again.
-struct Dice(u64);
+pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
-    fn below(&mut self, most: u64) -> u64 {
+    pub(crate) fn below(&mut self, most: u64) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;

@@ -30,6 +30,7 @@ mod life;
 mod limits;
 mod mounts;
 mod network;
+mod perils;
 mod process;
 mod real;
 mod run;
