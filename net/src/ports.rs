@@ -26,6 +26,22 @@ pub fn bind(published: &[Published]) -> Result<Vec<Bound>> {
     bind_within_limit(published)
 }
 
+/// The ports as they are bound: one a port, with the host's number where the kernel chose it.
+pub fn given(published: &[Published], bound: &[Bound]) -> Vec<Published> {
+    let (mut given, mut rest) = (Vec::new(), bound.iter().peekable());
+    for one in published {
+        for step in 0..one.count {
+            let Some(first) = rest.next() else { return given };
+            // The other family has the same port.
+            let twin = |other: &&Bound| one.host.is_none() && other.host.is_ipv6() && first.host.is_ipv4();
+            let _ = rest.next_if(twin);
+            let container_port = one.container_port.saturating_add(step);
+            given.push(Published { host_port: first.host.port(), container_port, count: 1, ..*one });
+        }
+    }
+    given
+}
+
 /// As `bind`, for a process that has raised its limit of descriptors already.
 pub(crate) fn bind_within_limit(published: &[Published]) -> Result<Vec<Bound>> {
     let mut bound = Vec::new();
@@ -99,5 +115,29 @@ fn refusal(protocol: Protocol, host: &SocketAddr, error: &io::Error) -> Error {
         ),
         Some(libc::EADDRNOTAVAIL) => anyhow!("{what}: the host has no such address"),
         _ => anyhow!("{what}: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_that_the_kernel_chose_are_given_by_number() {
+        let asked: Vec<Published> =
+            ["80", "80", "127.0.0.1::90-91/udp"].iter().map(|text| text.parse().unwrap()).collect();
+        let bound = bind(&asked).unwrap();
+        let given = given(&asked, &bound);
+        let ports: Vec<u16> = given.iter().map(|one| one.container_port).collect();
+        assert_eq!(ports, [80, 80, 90, 91]);
+        assert!(given.iter().all(|one| one.host_port != 0 && one.count == 1), "{given:?}");
+        for one in &given {
+            let is_bound = |bound: &Bound| {
+                (bound.host.port(), bound.container_port, bound.protocol)
+                    == (one.host_port, one.container_port, one.protocol)
+            };
+            assert!(bound.iter().any(is_bound), "{one:?}");
+        }
+        assert_ne!(given[0].host_port, given[1].host_port);
     }
 }

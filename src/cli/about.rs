@@ -50,6 +50,7 @@ pub fn version(arguments: &VersionArgs) -> Result<i32> {
         "Version": VERSION,
         "Os": platform.os,
         "Arch": platform.architecture,
+        "OsArch": format!("{}/{}", platform.os, platform.architecture),
         "KernelVersion": kernel()?,
     });
     let value = json!({"Client": part, "Server": part});

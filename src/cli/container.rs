@@ -7,13 +7,13 @@ use clap::{ArgMatches, Args, Subcommand};
 use crate::cli::filter::{self, Filter};
 use crate::cli::{
     attach, changes, cp, describe, exec, inspect, logs, orders, port, ps, report, restrain, run, start,
-    stats, system, table, top,
+    stats, storage, system, table, top,
 };
 use crate::container::folder::Known;
 use crate::container::{list, volume};
 use crate::error::Error;
 use crate::paths::Paths;
-use crate::verbs::remove;
+use crate::verbs::remove::{self, Way};
 
 /// Work with containers
 #[derive(Debug, Args)]
@@ -82,8 +82,8 @@ impl ContainerArgs {
 pub fn run(arguments: ContainerArgs, matches: &ArgMatches) -> Result<i32> {
     match arguments.verb {
         ContainerVerb::Ls(arguments) => ps::run(&arguments),
-        ContainerVerb::Run(arguments) => run::run(*arguments, &run::Places::of_verb(matches)),
-        ContainerVerb::Create(arguments) => run::create(*arguments, &run::Places::of_verb(matches)),
+        ContainerVerb::Run(arguments) => run::run(*arguments, &storage::Places::of_verb(matches)),
+        ContainerVerb::Create(arguments) => run::create(*arguments, &storage::Places::of_verb(matches)),
         ContainerVerb::Start(arguments) => start::run(&arguments),
         ContainerVerb::Stop(arguments) => orders::stop(arguments),
         ContainerVerb::Restart(arguments) => orders::restart(arguments),
@@ -118,22 +118,34 @@ pub fn run(arguments: ContainerArgs, matches: &ArgMatches) -> Result<i32> {
 }
 
 fn prune(arguments: &PruneArgs) -> Result<i32> {
-    let mut filters = Vec::new();
-    for text in &arguments.filter {
-        let known = filter::parse(text).filter(|filter| matches!(filter.key, "label" | "until"));
-        filters.push(known.ok_or_else(|| Error::usage(format!("invalid filter {text:?}")))?);
-    }
+    let filters = parsed(&arguments.filter)?;
     if !arguments.force && !system::agrees("Remove all containers that have ended?")? {
         return Ok(1);
     }
-    let paths = Paths::find()?;
+    let (status, freed) = remove_ended(&Paths::find()?, &filters);
+    println!("Total reclaimed space: {}", table::size(freed));
+    Ok(status)
+}
+
+/// The filters that a removal of several knows.
+pub fn parsed(words: &[String]) -> Result<Vec<Filter<'_>>> {
+    let mut filters = Vec::new();
+    for word in words {
+        let filter = filter::parse(word).filter(|filter| matches!(filter.key, "label" | "until"));
+        filters.push(filter.ok_or_else(|| Error::usage(format!("invalid filter {word:?}")))?);
+    }
+    Ok(filters)
+}
+
+/// Removes the containers that have ended and fit, and prints which; 1 if one failed, and the bytes that are free.
+pub fn remove_ended(paths: &Paths, filters: &[Filter<'_>]) -> (i32, u64) {
     let (mut removed, mut freed, mut status) = (Vec::new(), 0, 0);
-    for known in list::all(&paths) {
+    for known in list::all(paths) {
         if known.status.state.is_live() || !filters.iter().all(|filter| fits(filter, &known)) {
             continue;
         }
         let size = volume::size(&known.folder);
-        match remove::remove(&paths, known.made.id.as_str(), false) {
+        match remove::remove(paths, known.made.id.as_str(), Way::default()) {
             Ok(id) => {
                 removed.push(id);
                 freed += size;
@@ -147,8 +159,7 @@ fn prune(arguments: &PruneArgs) -> Result<i32> {
     if !removed.is_empty() {
         println!("Deleted Containers:\n{}\n", removed.join("\n"));
     }
-    println!("Total reclaimed space: {}", table::size(freed));
-    Ok(status)
+    (status, freed)
 }
 
 fn fits(filter: &Filter<'_>, known: &Known) -> bool {

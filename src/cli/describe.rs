@@ -9,16 +9,18 @@ use kelp_net::config::Published;
 use nix::sys::signal::Signal;
 use serde_json::{Map, Value, json};
 
-use crate::cli::limits;
+use crate::cli::{choice, limits};
 use crate::container::folder::Known;
+use crate::container::published;
 use crate::container::state::State;
-use crate::container::volume;
+use crate::container::volume::{self, Volume};
+use crate::ids::ContainerName;
 use crate::image::config::rfc3339_nanos;
 use crate::paths::Paths;
 use crate::rootfs::rung::Rung;
 use crate::spec::life::{LogFormat, Restart, Stream};
 use crate::spec::mount::{Mount, MountKind, Propagation};
-use crate::spec::request::{Network, Request};
+use crate::spec::request::{Network, Request, SecretPlace, SecretUse};
 use crate::spec::resolve::{self, Facts};
 use crate::spec::{Root, Sharing, Spec};
 use crate::verbs::observe;
@@ -44,11 +46,12 @@ pub fn container(paths: &Paths, known: &Known, with_size: bool) -> Result<Value>
         "LogPath": if log { known.folder.join("log").display().to_string() } else { String::new() },
         "Name": format!("/{}", known.name()),
         "RestartCount": status.restarts,
+        "PidFile": request.life.pidfile.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
         "Driver": driver(status.rung),
         "Platform": "linux",
         "ExecIDs": null,
         "GraphDriver": graph_driver(known),
-        "Mounts": request.mounts.iter().map(|mount| describe_mount(paths, mount)).collect::<Vec<_>>(),
+        "Mounts": request.mounts.iter().map(|mount| describe_mount(paths, &made.id, mount)).collect::<Vec<_>>(),
         "Config": config(request, &spec),
         "HostConfig": host_config(known),
         "NetworkSettings": network_settings(known),
@@ -73,7 +76,8 @@ fn time(nanoseconds: i64) -> String {
     if nanoseconds == 0 { NEVER.to_owned() } else { rfc3339_nanos(nanoseconds) }
 }
 
-fn pid(known: &Known) -> Option<i32> {
+/// The process number of its program.
+pub fn pid(known: &Known) -> Option<i32> {
     let lives = matches!(known.status.state, State::Running | State::Paused);
     known.status.process.as_ref().filter(|_| lives).map(|process| process.pid)
 }
@@ -124,13 +128,13 @@ fn graph_driver(known: &Known) -> Value {
     })
 }
 
-fn describe_mount(paths: &Paths, mount: &Mount) -> Value {
-    let (kind, name, source, propagation) = match &mount.kind {
-        MountKind::Bind { source, propagation, .. } => {
+fn describe_mount(paths: &Paths, id: &ContainerName, mount: &Mount) -> Value {
+    let (kind, name, source, propagation) = match (&mount.kind, volume::of(mount, id)) {
+        (MountKind::Bind { source, propagation, .. }, _) => {
             ("bind", String::new(), source.display().to_string(), *propagation)
         }
-        MountKind::Volume(name) => {
-            let folder = volume::folder(paths, name).display().to_string();
+        (_, Some(Volume { name, .. })) => {
+            let folder = volume::folder(paths, &name).display().to_string();
             ("volume", name.to_string(), folder, Propagation::Private)
         }
         _ => ("tmpfs", String::new(), String::new(), Propagation::Private),
@@ -168,7 +172,7 @@ fn config(request: &Request, spec: &Spec) -> Value {
     };
     let signal = request.stop_signal();
     let ports: Map<String, Value> =
-        published(request).iter().map(|(port, _)| (port.clone(), json!({}))).collect();
+        published(asked(request)).into_iter().map(|(port, _)| (port, json!({}))).collect();
     json!({
         "Hostname": spec.hostname.clone().unwrap_or_default(),
         "Domainname": spec.domainname.clone().unwrap_or_default(),
@@ -185,10 +189,28 @@ fn config(request: &Request, spec: &Spec) -> Value {
         "WorkingDir": spec.process.cwd.display().to_string(),
         "Entrypoint": Some(entrypoint).filter(|words| !words.is_empty()),
         "ExposedPorts": ports,
+        "Volumes": own_volumes(request),
+        "Secrets": request.secrets.iter().map(secret).collect::<Vec<_>>(),
         "Labels": labels(request),
         "StopSignal": Signal::try_from(signal).map_or_else(|_| signal.to_string(), |name| name.to_string()),
         "StopTimeout": request.life.stop_timeout,
     })
+}
+
+/// By name, as podman shows it: what it says stands nowhere.
+fn secret(asked: &SecretUse) -> Value {
+    let (uid, gid, mode) = match asked.place {
+        SecretPlace::File { uid, gid, mode, .. } => (uid.unwrap_or(0), gid.unwrap_or(0), mode),
+        SecretPlace::Variable(_) => (0, 0, 0),
+    };
+    json!({"Name": asked.name.as_str(), "ID": asked.id, "UID": uid, "GID": gid, "Mode": mode})
+}
+
+/// Where it has volumes that were made for it; null without any, as docker has it.
+fn own_volumes(request: &Request) -> Option<Map<String, Value>> {
+    let own = request.mounts.iter().filter(|mount| mount.kind == MountKind::Anonymous);
+    let own: Map<String, Value> = own.map(|mount| (mount.target.display().to_string(), json!({}))).collect();
+    Some(own).filter(|own| !own.is_empty())
 }
 
 /// The image's, and the user's over them.
@@ -227,12 +249,8 @@ fn host_config(known: &Known) -> Value {
         |limit: &crate::spec::Rlimit| json!({"Name": limit.name, "Soft": limit.soft, "Hard": limit.hard});
     let mut config = json!({
         "Binds": binds(request),
-        "NetworkMode": match request.network {
-            Network::None => "none",
-            Network::Host => "host",
-            Network::User(_) => "user",
-        },
-        "PortBindings": ports(request),
+        "NetworkMode": choice::network(&request.network),
+        "PortBindings": ports(asked(request), |host| vec![host]),
         "RestartPolicy": { "Name": policy, "MaximumRetryCount": count },
         "AutoRemove": request.remove,
         "LogConfig": { "Type": driver, "Config": options },
@@ -251,6 +269,8 @@ fn host_config(known: &Known) -> Value {
         "ReadonlyRootfs": request.read_only,
         "ShmSize": request.shm_size.map(|size| size.0),
         "Sysctls": request.sysctls.iter().cloned().collect::<BTreeMap<_, _>>(),
+        "VolumesFrom": Some(&request.volumes_from).filter(|words| !words.is_empty()),
+        "Annotations": request.life.annotations,
         "Ulimits": request.rlimits.iter().map(limit).collect::<Vec<_>>(),
         "CgroupParent": request.resources.parent.clone().unwrap_or_default(),
         "OomKillDisable": false,
@@ -261,6 +281,13 @@ fn host_config(known: &Known) -> Value {
         config[name] = value;
     }
     config
+}
+
+fn asked(request: &Request) -> &[Published] {
+    match &request.network {
+        Network::User(config) => &config.published,
+        _ => &[],
+    }
 }
 
 fn binds(request: &Request) -> Vec<String> {
@@ -277,8 +304,7 @@ fn binds(request: &Request) -> Vec<String> {
 }
 
 /// `80/tcp` and where each published port is bound: address and port of the host.
-fn published(request: &Request) -> Vec<(String, (String, u16))> {
-    let Network::User(config) = &request.network else { return Vec::new() };
+fn published(ports: &[Published]) -> Vec<(String, (String, u16))> {
     let each = |port: &Published| {
         let (port, host) = (*port, port.host.map(|host| host.to_string()).unwrap_or_default());
         (0..port.count).map(move |at| {
@@ -286,29 +312,34 @@ fn published(request: &Request) -> Vec<(String, (String, u16))> {
             (format!("{}/{}", port.container_port + at, port.protocol), (host.clone(), on_host))
         })
     };
-    config.published.iter().flat_map(each).collect()
+    ports.iter().flat_map(each).collect()
 }
 
 /// `80/tcp` and the address of the host that leads there, as docker prints it; without one, every address of both
 /// families does.
-pub fn listening(request: &Request) -> Vec<(String, String)> {
+pub fn listening(known: &Known) -> Vec<(String, String)> {
     let each = |(port, (host, number)): (String, (String, u16))| {
-        let hosts = match host.as_str() {
-            "" => vec!["0.0.0.0".to_owned(), "[::]".to_owned()],
-            host if host.contains(':') => vec![format!("[{host}]")],
-            host => vec![host.to_owned()],
-        };
-        hosts.into_iter().map(move |host| (port.clone(), format!("{host}:{number}")))
+        addresses(host).into_iter().map(move |host| {
+            let host = if host.contains(':') { format!("[{host}]") } else { host };
+            (port.clone(), format!("{host}:{number}"))
+        })
     };
-    published(request).into_iter().flat_map(each).collect()
+    published(&published::of(known)).into_iter().flat_map(each).collect()
 }
 
-fn ports(request: &Request) -> Map<String, Value> {
+/// Without an address, all of both families.
+fn addresses(host: String) -> Vec<String> {
+    if host.is_empty() { vec!["0.0.0.0".to_owned(), "::".to_owned()] } else { vec![host] }
+}
+
+/// Each port of the container with where it is bound, by `hosts` of the address that was asked for.
+fn ports(asked: &[Published], hosts: impl Fn(String) -> Vec<String>) -> Map<String, Value> {
     let mut ports = Map::new();
-    for (port, (host, number)) in published(request) {
-        let bound = json!({"HostIp": host, "HostPort": number.to_string()});
+    for (port, (host, number)) in published(asked) {
+        let bound =
+            hosts(host).into_iter().map(|host| json!({"HostIp": host, "HostPort": number.to_string()}));
         if let Some(list) = ports.entry(port).or_insert_with(|| json!([])).as_array_mut() {
-            list.push(bound);
+            list.extend(bound);
         }
     }
     ports
@@ -321,7 +352,7 @@ fn network_settings(known: &Known) -> Value {
         _ => (None, None),
     };
     json!({
-        "Ports": if pid(known).is_some() { ports(request) } else { Map::new() },
+        "Ports": if pid(known).is_some() { ports(&published::of(known), addresses) } else { Map::new() },
         "IPAddress": v4.map(|net| net.address.to_string()).unwrap_or_default(),
         "IPPrefixLen": v4.map_or(0, |net| net.prefix),
         "Gateway": v4.map(|net| net.gateway.to_string()).unwrap_or_default(),

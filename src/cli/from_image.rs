@@ -59,6 +59,7 @@ fn defaults(image: &Image) -> Result<ImageDefaults> {
         entrypoint: words(&config.entrypoint),
         command: words(&config.cmd),
         exposed: config.exposed_ports.keys().cloned().collect(),
+        volumes: config.volumes.keys().cloned().collect(),
         user: said(&config.user),
         cwd: said(&config.working_dir).map(|path| PathBuf::from("/").join(path)),
         stop_signal: said(&config.stop_signal).map(|word| words::signal(&word)).transpose()?,

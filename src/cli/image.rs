@@ -157,7 +157,8 @@ fn prune(arguments: PruneArgs) -> Result<i32> {
     })
 }
 
-fn fits(filter: &str, image: &crate::image::store::ImageRecord) -> bool {
+/// Whether a filter of a removal chooses the image.
+pub fn fits(filter: &str, image: &crate::image::store::ImageRecord) -> bool {
     match filter::parse(filter) {
         Some(Filter { key: "label", value, is_not }) => filter::has_label(&image.labels, value) != is_not,
         Some(Filter { key: "until", value, is_not: false }) => filter::until(value, image.created),

@@ -33,6 +33,15 @@ pub struct LifeArgs {
     /// Write the container's id to a file, which must not be there
     #[arg(long, value_name = "FILE", help_heading = "Container")]
     pub cidfile: Option<PathBuf>,
+    /// Write the program's process number to a file at each start
+    #[arg(long, value_name = "FILE", help_heading = "Container")]
+    pidfile: Option<PathBuf>,
+    /// Remove a container of the same name first
+    #[arg(long, requires = "name", help_heading = "Container")]
+    pub replace: bool,
+    /// Remove the image with the container, unless another is made from it; implies --rm
+    #[arg(long, help_heading = "Container")]
+    pub rmi: bool,
     /// What is kept of the output: json-file, k8s-file, none, passthrough
     #[arg(long, value_name = "DRIVER", default_value = "json-file", help_heading = "Container")]
     log_driver: String,
@@ -97,7 +106,7 @@ impl LifeArgs {
             health: None,
             attached: Vec::new(),
             detach_keys: self.detach_keys.clone(),
-            pidfile: None,
+            pidfile: self.pidfile.as_ref().map(std::path::absolute).transpose()?,
         })
     }
 

@@ -6,6 +6,7 @@ pub mod archive;
 pub mod attach;
 pub mod cdi;
 pub mod changes;
+pub mod choice;
 pub mod container;
 pub mod cp;
 pub mod describe;
@@ -29,6 +30,7 @@ pub mod manifest;
 pub mod mount;
 mod network;
 pub mod orders;
+pub mod pattern;
 pub mod port;
 pub mod progress;
 pub mod ps;
@@ -41,6 +43,7 @@ pub mod search;
 pub mod secret;
 pub mod start;
 pub mod stats;
+pub mod storage;
 pub mod surroundings;
 pub mod system;
 pub mod table;
@@ -151,8 +154,8 @@ pub fn main() -> ExitCode {
         let _ = process::default_action(libc::SIGPIPE);
     }
     let outcome = match cli.verb {
-        Verb::Run(arguments) => run::run(*arguments, &run::Places::new(&matches)),
-        Verb::Create(arguments) => run::create(*arguments, &run::Places::of_verb(&matches)),
+        Verb::Run(arguments) => run::run(*arguments, &storage::Places::new(&matches)),
+        Verb::Create(arguments) => run::create(*arguments, &storage::Places::of_verb(&matches)),
         Verb::Start(arguments) => start::run(&arguments),
         Verb::Stop(arguments) => orders::stop(arguments),
         Verb::Restart(arguments) => orders::restart(arguments),

@@ -10,7 +10,7 @@ use crate::container::list;
 use crate::error::Error;
 use crate::paths::Paths;
 use crate::verbs::order::{self, Given};
-use crate::verbs::remove;
+use crate::verbs::remove::{self, Way};
 
 /// Does `work` for each word and prints what it gives; 1 if one failed.
 pub fn each(words: &[String], mut work: impl FnMut(&str) -> Result<String>) -> Result<i32> {
@@ -182,6 +182,9 @@ pub struct RmArgs {
     /// Remove its anonymous volumes too
     #[arg(short, long)]
     volumes: bool,
+    /// With --force, seconds between the stop signal and the kill [default: 0]
+    #[arg(short, long, value_name = "SECONDS", allow_negative_numbers = true)]
+    time: Option<i64>,
 }
 
 pub fn rm(arguments: RmArgs) -> Result<i32> {
@@ -190,15 +193,21 @@ pub fn rm(arguments: RmArgs) -> Result<i32> {
     if arguments.ignore {
         containers.retain(|word| list::find(&paths, word).is_ok());
     }
-    each(&containers, |word| {
-        match remove::remove(&paths, word, arguments.force) {
-            // Docker: a container that is not there is as good as removed, and said.
-            Err(error) if arguments.force && list::is_absence(&error) => {
+    let way = Way { force: arguments.force, volumes: arguments.volumes, patience: arguments.time };
+    if arguments.force {
+        // Docker: a container that is not there is as good as removed, and said.
+        containers.retain(|word| match list::find(&paths, word) {
+            Err(error) if list::is_absence(&error) => {
                 warn(&format!("{error:#}"));
-                Ok(word.to_owned())
+                false
             }
-            other => other.map(|_| word.to_owned()),
-        }
+            _ => true,
+        });
+    }
+    each(&containers, |word| match remove::remove(&paths, word, way) {
+        // It has gone meanwhile.
+        Err(error) if arguments.force && list::is_absence(&error) => Ok(word.to_owned()),
+        other => other.map(|_| word.to_owned()),
     })
 }
 

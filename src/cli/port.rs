@@ -1,5 +1,5 @@
-//! `kelp port`: which ports of the host lead into a container, as it was asked. A port that was left to the kernel
-//! is shown as 0.
+//! `kelp port`: which ports of the host lead into a container that runs, with the number that the kernel gave where
+//! the choice was left to it.
 
 use anyhow::Result;
 use clap::Args;
@@ -20,8 +20,7 @@ pub struct PortArgs {
 
 pub fn run(arguments: &PortArgs) -> Result<i32> {
     let known = list::find(&Paths::find()?, &arguments.container)?;
-    let all =
-        if known.status.state.is_live() { describe::listening(&known.made.request) } else { Vec::new() };
+    let all = if known.status.state.is_live() { describe::listening(&known) } else { Vec::new() };
     let Some(port) = &arguments.port else {
         for (port, address) in all {
             println!("{port} -> {address}");

@@ -6,20 +6,21 @@ use std::fs::File;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use clap::{ArgMatches, Args};
+use clap::Args;
 
 use crate::cli::life::LifeArgs;
 use crate::cli::limits::ResourceArgs;
 use crate::cli::network::NetworkArgs;
 use crate::cli::pull::{FetchArgs, PolicyWord};
+use crate::cli::storage::{Places, StorageArgs};
 use crate::cli::surroundings::{self, SurroundingsArgs};
-use crate::cli::{cdi, from_image, warn, words};
+use crate::cli::{cdi, from_image, secret, warn, words};
 use crate::error::Error;
 use crate::ids::ContainerName;
 use crate::network::names::HOST_GATEWAY;
+use crate::paths::Paths;
 use crate::spec::cdi::{QualifiedName, qualified};
 use crate::spec::life::Stream;
-use crate::spec::mount;
 use crate::spec::request::{ImageDefaults, Network, Request, SeccompChoice, Security, Unmask, UserNamespace};
 use crate::spec::{Root, Writes};
 use crate::units;
@@ -51,18 +52,14 @@ pub struct RunArgs {
     /// Make the root read-only
     #[arg(long, help_heading = "Root")]
     read_only: bool,
-    /// Bind a file or folder of the host, or a volume: SRC:DST[:ro,rw,rslave,rshared,rprivate,nosuid,noexec,nodev,U,nocopy]
-    #[arg(short = 'v', long = "volume", value_name = "SRC:DST", help_heading = "Root")]
-    volume: Vec<String>,
-    /// Mount: type=bind|tmpfs,source=,target=,readonly,...
-    #[arg(long, value_name = "FIELDS", help_heading = "Root")]
-    mount: Vec<String>,
-    /// Mount a tmpfs: DST[:size=64m,mode=1777,...]
-    #[arg(long, value_name = "DST", help_heading = "Root")]
-    tmpfs: Vec<String>,
+    #[command(flatten, next_help_heading = "Root")]
+    storage: StorageArgs,
     /// Give a device node of the host, or a device of a CDI file: HOST[:CONTAINER[:rwm]], VENDOR/CLASS=NAME
     #[arg(long, value_name = "NODE", help_heading = "Root")]
     device: Vec<String>,
+    /// Give a secret: NAME[,type=mount|env,target=,uid=,gid=,mode=]
+    #[arg(long, value_name = "SECRET", help_heading = "Root")]
+    secret: Vec<String>,
     #[command(flatten)]
     cdi: cdi::CdiArgs,
     #[command(flatten)]
@@ -188,38 +185,20 @@ pub struct RunArgs {
     resources: ResourceArgs,
 }
 
-/// Where on the command line the words of the mount flags stand, so that mounts are made in the user's order.
-#[derive(Debug, Default)]
-pub struct Places {
-    tmpfs: Vec<usize>,
-    volume: Vec<usize>,
-    mount: Vec<usize>,
-}
-
-impl Places {
-    pub fn new(matches: &ArgMatches) -> Self {
-        let places = |id: &str| matches.indices_of(id).map(Iterator::collect).unwrap_or_default();
-        Self { tmpfs: places("tmpfs"), volume: places("volume"), mount: places("mount") }
-    }
-
-    /// The same for a verb, or one below it, of the whole command line.
-    pub fn of_verb(matches: &ArgMatches) -> Self {
-        matches.subcommand().map_or_else(|| Self::new(matches), |(_, matches)| Self::of_verb(matches))
-    }
-}
-
 pub fn run(arguments: RunArgs, places: &Places) -> Result<i32> {
     let (explain, detach) = (arguments.explain, arguments.detach);
     let cidfile = cidfile(&arguments)?;
     let pass_signals = arguments.life.proxy.sig_proxy;
     let itself = pass_signals && !arguments.tty && !arguments.life.is_choosy();
     let foreground = if itself { Foreground::Itself } else { Foreground::Attached { pass_signals } };
+    let replace = arguments.life.replace;
     let request = request(arguments, places)?;
     if explain {
         use std::io::Write;
         std::io::stdout().write_all(verbs::begin::explain(&request)?.as_bytes())?;
         return Ok(0);
     }
+    make_room(replace, &request)?;
     let mut cidfile = cidfile;
     let silent = request.life.attached == [Stream::Stdin];
     let mut made = |id: &ContainerName| {
@@ -247,10 +226,21 @@ fn write_id(file: Option<File>, id: &ContainerName) -> Result<()> {
     file.map_or(Ok(()), |mut file| write!(file, "{id}")).context("cannot write the container id file")
 }
 
+/// `--replace`
+fn make_room(replace: bool, request: &Request) -> Result<()> {
+    match &request.name {
+        Some(name) if replace => verbs::remove::replace(&Paths::find()?, name),
+        _ => Ok(()),
+    }
+}
+
 /// `kelp create`
 pub fn create(arguments: RunArgs, places: &Places) -> Result<i32> {
     let cidfile = cidfile(&arguments)?;
-    let id = verbs::start::create(request(arguments, places)?)?;
+    let replace = arguments.life.replace;
+    let request = request(arguments, places)?;
+    make_room(replace, &request)?;
+    let id = verbs::start::create(request)?;
     write_id(cidfile, &id)?;
     println!("{id}");
     Ok(0)
@@ -276,7 +266,8 @@ fn request(arguments: RunArgs, places: &Places) -> Result<Request> {
         image,
         read_only: arguments.read_only,
         name: arguments.name.as_deref().map(str::parse).transpose()?,
-        remove: arguments.rm,
+        remove: arguments.rm || arguments.life.rmi,
+        remove_image: arguments.life.rmi,
         init: arguments.init,
         interactive: arguments.interactive,
         terminal: arguments.tty,
@@ -297,7 +288,9 @@ fn request(arguments: RunArgs, places: &Places) -> Result<Request> {
             .map(|word| words::hostname("--domainname", word))
             .transpose()?,
         add_hosts,
-        mounts: mounts(&arguments, places)?,
+        mounts: arguments.storage.mounts(places)?,
+        volumes_from: Vec::new(),
+        secrets: each(&arguments.secret, secret::asked)?,
         devices: each(&nodes, words::device)?,
         links: Vec::new(),
         shm_size: arguments.shm_size.as_deref().map(str::parse).transpose()?,
@@ -322,10 +315,11 @@ fn request(arguments: RunArgs, places: &Places) -> Result<Request> {
         stop_signal: arguments.stop_signal.as_deref().map(words::signal).transpose()?,
         timeout: arguments.timeout.as_deref().map(units::parse_duration).transpose()?,
         storage: words::storage(arguments.storage_driver.as_deref(), &arguments.storage_opt)?,
-        life: arguments.life.life(arguments.rm)?,
+        life: arguments.life.life(arguments.rm || arguments.life.rmi)?,
         resources: arguments.resources.resources()?,
     };
     request.life.attached = arguments.life.attached(arguments.detach, arguments.interactive)?;
+    arguments.storage.add(&mut request)?;
     cdi::add(&mut request, &named, &arguments.cdi)?;
     surroundings::add(&mut request, &arguments.surroundings)?;
     Ok(request)
@@ -391,25 +385,6 @@ pub fn cwd(path: Option<PathBuf>) -> Result<Option<PathBuf>> {
         }
         other => Ok(other),
     }
-}
-
-/// In the order in which the user gave them, whatever the flag.
-fn mounts(arguments: &RunArgs, places: &Places) -> Result<Vec<mount::Mount>> {
-    let mut placed: Vec<(usize, mount::Mount)> = Vec::new();
-    let mut place = |places: &[usize], mounts: Vec<mount::Mount>| {
-        placed.extend(places.iter().copied().zip(mounts));
-    };
-    place(&places.tmpfs, each(&arguments.tmpfs, mount::parse_tmpfs)?);
-    place(&places.volume, each(&arguments.volume, mount::parse_volume)?);
-    place(&places.mount, each(&arguments.mount, mount::parse_mount)?);
-    placed.sort_by_key(|(place, _)| *place);
-    let mounts: Vec<mount::Mount> = placed.into_iter().map(|(_, mount)| mount).collect();
-    for (at, one) in mounts.iter().enumerate() {
-        if mounts.iter().skip(at + 1).any(|other| other.target == one.target) {
-            return Err(Error::usage(format!("duplicate mount point: {}", one.target.display())).into());
-        }
-    }
-    Ok(mounts)
 }
 
 fn userns(arguments: &RunArgs) -> Result<UserNamespace> {

@@ -3,6 +3,7 @@
 
 use std::io::Read;
 use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
@@ -13,9 +14,10 @@ use crate::cli::table::{self, Column};
 use crate::cli::{report, words};
 use crate::container::secret::{self, Same, Secret};
 use crate::error::Error;
-use crate::ids::Name;
+use crate::ids::{Name, parse_id};
 use crate::image::config::{now, rfc3339};
 use crate::paths::Paths;
+use crate::spec::request::{SecretPlace, SecretUse};
 
 /// Work with secrets
 #[derive(Debug, Args)]
@@ -212,6 +214,40 @@ fn describe(secret: &Secret, show: bool) -> Value {
         value["SecretData"] = String::from_utf8_lossy(&secret.content).into();
     }
     value
+}
+
+/// `run --secret NAME[,type=mount|env,target=,uid=,gid=,mode=]`.
+pub fn asked(word: &str) -> Result<SecretUse> {
+    let refused = |why: String| Error::usage(format!("--secret {word}: {why}"));
+    let (name, options) = word.split_once(',').unwrap_or((word, ""));
+    let (mut kind, mut target, mut uid, mut gid, mut mode) = ("mount", None, None, None, None);
+    for option in options.split(',').filter(|option| !option.is_empty()) {
+        let (key, value) = option.split_once('=').unwrap_or((option, ""));
+        let id = || parse_id(value).ok_or_else(|| refused(format!("{value:?} is not an id")));
+        match key {
+            "type" => kind = value,
+            "target" if !value.is_empty() => target = Some(value),
+            "uid" => uid = Some(id()?),
+            "gid" => gid = Some(id()?),
+            "mode" => {
+                let bits = u32::from_str_radix(value, 8).ok().filter(|bits| *bits <= 0o777);
+                mode = Some(bits.ok_or_else(|| refused("an octal mode up to 777 is expected".to_owned()))?);
+            }
+            _ => return Err(refused(format!("{option:?} is not type, target, uid, gid or mode")).into()),
+        }
+    }
+    let found = secret::find(&Paths::find()?, name).map_err(|error| Error::usage(format!("{error:#}")))?;
+    let only_files = uid.is_some() || gid.is_some() || mode.is_some();
+    let place = match kind {
+        "env" if only_files => return Err(refused("a variable has no owner and no mode".to_owned()).into()),
+        "env" => SecretPlace::Variable(target.unwrap_or(name).to_owned()),
+        "mount" => {
+            let target = Path::new("/run/secrets").join(target.unwrap_or(name));
+            SecretPlace::File { target, uid, gid, mode: mode.unwrap_or(0o444) }
+        }
+        other => return Err(refused(format!("{other:?} is not mount or env")).into()),
+    };
+    Ok(SecretUse { name: found.name, id: found.id, place })
 }
 
 fn remove(arguments: RmArgs) -> Result<i32> {

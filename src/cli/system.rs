@@ -7,12 +7,12 @@ use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 
 use crate::cli::table;
-use crate::cli::{about, df, inside, rmi};
+use crate::cli::{about, container, df, image, inside, rmi, volume};
 use crate::container::list::made_from;
 use crate::error::Error;
 use crate::image::check::{self, Depth};
 use crate::image::collect;
-use crate::image::store::Store;
+use crate::image::store::{ImageRecord, Store};
 use crate::paths::Paths;
 use crate::rootfs::tree;
 
@@ -44,15 +44,21 @@ struct FsckArgs {
     verify_layers: bool,
 }
 
-/// Remove what nothing refers to
+/// Remove containers that have ended, images without a name, and what nothing refers to
 #[derive(Debug, Args)]
 struct PruneArgs {
     /// Remove all images that no container uses
     #[arg(short, long)]
     all: bool,
+    /// Remove anonymous volumes that no container has, too
+    #[arg(long)]
+    volumes: bool,
     /// Do not ask
     #[arg(short, long)]
     force: bool,
+    /// label=KEY[=VALUE], label!=KEY[=VALUE], until=TIME
+    #[arg(long, value_name = "FILTER")]
+    filter: Vec<String>,
 }
 
 /// Remove everything that kelp keeps
@@ -102,18 +108,25 @@ fn fsck(arguments: FsckArgs) -> Result<i32> {
 }
 
 fn prune(arguments: PruneArgs) -> Result<i32> {
-    if !arguments.force && !agrees("Remove all images without a name and everything that nothing refers to?")?
-    {
+    let filters = container::parsed(&arguments.filter)?;
+    let question =
+        "Remove all containers that have ended, images without a name and everything that nothing refers to?";
+    if !arguments.force && !agrees(question)? {
         return Ok(1);
     }
     let paths = Paths::find()?;
-    inside::run(move || {
+    let (status, freed) = container::remove_ended(&paths, &filters);
+    let pruned = inside::run(|| {
         let store = Store::open(&paths)?;
-        let removed = collect::prune(&store, arguments.all, &|_| true, &|id| made_from(&paths, id.hex()))?;
+        let wanted = |image: &ImageRecord| arguments.filter.iter().all(|filter| image::fits(filter, image));
+        let removed = collect::prune(&store, arguments.all, &wanted, &|id| made_from(&paths, id.hex()))?;
         rmi::print(&removed);
-        println!("Total reclaimed space: {}", table::size(removed.freed));
+        let volumes =
+            if arguments.volumes { volume::remove_unused(&paths, false, &arguments.filter)? } else { 0 };
+        println!("Total reclaimed space: {}", table::size(freed + removed.freed + volumes));
         Ok(0)
-    })
+    })?;
+    Ok(status.max(pruned))
 }
 
 fn reset(arguments: ResetArgs) -> Result<i32> {

@@ -334,10 +334,19 @@ fn evaluate(Pipe(commands): &Pipe, dot: &Value, variables: &Variables) -> Result
         last = Some(match first {
             Term::Function(name) => functions::call(name, &arguments).map_err(malformed)?,
             _ if arguments.is_empty() => resolve(first, dot, variables)?,
+            Term::Path(None, path) if path == &["Label"] => label(dot, &arguments),
             _ => return Err(malformed("something that is no function has arguments")),
         });
     }
     last.ok_or_else(|| malformed("a command is empty"))
+}
+
+/// `{{.Label "KEY"}}` of a row whose labels stand in one word, as docker has it.
+fn label(row: &Value, arguments: &[Value]) -> Value {
+    let key = arguments.first().and_then(Value::as_str).unwrap_or_default();
+    let labels = row["Labels"].as_str().unwrap_or_default();
+    let found = labels.split(',').filter_map(|label| label.split_once('=')).find(|(name, _)| *name == key);
+    found.map_or("", |(_, value)| value).into()
 }
 
 fn resolve(term: &Term, dot: &Value, variables: &Variables) -> Result<Value> {
@@ -378,7 +387,7 @@ mod tests {
     #[test]
     fn what_people_write_with_format_works() {
         let value = json!({
-            "ID": "abc", "Size": 7, "Config": {"Env": ["A=1", "B=2"], "Labels": {"x": "y"}, "Cmd": null},
+            "ID": "abc", "Size": 7, "Labels": "w=v,x=y", "Config": {"Env": ["A=1", "B=2"], "Labels": {"x": "y"}, "Cmd": null},
             "On": true, "List": [{"N": 1}, {"N": 2}],
         });
         for (text, expected) in [
@@ -392,6 +401,7 @@ mod tests {
             ("{{if eq .ID \"abc\"}}a{{else if .On}}b{{end}}", "a"),
             ("{{if and .On (not .Config.Cmd)}}ok{{end}}", "ok"),
             ("{{index .Config.Labels \"x\"}} {{index .Config.Env 1}}", "y B=2"),
+            ("{{.Label \"x\"}}{{.Label \"z\"}}", "y"),
             ("{{.Config.Labels.missing}}", "<no value>"),
             ("{{join .Config.Env \",\"}} {{upper .ID}} {{len .List}}", "A=1,B=2 ABC 2"),
             ("{{with .Config}}{{.Env}}{{end}}", "[A=1 B=2]"),

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use crate::cli::filter::{self, Filter};
 use crate::cli::table::{self, Column};
 use crate::cli::{inside, report, system, words};
+use crate::container::sweep;
 use crate::container::volume::{self, Refusal, Volume};
 use crate::error::Error;
 use crate::ids::Name;
@@ -156,6 +157,13 @@ pub fn run(arguments: VolumeArgs) -> Result<i32> {
     }
 }
 
+/// What killed monitors left is put right first: it has no volume any more.
+fn swept() -> Result<Paths> {
+    let paths = Paths::find()?;
+    sweep::sweep(&paths)?;
+    Ok(paths)
+}
+
 fn create(arguments: CreateArgs) -> Result<i32> {
     if arguments.driver != "local" {
         let sentence = format!("there is no volume driver {:?}", arguments.driver);
@@ -172,7 +180,7 @@ fn create(arguments: CreateArgs) -> Result<i32> {
 }
 
 fn list(arguments: &LsArgs) -> Result<i32> {
-    let paths = Paths::find()?;
+    let paths = swept()?;
     let mut volumes = volume::list(&paths)?;
     for filter in &arguments.filter {
         apply(&paths, filter, &mut volumes)?;
@@ -241,7 +249,7 @@ fn missing(word: &str) -> anyhow::Error {
 }
 
 fn inspect(arguments: &InspectArgs) -> Result<i32> {
-    let paths = Paths::find()?;
+    let paths = swept()?;
     let (mut values, mut status) = (Vec::new(), 0);
     let mut found = if arguments.all { volume::list(&paths)? } else { Vec::new() };
     for word in &arguments.volumes {
@@ -273,7 +281,7 @@ fn describe(paths: &Paths, volume: &Volume) -> Value {
 }
 
 fn remove(arguments: RmArgs) -> Result<i32> {
-    let paths = Paths::find()?;
+    let paths = swept()?;
     inside::run(move || {
         let mut words = arguments.volumes;
         if arguments.all {
@@ -314,32 +322,38 @@ fn prune(arguments: PruneArgs) -> Result<i32> {
     if !arguments.force && !system::agrees(&question)? {
         return Ok(1);
     }
-    let paths = Paths::find()?;
+    let paths = swept()?;
     inside::run(move || {
-        let mut volumes = volume::list(&paths)?;
-        volumes.retain(|volume| arguments.all || volume.anonymous);
-        for filter in &arguments.filter {
-            apply(&paths, filter, &mut volumes)?;
-        }
-        let (mut removed, mut freed) = (Vec::new(), 0);
-        for volume in volumes {
-            if !volume::users(&paths, &volume.name).is_empty() {
-                continue;
-            }
-            let size = volume::size(&volume::folder(&paths, &volume.name));
-            if volume::remove(&paths, &volume.name, None)?.is_ok() {
-                freed += size;
-                removed.push(volume.name);
-            }
-        }
-        if !removed.is_empty() {
-            println!("Deleted Volumes:");
-            removed.iter().for_each(|name| println!("{name}"));
-            println!();
-        }
+        let freed = remove_unused(&paths, arguments.all, &arguments.filter)?;
         println!("Total reclaimed space: {}", table::size(freed));
         Ok(0)
     })
+}
+
+/// Removes volumes that no container has, named ones too if `all`, and prints which; the bytes that are free.
+pub fn remove_unused(paths: &Paths, all: bool, filters: &[String]) -> Result<u64> {
+    let mut volumes = volume::list(paths)?;
+    volumes.retain(|volume| all || volume.anonymous);
+    for filter in filters {
+        apply(paths, filter, &mut volumes)?;
+    }
+    let (mut removed, mut freed) = (Vec::new(), 0);
+    for volume in volumes {
+        if !volume::users(paths, &volume.name).is_empty() {
+            continue;
+        }
+        let size = volume::size(&volume::folder(paths, &volume.name));
+        if volume::remove(paths, &volume.name, None)?.is_ok() {
+            freed += size;
+            removed.push(volume.name);
+        }
+    }
+    if !removed.is_empty() {
+        println!("Deleted Volumes:");
+        removed.iter().for_each(|name| println!("{name}"));
+        println!();
+    }
+    Ok(freed)
 }
 
 fn export(arguments: ExportArgs) -> Result<i32> {

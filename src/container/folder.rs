@@ -313,6 +313,12 @@ impl Container {
         Ok(())
     }
 
+    /// Whether there is something in its layer that was put there before its first start.
+    pub fn is_filled(&self) -> bool {
+        let upper = || fs::read_dir(self.folder.join("upper")).ok()?.next();
+        !self.from_spare && upper().is_some()
+    }
+
     /// Removes what a refused rung left, so that the next one starts afresh.
     pub fn clear_layers(&self, maps: &IdMaps) -> Result<()> {
         for name in ["upper", "work", "root", "copy"] {
@@ -354,6 +360,19 @@ impl Known {
     pub fn name(&self) -> Name {
         called(&self.status, &self.made.id)
     }
+}
+
+/// The ids of all containers, and of folders that are about to become one.
+pub fn ids(paths: &Paths) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(paths.containers()) else { return Vec::new() };
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter(|name| !name.starts_with(GONE)).collect()
+}
+
+/// All containers as their records say: it only looks, also in places where nothing can be put right.
+pub fn recorded(paths: &Paths) -> impl Iterator<Item = Known> {
+    let read = |id: String| Some(Known::read(&paths.containers().join(id)).ok()??.0);
+    ids(paths).into_iter().filter_map(read)
 }
 
 /// Only whoever starts the container at once cleans a spare folder; and the layer in it belongs to the user, who

@@ -1,12 +1,11 @@
 //! The containers of a store: all of them, and the one that a user's word means (a name, an id, the beginning of
 //! an id, in docker's order).
 
-use std::fs;
 use std::path::Path;
 
 use anyhow::Result;
 
-use crate::container::folder::{GONE, Known};
+use crate::container::folder::{Known, ids, recorded};
 use crate::container::{names, sweep};
 use crate::error::Error;
 use crate::ids::ContainerName;
@@ -20,12 +19,6 @@ pub fn all(paths: &Paths) -> Vec<Known> {
         .collect();
     known.sort_by_key(|known| std::cmp::Reverse(known.made.created));
     known
-}
-
-fn ids(paths: &Paths) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(paths.containers()) else { return Vec::new() };
-    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    names.filter(|name| !name.starts_with(GONE)).collect()
 }
 
 /// The container that `word` means.
@@ -69,10 +62,8 @@ pub fn is_absence(error: &anyhow::Error) -> bool {
     error.to_string().starts_with("No such container")
 }
 
-/// The containers, by name, that were made from the image `id`. It only looks: it is asked in places where nothing
-/// can be put right.
+/// The containers, by name, that were made from the image `id`.
 pub fn made_from(paths: &Paths, id: &str) -> Vec<String> {
-    let read = |folder: String| Some(Known::read(&paths.containers().join(folder)).ok()??.0);
-    let known = ids(paths).into_iter().filter_map(read);
-    known.filter(|known| known.made.request.image.id == id).map(|known| known.name().to_string()).collect()
+    let of_image = recorded(paths).filter(|known| known.made.request.image.id == id);
+    of_image.map(|known| known.name().to_string()).collect()
 }

@@ -8,6 +8,7 @@ pub mod list;
 pub mod log;
 pub mod logged;
 pub mod names;
+pub mod published;
 pub mod secret;
 pub mod spare;
 pub mod state;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
 
 use crate::error::Error;
 use crate::ids::{ContainerName, Name};
@@ -137,6 +138,13 @@ fn numbered(id: &ContainerName, attempt: u32) -> Name {
     let pick = |list: &[&'static str; 96], number: u64| list[(number % 96) as usize];
     let digit = if attempt == 0 { String::new() } else { attempt.to_string() };
     Name::generated(format!("{}_{}{digit}", pick(&ADJECTIVES, number), pick(&SURNAMES, number / 96)))
+}
+
+/// The name of the volume that a container has for itself at `target`: 64 digits, as docker's.
+pub fn of_volume(id: &ContainerName, target: &Path) -> Name {
+    let mut sum = Sha256::new_with_prefix(id.as_str());
+    sum.update(target.as_os_str().as_encoded_bytes());
+    Name::generated(sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Whether kelp could have given the name.

@@ -10,6 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::container::folder::{self, Container, GONE, Known, Process, Status};
 use crate::container::state::State;
+use crate::container::volume;
 use crate::paths::{self, Paths};
 use crate::record::Lock;
 use crate::rootfs::tree;
@@ -64,9 +65,10 @@ pub fn look(paths: &Paths, folder: &Path) -> Result<Option<Known>> {
     Ok(None)
 }
 
-/// Whether a monitor must be about by the record: also between the end of a container and its removal.
+/// Whether a monitor, or who removes it, must be about by the record: also between the end of a container and its
+/// removal.
 fn is_watched(status: &Status) -> bool {
-    status.state.is_live() || (status.remove && status.state == State::Exited)
+    status.state.is_live() || (status.remove && matches!(status.state, State::Exited | State::Dead))
 }
 
 /// A folder without a record belongs to a kelp that was killed before it wrote one, or that has just made it.
@@ -89,6 +91,7 @@ fn recover(paths: &Paths, mut container: Container) -> Result<()> {
         let _ = group.remove();
     }
     if container.status.remove {
+        volume::release(paths, &container.made)?;
         let maps = maps::choose(&container.made.request.userns).ok();
         return container.remove(paths, maps.as_ref());
     }

@@ -4,9 +4,8 @@
 //!     volumes/NAME/_data         the files
 //!     volumes/NAME/volume.json   when it was made, its labels; without it the folder alone is the volume
 //!     volumes/NAME/fresh         until the first container has been given it
-//!     volumes/NAME/users/ID      a container that has it; worth nothing once the container's folder is gone
 //!
-//! A volume appears and goes by one rename under `volumes/.lock`; what is being removed is called `.gone-...`.
+//! Who has a volume is read in the containers' records. A volume appears and goes by one rename under `volumes/.lock`; what is being removed is called `.gone-...`.
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
@@ -19,13 +18,15 @@ use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-use crate::container::folder;
+use crate::container::folder::{self, Known, Made};
+use crate::container::names;
 use crate::error::Error;
 use crate::ids::{ContainerName, Name};
 use crate::paths::{self, Paths};
 use crate::record::{self, Durability, Lock};
 use crate::rootfs::tree;
-use crate::userns::maps::IdMaps;
+use crate::spec::mount::{Mount, MountKind};
+use crate::userns::maps::{self, IdMaps};
 
 /// What is known of a volume beside its files.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -112,20 +113,25 @@ fn fill_home(new: &Path, volume: &Volume) -> Result<()> {
     }
     DirBuilder::new().mode(0o700).create(new)?;
     fs::create_dir(new.join("_data"))?;
-    fs::create_dir(new.join("users"))?;
     File::create(new.join("fresh"))?;
     record::write(&new.join("volume.json"), volume, Durability::Synced)
 }
 
-/// Gives the volume to a container, and makes it first if it must be; where its files lie.
-pub fn take(paths: &Paths, name: &Name, container: &ContainerName) -> Result<PathBuf> {
-    let _lock = lock(paths)?;
-    make(paths, &Volume::named(name.clone()))?;
-    let users = home(paths, name).join("users");
-    fs::create_dir_all(&users)
-        .and_then(|()| File::create(users.join(container.as_str())))
-        .with_context(|| format!("cannot note who uses volume {name}"))?;
-    Ok(folder(paths, name))
+/// The volume that a mount of the container `id` is of.
+pub fn of(mount: &Mount, id: &ContainerName) -> Option<Volume> {
+    match &mount.kind {
+        MountKind::Volume(name) => Some(Volume::named(name.clone())),
+        MountKind::Anonymous => {
+            let name = names::of_volume(id, &mount.target);
+            Some(Volume { anonymous: true, ..Volume::named(name) })
+        }
+        _ => None,
+    }
+}
+
+/// The volumes that a container has.
+pub fn all_of(made: &Made) -> impl Iterator<Item = Volume> {
+    made.request.mounts.iter().filter_map(|mount| of(mount, &made.id))
 }
 
 /// All volumes, by name.
@@ -169,9 +175,9 @@ pub fn find(paths: &Paths, word: &str) -> Result<Option<Volume>> {
 
 /// The containers that have the volume, by id.
 pub fn users(paths: &Paths, name: &Name) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(home(paths, name).join("users")) else { return Vec::new() };
-    let ids = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let mut ids: Vec<String> = ids.filter(|id| paths.containers().join(id).exists()).collect();
+    let has = |known: &Known| all_of(&known.made).any(|volume| volume.name == *name);
+    let mut ids: Vec<String> =
+        folder::recorded(paths).filter(has).map(|known| known.made.id.to_string()).collect();
     ids.sort();
     ids
 }
@@ -211,14 +217,37 @@ pub fn fill(data: &Path, from: Option<&Path>) -> Result<()> {
     Ok(fs::remove_file(fresh)?)
 }
 
+/// Removes the anonymous volumes of a container that is about to go, unless another has them.
+pub fn release(paths: &Paths, made: &Made) -> Result<()> {
+    for volume in all_of(made) {
+        if read(paths, volume.name.clone())?.is_some_and(|known| known.anonymous) {
+            let maps = maps::choose(&made.request.userns).ok();
+            // Whoever else has it, or has removed it, sees to it.
+            let _ = remove_but_for(paths, &volume.name, Some(&made.id), maps.as_ref())?;
+        }
+    }
+    Ok(())
+}
+
 /// Removes the volume with all its files, unless a container has it.
 pub fn remove(paths: &Paths, name: &Name, maps: Option<&IdMaps>) -> Result<std::result::Result<(), Refusal>> {
+    remove_but_for(paths, name, None, maps)
+}
+
+/// The same, though the container `leaving` has it.
+fn remove_but_for(
+    paths: &Paths,
+    name: &Name,
+    leaving: Option<&ContainerName>,
+    maps: Option<&IdMaps>,
+) -> Result<std::result::Result<(), Refusal>> {
     let lock = lock(paths)?;
     let home = home(paths, name);
     if !home.join("_data").exists() {
         return Ok(Err(Refusal::Missing));
     }
-    let users = users(paths, name);
+    let mut users = users(paths, name);
+    users.retain(|id| leaving.is_none_or(|leaving| leaving.as_str() != id));
     if !users.is_empty() {
         return Ok(Err(Refusal::InUse(users)));
     }

@@ -105,6 +105,8 @@ fn find(process: &Process, passwd: &str, group: &str) -> Result<Identity> {
     for wanted in &process.additional_groups {
         groups.push(find_group(wanted, group)?);
     }
+    // With the group in the list, a program can't give up what the group's members are refused (CVE-2022-36109).
+    groups.push(gid);
     groups.sort_unstable();
     groups.dedup();
     Ok(Identity { uid: entry.uid, gid, groups, home: entry.home })
@@ -206,9 +208,9 @@ mod tests {
     #[test]
     fn a_number_is_never_a_name() {
         let found = find(&user("1000"), PASSWD, GROUP).unwrap();
-        assert_eq!((found.uid, found.gid, found.groups), (1000, 100, vec![29]));
+        assert_eq!((found.uid, found.gid, found.groups), (1000, 100, vec![29, 100]));
         let found = find(&user("me:video"), PASSWD, GROUP).unwrap();
-        assert_eq!((found.uid, found.gid, found.groups), (1000, 44, vec![]));
+        assert_eq!((found.uid, found.gid, found.groups), (1000, 44, vec![44]));
         assert_eq!(find(&user("4000"), PASSWD, GROUP).unwrap().gid, 0);
     }
 

@@ -4,6 +4,7 @@
 use std::ffi::CString;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -15,6 +16,7 @@ use crate::container::volume;
 use crate::error::{Error, Kind};
 use crate::ids::ContainerId;
 use crate::image::tree;
+use crate::launch::plan::SecretFile;
 use crate::launch::step::Site;
 use crate::launch::{credentials, device};
 use crate::rootfs::target::{self, Want};
@@ -35,7 +37,9 @@ pub fn make(site: &Site<'_>, mount: &Mount) -> Result<()> {
         MountKind::Bind { source, recursive, propagation } => {
             bind(site, mount, source, *recursive, *propagation)
         }
-        MountKind::Volume(name) => Err(Error::new(Kind::Bug, format!("volume {name} has no folder")).into()),
+        MountKind::Volume(_) | MountKind::Anonymous => {
+            Err(Error::new(Kind::Bug, "the volume has no folder").into())
+        }
         MountKind::Tmpfs { size, mode } => {
             let mut options = Vec::new();
             options.extend(size.map(|size| text("size", &size.to_string())));
@@ -300,6 +304,25 @@ pub fn file(site: &mut Site<'_>, at: &Path, content: &str) -> Result<()> {
     std::fs::File::from(file).write_all(content.as_bytes())?;
     let made = nix::fcntl::openat(files, name, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
     let tree = open_tree(made.as_fd(), Depth::This)?;
+    Ok(move_mount(tree.as_fd(), place.as_fd())?)
+}
+
+/// A secret on a file system of its own, of which the container gets the one file, read-only.
+pub fn secret(site: &Site<'_>, secret: &SecretFile) -> Result<()> {
+    let place = place(site, &secret.target, Want::File)?;
+    let size = secret.content.0.len().next_multiple_of(4096) + 4096;
+    let made = fsmount(c"tmpfs", &[text("size", &size.to_string()), text("mode", "700")], 0)?;
+    // A mount that is nowhere can't be bound from.
+    move_mount(made.as_fd(), open_path(Path::new("."))?.as_fd())?;
+    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+    let mut file = std::fs::File::from(nix::fcntl::openat(&made, "secret", flags, Mode::empty())?);
+    file.write_all(&secret.content.0)?;
+    std::os::unix::fs::fchown(&file, secret.uid, secret.gid).context("give it to the user asked for")?;
+    file.set_permissions(std::fs::Permissions::from_mode(secret.mode))?;
+    let file = nix::fcntl::openat(&made, "secret", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+    let tree = open_tree(file.as_fd(), Depth::This)?;
+    let set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
+    mount_setattr(tree.as_fd(), Depth::This, MountAttr { set, ..MountAttr::default() })?;
     Ok(move_mount(tree.as_fd(), place.as_fd())?)
 }
 

@@ -74,6 +74,8 @@ pub enum Step {
         target: PathBuf,
         text: String,
     },
+    /// A file in memory that only the container sees.
+    Secret(SecretFile),
     /// The container's own numbers over the machine's.
     View,
     Mask(#[serde(with = "crate::raw::path")] PathBuf),
@@ -92,6 +94,27 @@ pub enum Step {
         name: String,
         value: String,
     },
+}
+
+/// A secret and who may read it inside.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SecretFile {
+    #[serde(with = "crate::raw::path")]
+    pub target: PathBuf,
+    pub content: Hidden,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    pub mode: u32,
+}
+
+/// Bytes that nobody prints.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct Hidden(pub Vec<u8>);
+
+impl fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("...")
+    }
 }
 
 /// How the root is made.
@@ -145,6 +168,7 @@ impl fmt::Display for Step {
             }
             Self::Link { to, at } => write!(f, "link {} to {}", at.display(), to.display()),
             Self::File { target, .. } => write!(f, "put kelp's {} over the container's", target.display()),
+            Self::Secret(secret) => write!(f, "put a secret on {}", secret.target.display()),
             Self::View => f.write_str("put the container's own numbers over /proc and /sys"),
             Self::Mask(path) => write!(f, "mask {}", path.display()),
             Self::ReadOnly(path) => write!(f, "make {} read-only", path.display()),
@@ -196,6 +220,7 @@ pub struct Surroundings {
     pub seal: bool,
     /// Files of kelp's own: where each belongs, and its text.
     pub files: Vec<(&'static str, String)>,
+    pub secrets: Vec<SecretFile>,
 }
 
 /// The plan for `spec`.
@@ -211,6 +236,7 @@ pub fn from_spec(spec: &Spec, around: &Surroundings) -> Plan {
     steps.push(Step::Hide);
     steps.push(Step::Root(root(spec, around)));
     mounts(spec, around, &mut steps);
+    steps.extend(around.secrets.iter().cloned().map(Step::Secret));
     steps.extend(spec.devices.iter().cloned().map(Step::Device));
     steps.extend(spec.links.iter().map(|(to, at)| Step::Link { to: to.clone(), at: at.clone() }));
     if spec.view {
@@ -332,6 +358,7 @@ fn mount_step(mount: &Mount) -> Step {
     let shown = match &mount.kind {
         MountKind::Bind { source, .. } => format!("bind {} on {target}{mode}", source.display()),
         MountKind::Volume(name) => format!("bind volume {name} on {target}{mode}"),
+        MountKind::Anonymous => format!("bind a volume of its own on {target}{mode}"),
         MountKind::Tmpfs { .. } => format!("mount tmpfs on {target}{mode}"),
         MountKind::Proc => format!("mount proc on {target}{mode}"),
         MountKind::Sysfs => format!("mount sysfs on {target}{mode}"),

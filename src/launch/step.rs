@@ -65,6 +65,7 @@ pub fn run(site: &mut Site<'_>, step: &Step) -> Result<()> {
         Step::Device(asked) => device::bind(site.root()?, asked),
         Step::Link { to, at } => mounts::link(site, to, at),
         Step::File { target, text } => mounts::file(site, target, text),
+        Step::Secret(secret) => mounts::secret(site, secret),
         Step::View => view::bind(site),
         Step::Mask(path) => hide::mask(site, path),
         Step::ReadOnly(path) => hide::read_only(site, path),

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use kelp_net::attach::{Target, attach};
-use kelp_net::config::Config;
+use kelp_net::config::{Config, Published};
 use kelp_net::engine::{Channels, run};
 use kelp_net::ports;
 use serde::{Deserialize, Serialize};
@@ -37,6 +37,8 @@ struct Request {
     network: Number,
     stop: Number,
     word: Number,
+    /// Where it says which ports the kernel chose, if that is wanted.
+    ports: Option<Number>,
 }
 
 /// A started engine; it is ended with the value.
@@ -46,6 +48,7 @@ pub struct Engine {
     /// Closed by either side, it tells the other.
     stop: UnixStream,
     word: Option<OwnedFd>,
+    ports: Option<OwnedFd>,
 }
 
 impl Engine {
@@ -55,29 +58,44 @@ impl Engine {
             File::open(format!("/proc/{pid}/ns/{name}")).with_context(|| format!("open the {name} namespace"))
         };
         let (user, network) = (open("user")?, open("net")?);
-        let (hear, word) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+        let (hear, word) = pipe()?;
         let (stop, told) = UnixStream::pair()?;
+        let left_open = config.published.iter().any(|one| one.host_port == 0);
+        let (ports, tell_ports) =
+            if left_open { pipe().map(|(hear, tell)| (Some(hear), Some(tell)))? } else { (None, None) };
         let request = Request {
             config: config.clone(),
             user: user.as_raw_fd(),
             network: network.as_raw_fd(),
             stop: told.as_raw_fd(),
             word: word.as_raw_fd(),
+            ports: tell_ports.as_ref().map(AsRawFd::as_raw_fd),
         };
-        let kept = [user.as_fd(), network.as_fd(), told.as_fd(), word.as_fd()];
+        let mut kept = vec![user.as_fd(), network.as_fd(), told.as_fd(), word.as_fd()];
+        kept.extend(tell_ports.as_ref().map(AsFd::as_fd));
         let helper = stage::start(NAME, &request, &kept)?;
-        Ok(Self { helper, stop, word: Some(hear) })
+        Ok(Self { helper, stop, word: Some(hear), ports })
     }
 
-    /// Waits until the network is up.
-    pub fn wait(&mut self) -> Result<()> {
-        let Some(word) = self.word.take() else { return Ok(()) };
-        stage::hear(word).map_err(|error| {
+    /// Waits until the network is up; the published ports, if the choice of any was left to the kernel.
+    pub fn wait(&mut self) -> Result<Option<Vec<Published>>> {
+        let Some(word) = self.word.take() else { return Ok(None) };
+        let mut ports = Vec::new();
+        if let Some(from) = self.ports.take() {
+            File::from(from).read_to_end(&mut ports)?;
+        }
+        let up: Result<()> = stage::hear(word).map_err(|error| {
             Error::host(format!("cannot bring the network up: {error:#}"))
                 .hint("--network none or --network host goes without; see `kelp doctor`")
                 .into()
-        })
+        });
+        up?;
+        if ports.is_empty() { Ok(None) } else { Ok(Some(serde_json::from_slice(&ports)?)) }
     }
+}
+
+fn pipe() -> Result<(OwnedFd, OwnedFd)> {
+    Ok(nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?)
 }
 
 impl Drop for Engine {
@@ -101,10 +119,15 @@ pub fn serve() -> Result<()> {
     let request: Request = stage::request()?;
     let word = stage::take(request.word)?;
     let stop = Some(stage::take(request.stop)?);
+    let tell_ports = request.ports.map(stage::take).transpose()?;
     process::parent_death_signal(libc::SIGKILL)?;
     let target = Target { user: Some(stage::take(request.user)?), network: stage::take(request.network)? };
-    let made = ports::bind(&request.config.published)
-        .and_then(|bound| Ok((attach(&target, &request.config, Some(release_code))?, bound)));
+    let made = ports::bind(&request.config.published).and_then(|bound| {
+        if let Some(tell) = tell_ports {
+            serde_json::to_writer(File::from(tell), &ports::given(&request.config.published, &bound))?;
+        }
+        Ok((attach(&target, &request.config, Some(release_code))?, bound))
+    });
     drop(target);
     match made {
         Ok((attached, bound)) => {

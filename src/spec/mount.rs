@@ -31,6 +31,8 @@ pub enum MountKind {
     },
     /// A volume of kelp's store, made on first use; a bind by the time that a plan is made.
     Volume(Name),
+    /// A volume of the container's own, named after it and the target; a bind likewise.
+    Anonymous,
     Tmpfs {
         size: Option<Bytes>,
         mode: Option<u32>,
@@ -43,6 +45,12 @@ pub enum MountKind {
     Devpts,
     /// A tmpfs with the nodes that docker gives.
     Dev,
+}
+
+impl MountKind {
+    pub fn is_volume(&self) -> bool {
+        matches!(self, Self::Volume(_) | Self::Anonymous)
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,21 +86,30 @@ fn container_path(option: &str, text: &str, path: &str) -> Result<PathBuf> {
     }
 }
 
-/// `-v SRC:DST[:OPTIONS]`. A relative SRC that begins with `.` is taken from the caller's folder, as docker
-/// does; other words are volume names.
+impl Mount {
+    /// A volume of the container's own at `target`, as `option` asks for it in `text`.
+    pub fn anonymous(option: &str, text: &str, target: &str) -> Result<Self> {
+        let flags = MountFlags { fill: true, ..MountFlags::default() };
+        Ok(Self { kind: MountKind::Anonymous, target: container_path(option, text, target)?, flags })
+    }
+}
+
+/// `-v SRC:DST[:OPTIONS]`, or `-v DST` for a volume of the container's own. A relative SRC that begins with `.` is
+/// taken from the caller's folder, as docker does; other words are volume names.
 pub fn parse_volume(text: &str) -> Result<Mount> {
     let option = "-v";
     let parts: Vec<&str> = text.splitn(3, ':').collect();
     let (source, target, options) = match parts[..] {
+        [target] => return Mount::anonymous(option, text, target),
         [source, target] => (source, target, ""),
         [source, target, options] => (source, target, options),
-        _ => return Err(refused(option, text, "SOURCE:TARGET[:OPTIONS] is expected")),
+        _ => return Err(refused(option, text, "[SOURCE:]TARGET[:OPTIONS] is expected")),
     };
     let kind = match source.starts_with(['/', '.']) {
         true => bind(source)?,
         false => MountKind::Volume(source.parse().with_context(|| format!("{option} {text}"))?),
     };
-    let flags = MountFlags { fill: matches!(kind, MountKind::Volume(_)), ..MountFlags::default() };
+    let flags = MountFlags { fill: kind.is_volume(), ..MountFlags::default() };
     let mut mount = Mount { kind, target: container_path(option, text, target)?, flags };
     for word in options.split(',').filter(|word| !word.is_empty()) {
         apply(&mut mount, word).ok_or_else(|| refused(option, text, &format!("{word:?} is no option")))?;
@@ -118,7 +135,7 @@ fn apply(mount: &mut Mount, word: &str) -> Option<()> {
         "exec" => flags.noexec = false,
         "z" | "Z" => {}
         "U" if !matches!(mount.kind, MountKind::Tmpfs { .. }) => flags.own = true,
-        "copy" | "nocopy" if matches!(mount.kind, MountKind::Volume(_)) => flags.fill = word == "copy",
+        "copy" | "nocopy" if mount.kind.is_volume() => flags.fill = word == "copy",
         _ => return apply_bind(&mut mount.kind, word),
     }
     Some(())
@@ -189,13 +206,13 @@ pub fn parse_mount(text: &str) -> Result<Mount> {
             bind(&source)?
         }
         Some("tmpfs") => MountKind::Tmpfs { size: None, mode: Some(0o1777) },
-        Some("volume") | None => {
-            let name = find(&["source", "src"]).ok_or_else(|| refused(option, text, "source= is missing"))?;
-            MountKind::Volume(name.parse().with_context(|| format!("{option} {text}"))?)
-        }
+        Some("volume") | None => match find(&["source", "src"]).filter(|name| !name.is_empty()) {
+            Some(name) => MountKind::Volume(name.parse().with_context(|| format!("{option} {text}"))?),
+            None => MountKind::Anonymous,
+        },
         Some(other) => return Err(refused(option, text, &format!("type {other:?} is not known"))),
     };
-    let flags = MountFlags { fill: matches!(kind, MountKind::Volume(_)), ..MountFlags::default() };
+    let flags = MountFlags { fill: kind.is_volume(), ..MountFlags::default() };
     let mut mount = Mount { kind, target: container_path(option, text, &target)?, flags };
     for (key, value) in fields {
         mount_field(&mut mount, key, value)
@@ -243,7 +260,8 @@ mod tests {
         assert!(mount.flags.read_only && mount.flags.nosuid && !mount.flags.noexec);
         let MountKind::Bind { source, recursive, propagation } = mount.kind else { panic!("not a bind") };
         assert_eq!((source.as_path(), recursive, propagation), (Path::new("/a"), true, Propagation::Slave));
-        for refused in ["", "/a", "/a:b", "/a:/b:bogus", "na/me:/b", ":/b"] {
+        assert_eq!(parse_volume("/a").unwrap().kind, MountKind::Anonymous);
+        for refused in ["", "a", "/a:b", "/a:/b:bogus", "na/me:/b", ":/b"] {
             assert!(parse_volume(refused).is_err(), "{refused}");
         }
     }
@@ -254,6 +272,7 @@ mod tests {
         assert!(mount.flags.read_only);
         let tmpfs = parse_mount("type=tmpfs,target=/t,tmpfs-size=1m,tmpfs-mode=700").unwrap();
         assert_eq!(tmpfs.kind, MountKind::Tmpfs { size: Some(Bytes(1 << 20)), mode: Some(0o700) });
+        assert_eq!(parse_mount("type=volume,dst=/b").unwrap().kind, MountKind::Anonymous);
         for refused in ["type=bind,target=/b", "type=bind,source=/a", "type=nfs,source=/a,target=/b", "x"] {
             assert!(parse_mount(refused).is_err(), "{refused}");
         }

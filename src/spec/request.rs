@@ -29,6 +29,9 @@ pub struct ImageDefaults {
     /// Ports that its services listen on, as `80/tcp`.
     #[serde(default)]
     pub exposed: Vec<String>,
+    /// Where it wants volumes.
+    #[serde(default)]
+    pub volumes: Vec<String>,
     pub user: Option<String>,
     #[serde(with = "crate::raw::maybe_path")]
     pub cwd: Option<PathBuf>,
@@ -51,6 +54,9 @@ pub struct Request {
     pub read_only: bool,
     pub name: Option<Name>,
     pub remove: bool,
+    /// The image goes with the container, unless another is made from it.
+    #[serde(default)]
+    pub remove_image: bool,
     pub init: bool,
     pub interactive: bool,
     pub terminal: bool,
@@ -68,6 +74,11 @@ pub struct Request {
     pub domainname: Option<String>,
     pub add_hosts: Vec<(String, String)>,
     pub mounts: Vec<Mount>,
+    /// The words of `--volumes-from`; what they mean is among the mounts.
+    #[serde(default)]
+    pub volumes_from: Vec<String>,
+    #[serde(default)]
+    pub secrets: Vec<SecretUse>,
     pub devices: Vec<Device>,
     /// Symbolic links that a device's libraries want: what each leads to, and where it is.
     #[serde(default)]
@@ -150,6 +161,27 @@ pub struct Life {
     pub detach_keys: Option<String>,
     #[serde(default, with = "crate::raw::maybe_path")]
     pub pidfile: Option<PathBuf>,
+}
+
+/// `--secret`: a secret of the store by name. What it says is read at each start and stands in no record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretUse {
+    pub name: Name,
+    pub id: String,
+    pub place: SecretPlace,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SecretPlace {
+    Variable(String),
+    File {
+        #[serde(with = "crate::raw::path")]
+        target: PathBuf,
+        /// Without one, the container's root.
+        uid: Option<u32>,
+        gid: Option<u32>,
+        mode: u32,
+    },
 }
 
 /// `--storage-driver` and `--storage-opt`.

@@ -12,12 +12,13 @@ use crate::cgroup::group::Group;
 use crate::cgroup::hold::{self, Enforced, Hold};
 use crate::container::call::Line;
 use crate::container::folder::Container;
-use crate::container::{files, volume};
+use crate::container::volume::{self, Volume};
+use crate::container::{files, published};
 use crate::error::Error;
-use crate::ids::{ContainerName, Name};
+use crate::ids::ContainerName;
 use crate::launch::orphans;
 use crate::launch::parent::{self, Launched, Running, Watcher};
-use crate::launch::plan::{self, First, Plan, Surroundings, Upper};
+use crate::launch::plan::{self, First, Plan, SecretFile, Surroundings, Upper};
 use crate::launch::stage;
 use crate::network::engine::{self, Engine};
 use crate::paths::Paths;
@@ -33,6 +34,7 @@ use crate::supervise::monitor::Monitor;
 use crate::supervise::restraint::Restraint;
 use crate::supervise::signals;
 use crate::userns::maps::{self, IdMaps};
+use crate::verbs::secrets;
 use crate::view::numbers::Subject;
 use crate::view::server::{self, View};
 
@@ -68,7 +70,7 @@ pub fn begin(
     warn: &mut dyn FnMut(&str),
 ) -> Result<Start> {
     let id = container.made.id.clone();
-    let request = with_volumes(&container.made.request, paths, |paths, name| volume::take(paths, name, &id))?;
+    let request = with_volumes(&container.made.request, paths, &id, |volume| volume::create(paths, volume))?;
     let mut maps = maps::choose(&request.userns)?;
     let hold = hold(&request, paths, container, warn)?;
     loop {
@@ -112,9 +114,9 @@ fn say_unenforced(enforced: &Enforced, warn: &mut dyn FnMut(&str)) {
 /// The plan of `request` as text, without running it.
 pub fn explain(request: &Request) -> Result<String> {
     let paths = Paths::find()?;
-    let request = &with_volumes(request, &paths, |paths, name| Ok(volume::folder(paths, name)))?;
-    let maps = maps::choose(&request.userns)?;
     let id = ContainerName::fresh()?;
+    let request = &with_volumes(request, &paths, &id, |_| Ok(()))?;
+    let maps = maps::choose(&request.userns)?;
     let folder = paths.containers().join(id.as_str());
     let spec = resolve::resolve(request, &facts(id, &maps))?;
     let first = first_rung(&paths, &spec.root, &ladder(request)?);
@@ -124,19 +126,22 @@ pub fn explain(request: &Request) -> Result<String> {
         &maps,
         first,
         Layer { upper: Upper::Fresh, remove: request.remove },
+        secrets::files(&paths, request)?,
     )?))
 }
 
-/// The request with each named volume as a bind of its folder.
+/// The request with each volume as a bind of its folder, after `prepare`.
 fn with_volumes(
     request: &Request,
     paths: &Paths,
-    folder: impl Fn(&Paths, &Name) -> Result<PathBuf>,
+    id: &ContainerName,
+    prepare: impl Fn(&Volume) -> Result<()>,
 ) -> Result<Request> {
     let mut request = request.clone();
     for mount in &mut request.mounts {
-        if let MountKind::Volume(name) = &mount.kind {
-            let source = folder(paths, name)?;
+        if let Some(volume) = volume::of(mount, id) {
+            prepare(&volume)?;
+            let source = volume::folder(paths, &volume.name);
             mount.kind = MountKind::Bind { source, recursive: false, propagation: Propagation::Private };
         }
     }
@@ -167,6 +172,8 @@ fn attempt(
         warn(&format!("only one id is mapped: {because}"));
     }
     let mut spec = resolve::resolve(request, &facts(container.made.id.clone(), maps))?;
+    let secrets = secrets::files(paths, request)?;
+    secrets::add_variables(&secrets::variables(paths, request)?, &mut spec.process.environment);
     spec.process.inherited = hold.inherited.clone();
     let group = hold.group.as_ref().map(Group::open).transpose()?;
     if group.is_some() {
@@ -189,11 +196,13 @@ fn attempt(
         used.unwrap_or_else(|| first_rung(paths, &spec.root, &ladder))
     };
     let upper = if used.is_some() { Upper::Used } else { Upper::Fresh };
+    let may_clear = used.is_none() && !container.is_filled();
     let mut reasons = Vec::new();
     for rung in ladder.iter().skip_while(|rung| **rung != from) {
         let most = hold.inherited.processes;
         spec.process.inherited.processes = most.map(|most| most.saturating_add(served_by(&spec, *rung)));
-        let plan = plan_for(&spec, &container.folder, maps, *rung, Layer { upper, remove: request.remove })?;
+        let layer = Layer { upper, remove: request.remove };
+        let plan = plan_for(&spec, &container.folder, maps, *rung, layer, secrets.clone())?;
         let streams = monitor.connect(request.terminal, request.interactive)?;
         let called = container.name();
         let limits = container.limits();
@@ -218,7 +227,7 @@ fn attempt(
         let launched = parent::launch(&plan, streams, &monitor.signals, &mut watch);
         let serving = Serving { _server: Server(watch.server), _engine: watch.engine, _view: watch.view };
         watch.calls.into_iter().for_each(|line| monitor.admit(line));
-        if used.is_none() && !matches!(launched, Ok(Launched::Running(_))) {
+        if may_clear && !matches!(launched, Ok(Launched::Running(_))) {
             let _ = container.clear_layers(maps);
         }
         match launched.with_context(|| format!("cannot start {called}"))? {
@@ -290,7 +299,14 @@ struct Layer {
     remove: bool,
 }
 
-fn plan_for(spec: &Spec, folder: &Path, maps: &IdMaps, rung: Rung, layer: Layer) -> Result<Plan> {
+fn plan_for(
+    spec: &Spec,
+    folder: &Path,
+    maps: &IdMaps,
+    rung: Rung,
+    layer: Layer,
+    secrets: Vec<SecretFile>,
+) -> Result<Plan> {
     let pieces = match (&spec.root, rung) {
         (Root::Host, Rung::FuseOverlay) => host::replaced()?,
         (Root::Host, _) => host::pieces()?,
@@ -302,7 +318,8 @@ fn plan_for(spec: &Spec, folder: &Path, maps: &IdMaps, rung: Rung, layer: Layer)
     let files = files::texts(spec);
     let seal = plan::first(spec) != First::Program || stage::needs_seal(maps)?;
     let maps = maps.clone();
-    Ok(plan::from_spec(spec, &Surroundings { folder, rung, persistence, upper, maps, pieces, files, seal }))
+    let around = Surroundings { folder, rung, persistence, upper, maps, pieces, files, seal, secrets };
+    Ok(plan::from_spec(spec, &around))
 }
 
 /// What serves the container from outside; it ends with the value.
@@ -372,7 +389,8 @@ impl Watcher for Watch<'_, '_> {
     }
 
     fn ready(&mut self) -> Result<()> {
-        self.engine.as_mut().map_or(Ok(()), Engine::wait)
+        let given = self.engine.as_mut().map_or(Ok(None), Engine::wait)?;
+        given.map_or(Ok(()), |ports| published::keep(&self.container.folder, &ports))
     }
 
     fn serve_root(&mut self, device: OwnedFd) -> Result<()> {

@@ -157,6 +157,7 @@ fn inside(
             let Some(_lock) = Lock::now(&contents.folder.join("lock"))? else {
                 bail!("container {name} is just being started or removed");
             };
+            prepare(&contents.folder)?;
             let work = || {
                 let view = View::open(&contents.lowers, Access::Write(&contents.folder));
                 told(view.context("cannot open the root").and_then(|view| work(view.root()?.as_fd())))
@@ -170,6 +171,19 @@ fn inside(
         Ok(0) => Ok(status),
         done => done,
     }
+}
+
+/// A container that was never started has no layer of its own yet.
+fn prepare(folder: &Path) -> Result<()> {
+    for name in ["upper", "work"] {
+        match std::fs::create_dir(folder.join(name)) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(error).with_context(|| format!("cannot make the {name} folder"));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

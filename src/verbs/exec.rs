@@ -8,6 +8,8 @@ use anyhow::Result;
 
 use crate::container::list;
 use crate::container::state::State;
+use crate::error::Error;
+use crate::image::store::Store;
 use crate::launch::child::Streams;
 use crate::launch::join::{self, Target};
 use crate::launch::plan::{First, Keeper, Plan};
@@ -21,8 +23,8 @@ use crate::supervise::signals;
 use crate::supervise::streams::null;
 use crate::sys::process;
 use crate::userns::maps::IdMaps;
-use crate::verbs::begin;
 use crate::verbs::order::refusal;
+use crate::verbs::{begin, secrets};
 
 /// What to run and how.
 #[derive(Clone, Debug)]
@@ -40,7 +42,7 @@ pub struct Exec {
 
 /// Runs it in the container that `word` means; its exit status, or 0 at once if it is detached.
 pub fn exec(paths: &Paths, word: &str, exec: Exec, warn: &mut dyn FnMut(&str)) -> Result<i32> {
-    let known = list::find(paths, word)?;
+    let known = list::find(paths, word).map_err(|error| or_an_image(paths, word, error))?;
     let id = &known.made.id;
     let not_running = || refusal(format!("container {id} is not running"));
     match known.status.state {
@@ -60,7 +62,10 @@ pub fn exec(paths: &Paths, word: &str, exec: Exec, warn: &mut dyn FnMut(&str)) -
     if stage::needs_seal(&maps)? {
         stage::run_from_copy()?;
     }
-    let plan = plan(&known.made.request, &exec, begin::facts(id.clone(), &maps), maps)?;
+    let mut plan = plan(&known.made.request, &exec, begin::facts(id.clone(), &maps), maps)?;
+    // A secret that was removed meanwhile is known to the container's own program only.
+    let secrets = secrets::variables(paths, &known.made.request).unwrap_or_default();
+    secrets::add_variables(&secrets, &mut plan.process.environment);
     let signals = signals::signals()?;
     let keys = Keys::parse(exec.detach_keys.as_deref().unwrap_or(keys::DEFAULT))?;
     let mut session = Session::new(exec.interactive && !exec.detach, exec.terminal.then_some(keys));
@@ -71,6 +76,17 @@ pub fn exec(paths: &Paths, word: &str, exec: Exec, warn: &mut dyn FnMut(&str)) -
     };
     let running = join::join(&target, &plan, streams, warn)?;
     if exec.detach { Ok(0) } else { session.serve(&running, &signals) }
+}
+
+/// Whoever comes from a tool that runs programs in images may say `exec` for it.
+fn or_an_image(paths: &Paths, word: &str, error: anyhow::Error) -> anyhow::Error {
+    let is_image =
+        || Store::open(paths).and_then(|store| store.find(word)).is_ok_and(|found| found.is_some());
+    if !list::is_absence(&error) || !(word == "@host" || is_image()) {
+        return error;
+    }
+    let hint = format!("{word} is an image: use `kelp run {word} ...`");
+    Error::usage(format!("{error:#}")).hint(hint).exit(1).into()
 }
 
 fn plan(

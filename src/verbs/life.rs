@@ -1,6 +1,7 @@
 //! The life of a container under its monitor: started, served, started again if its policy says so, and closed.
 //! The same story for `kelp run` in the foreground and for a monitor in the background.
 
+use std::fs;
 use std::os::fd::AsFd;
 
 use anyhow::{Context, Result};
@@ -8,8 +9,10 @@ use anyhow::{Context, Result};
 use crate::container::call::{Condition, FromMonitor};
 use crate::container::folder::{Container, Process};
 use crate::container::state::State;
+use crate::container::volume;
 use crate::error;
 use crate::paths::Paths;
+use crate::record;
 use crate::spec::life::{STEADY, back_off};
 use crate::supervise::monitor::{self, End, Monitor};
 use crate::supervise::restraint::Restraint;
@@ -17,6 +20,7 @@ use crate::supervise::signals;
 use crate::sys::process;
 use crate::units;
 use crate::verbs::begin::{self, Begun, Start};
+use crate::verbs::remove;
 
 /// Lives the life of `container`, whose state is `Starting`; gives the exit status of its program.
 ///
@@ -99,11 +103,22 @@ fn run(container: &mut Container, begun: &Begun) -> Result<()> {
     if status.monitor.is_none() {
         status.monitor = Process::of(std::process::id() as i32);
     }
-    let moved = container.become_state(State::Running);
+    let moved = container.become_state(State::Running).and_then(|()| name_program(container));
     if moved.is_err() {
         let _ = process::pidfd_send_signal(begun.running.pidfd.as_fd(), libc::SIGKILL);
     }
     moved
+}
+
+/// `--pidfile`: the number of the program, so that whoever finds the file finds all of it.
+fn name_program(container: &Container) -> Result<()> {
+    let (Some(path), Some(process)) = (&container.made.request.life.pidfile, &container.status.process)
+    else {
+        return Ok(());
+    };
+    let beside = record::beside(path);
+    let written = fs::write(&beside, process.pid.to_string()).and_then(|()| fs::rename(&beside, path));
+    written.with_context(|| format!("cannot write the pid file {}", path.display()))
 }
 
 fn serve(container: &mut Container, monitor: &mut Monitor, begun: Begun) -> Result<(i32, End)> {
@@ -142,7 +157,11 @@ fn close(paths: &Paths, container: Container, warn: &mut dyn FnMut(&str)) -> Res
     if !container.status.remove {
         return Ok(());
     }
-    if let Err(error) = container.retire(paths) {
+    let released = volume::release(paths, &container.made);
+    let with_image = container.made.request.remove_image.then(|| container.made.request.clone());
+    let retired = released.and_then(|()| container.retire(paths));
+    let gone = retired.and_then(|()| with_image.map_or(Ok(()), |request| remove::image_of(paths, &request)));
+    if let Err(error) = gone {
         warn(&format!("{error:#}"));
     }
     Ok(())

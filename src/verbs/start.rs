@@ -6,7 +6,7 @@ use anyhow::Result;
 use crate::container::call::{Line, ToMonitor};
 use crate::container::folder::{Container, Known, Naming};
 use crate::container::state::State;
-use crate::container::{list, sweep};
+use crate::container::{list, sweep, volume};
 use crate::ids::ContainerName;
 use crate::paths::Paths;
 use crate::spec::request::Request;
@@ -21,6 +21,9 @@ pub fn create(request: Request) -> Result<ContainerName> {
     let paths = Paths::find()?;
     sweep::sweep(&paths)?;
     let mut container = Container::create(&paths, request, Naming::Reserved)?;
+    for volume in volume::all_of(&container.made) {
+        volume::create(&paths, &volume)?;
+    }
     container.become_state(State::Created)?;
     Ok(container.made.id.clone())
 }

@@ -1,5 +1,6 @@
-//! `kelp volume import`: an archive into a volume that may be in use. It is unpacked beside the volume, then moved
-//! into it name by name, so that a broken archive or a full disk leaves the volume as it was.
+//! Volumes and containers: what one container takes over from another. And `kelp volume import`: an archive into a
+//! volume that may be in use. It is unpacked beside the volume, then moved into it name by name, so that a broken
+//! archive or a full disk leaves the volume as it was.
 
 use std::fs;
 use std::io::{BufReader, Read};
@@ -10,13 +11,28 @@ use nix::fcntl::{OFlag, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, unlinkat};
 
+use crate::container::list;
 use crate::container::volume::{self, Volume};
 use crate::image::unpack::{self, Limits, Owners};
 use crate::image::{stream, tree};
 use crate::paths::Paths;
+use crate::spec::mount::{Mount, MountKind};
 
 const FOLDER: OFlag =
     OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
+
+/// What the container that `word` means has from outside, with volumes by name.
+pub fn of_container(paths: &Paths, word: &str) -> Result<Vec<Mount>> {
+    let made = list::find(paths, word)?.made;
+    let mut mounts = made.request.mounts.clone();
+    mounts.retain(|mount| mount.kind.is_volume() || matches!(mount.kind, MountKind::Bind { .. }));
+    for mount in &mut mounts {
+        if let Some(volume) = volume::of(mount, &made.id) {
+            mount.kind = MountKind::Volume(volume.name);
+        }
+    }
+    Ok(mounts)
+}
 
 /// Adds the files of the tar stream `source`, packed or not, to the volume; files of the same name are replaced.
 pub fn import(paths: &Paths, volume: &Volume, source: impl Read + Send) -> Result<()> {

@@ -1,9 +1,9 @@
 //! kelp through its real binary, as the user who runs the suite. What stands where:
-//! `life` containers in the background; `attach` who sits down before one; `run` the main job and its options;
+//! `life` containers in the background; `attach` who sits down before one; `ps` what is listed; `run` the main job and its options;
 //! `ids` who is who; `mounts` what is where; `process` exit codes, signals, terminals; `network` none and host; `security` attacks that must fail; `failure` sentences; `faults` kill -9
 //! and crowds; `doctor` and `explain` what kelp says of itself; `real` a Debian root; `unshare` the founding texts;
-//! `volume` folders that outlive containers; `cdi` devices by name; `limits` and `disk` what holds under load;
-//! `secret`; `surroundings` of the caller; `docs` what is made from the tables of flags.
+//! `volume` folders that outlive containers; `anonymous` those that do not; `cdi` devices by name; `limits` and `disk` what holds under load;
+//! `secret`; `words` flags about the container itself; `surroundings` of the caller; `docs` what is made from the tables of flags.
 //! The rest is the bench: `dir` folders and roots, `kelp` commands, `needs` facilities, `host` what is outside,
 //! `nested` hosts that refuse something, `pty`, `sys`.
 #![allow(clippy::unwrap_used, reason = "a test that meets the unexpected must fail there")]
@@ -16,6 +16,7 @@ mod nested;
 mod pty;
 mod sys;
 
+mod anonymous;
 mod attach;
 mod cdi;
 mod disk;
@@ -32,6 +33,7 @@ mod mounts;
 mod network;
 mod perils;
 mod process;
+mod ps;
 mod real;
 mod run;
 mod secret;
@@ -39,3 +41,4 @@ mod security;
 mod surroundings;
 mod unshare;
 mod volume;
+mod words;
