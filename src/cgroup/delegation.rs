@@ -218,9 +218,16 @@ fn hand_on(folder: &Path) -> BTreeSet<String> {
         let text = fs::read_to_string(folder.join(name)).unwrap_or_default();
         text.split_whitespace().map(str::to_owned).collect()
     };
-    let offered = words("cgroup.controllers");
-    for controller in offered.iter().filter(|controller| WANTED.contains(&controller.as_str())) {
-        let _ = fs::write(folder.join("cgroup.subtree_control"), format!("+{controller}"));
+    let (offered, already) = (words("cgroup.controllers"), words("cgroup.subtree_control"));
+    let wanted = |name: &&String| WANTED.contains(&name.as_str()) && !already.contains(*name);
+    let missing: Vec<String> = offered.iter().filter(wanted).map(|name| format!("+{name}")).collect();
+    if missing.is_empty() {
+        return already;
+    }
+    // All processes of the machine are held up for a moment by each write, so there is one if it will do.
+    let write = |words: &str| fs::write(folder.join("cgroup.subtree_control"), words);
+    if write(&missing.join(" ")).is_err() {
+        missing.iter().for_each(|word| drop(write(word)));
     }
     words("cgroup.subtree_control")
 }
