@@ -46,6 +46,8 @@ pub trait Watcher {
     fn group(&self) -> Option<BorrowedFd<'_>>;
     /// The child exists and waits; its maps are written.
     fn cloned(&mut self, pid: i32) -> Result<()>;
+    /// The child carries out its steps; what it asks for later is started meanwhile.
+    fn proceeding(&mut self) -> Result<()>;
     fn warn(&mut self, sentence: &str);
     /// The container is made; returns once everything outside is ready for the program.
     fn ready(&mut self) -> Result<()>;
@@ -109,6 +111,7 @@ impl Child {
         prepared?;
         watcher.cloned(self.pid)?;
         message::send(self.socket.as_fd(), &ToChild::Proceed, None)?;
+        watcher.proceeding()?;
         let mut master = None;
         let mut started = false;
         loop {

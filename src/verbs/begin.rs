@@ -373,15 +373,22 @@ impl Watcher for Watch<'_, '_> {
     }
 
     fn cloned(&mut self, pid: i32) -> Result<()> {
-        let namespace = self.namespace.insert(std::fs::File::open(format!("/proc/{pid}/ns/user"))?);
-        if let Some(subject) = self.subject.take() {
-            let subject = Subject { first: pid, ..subject };
-            self.view = Some(View::start(subject, self.maps.has_root(), namespace.as_fd())?);
+        self.namespace = Some(std::fs::File::open(format!("/proc/{pid}/ns/user"))?);
+        if let Some(subject) = &mut self.subject {
+            subject.first = pid;
         }
         if let Some(config) = self.network {
             self.engine = Some(Engine::start(config, pid)?);
         }
         self.container.watch(pid)
+    }
+
+    fn proceeding(&mut self) -> Result<()> {
+        if let Some(subject) = self.subject.take() {
+            let namespace = self.namespace.as_ref().context("the user namespace was not kept")?;
+            self.view = Some(View::start(subject, self.maps.has_root(), namespace.as_fd())?);
+        }
+        Ok(())
     }
 
     fn warn(&mut self, sentence: &str) {
