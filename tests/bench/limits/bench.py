@@ -13,6 +13,8 @@ KELP, OUT = sys.argv[1:3]
 ROUNDS = int(os.environ.get("KELP_BENCH_ROUNDS", "40"))
 LIMITS = ["-m", "512m", "--cpus", "1.5", "--pids-limit", "100", "--cpuset-cpus", "0"]
 RUN = [KELP, "run", "--rm", "--network", "none"]
+PROGRAM = ["/bin/guest", "exit", "0"] if "KELP_BENCH_ROOT" in os.environ else ["true"]
+ROOT = ["--rootfs", os.environ["KELP_BENCH_ROOT"]] if "KELP_BENCH_ROOT" in os.environ else ["@host"]
 BARS = {
     "limits add to a start, ms": 1.0,
     "the container's /proc adds to a start, ms": 1.5,
@@ -49,8 +51,8 @@ def bundle(name, resources):
     subprocess.run(["crun", "spec", "--rootless"], cwd=folder, check=True)
     with open(f"{folder}/config.json") as file:
         spec = json.load(file)
-    spec["process"] |= {"args": ["true"], "terminal": False}
-    spec["root"] = {"path": "/", "readonly": True}
+    spec["process"] |= {"args": PROGRAM, "terminal": False}
+    spec["root"] = {"path": os.environ["KELP_BENCH_ROOT"], "readonly": True}
     spec["linux"]["resources"] = resources
     if parent := os.environ.get("KELP_BENCH_CGROUP"):
         spec["linux"]["cgroupsPath"] = f"{parent}/{name}"
@@ -60,16 +62,16 @@ def bundle(name, resources):
     manager = "systemd"
     if os.environ.get("KELP_BENCH_CGROUP"):
         manager = "cgroupfs"
-    return ["crun", f"--cgroup-manager={manager}", "run", "-b", folder, f"bench-{os.getpid()}-{name}"]
+    return ["crun", "--root", f"{folder}/run", f"--cgroup-manager={manager}", "run", "-b", folder, f"bench-{os.getpid()}-{name}"]
 
 
 def starts():
     rows = {
-        "no limits": [*RUN, "@host", "true"],
-        "limits, the machine's /proc": [*RUN, *LIMITS, "--view=host", "@host", "true"],
-        "limits, the container's /proc": [*RUN, *LIMITS, "@host", "true"],
+        "no limits": [*RUN, *ROOT, *PROGRAM],
+        "limits, the machine's /proc": [*RUN, *LIMITS, "--view=host", *ROOT, *PROGRAM],
+        "limits, the container's /proc": [*RUN, *LIMITS, *ROOT, *PROGRAM],
     }
-    if shutil.which("crun") and os.path.exists("/sys/fs/cgroup/cgroup.controllers"):
+    if shutil.which("crun") and "KELP_BENCH_ROOT" in os.environ:
         limits = {"memory": {"limit": 512 << 20}, "cpu": {"quota": 150000, "period": 100000, "cpus": "0"}, "pids": {"limit": 100}}
         rows |= {"crun, no limits": bundle("free", {}), "crun, the same limits": bundle("limited", limits)}
     times = {name: [] for name in rows}

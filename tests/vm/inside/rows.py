@@ -120,9 +120,10 @@ def main():
     wanted = sys.argv[1:]
     passed = failed = 0
     if BENCH in wanted:
-        environment = {"PATH": "/opt/kelp:/usr/local/bin:/usr/bin:/bin", "KELP_BENCH_ROUNDS": "15", "KELP_BENCH_PARTS": "start"}
+        environment = {"PATH": "/opt/kelp:/usr/local/bin:/usr/bin:/bin", "KELP_BENCH_ROUNDS": "15", "KELP_BENCH_PARTS": "start",
+                       "KELP_BENCH_ROOT": "/opt/kelp/root"}
         bench = ["python3", "-B", f"{TESTS}/bench.py", "/opt/kelp/kelp", "/tmp/limits.json"]
-        pass_on = ["--setenv=KELP_BENCH_ROUNDS", "--setenv=KELP_BENCH_PARTS"]
+        pass_on = [f"--setenv={name}" for name in environment if name.startswith("KELP")]
         print("== bench: a scope of the user's systemd", flush=True)
         passed += run(service("ann")[:-1] + pass_on + ["--working-directory=/tmp"] + bench, environment)[1] == 0
         print("== bench: a delegated folder", flush=True)
