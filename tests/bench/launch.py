@@ -202,8 +202,10 @@ def memory(users, refused):
     shown = {}
     root = f"{CACHE}/root-ids"
     if "kelp, subordinate ids" not in refused:
-        for name, network in (("kelp run -d", "none"), ("kelp run -d, network", "user")):
-            run = f"{KELP} run -d --name bench-idle --network {network} --rootfs {root} sleep 600"
+        fuse = "--network user --storage-driver fuse"
+        for name, network in (("kelp run -d", "--network none"), ("kelp run -d, network", "--network user"),
+                              ("kelp run -d, network, T2", fuse)):
+            run = f"{KELP} run -d --name bench-idle {network} --rootfs {root} sleep 600"
             shown[name] = keepers(IDS, users, run, f"{KELP} rm -f bench-idle")
     if "podman run" not in refused:
         for name, network in (("podman run -d", "none"), ("podman run -d, network", "slirp4netns")):

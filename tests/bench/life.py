@@ -5,6 +5,7 @@ exit; the container runs a shell that ends at SIGTERM. Ratios are of medians wit
 
 import json
 import os
+import pwd
 import shlex
 import statistics
 import subprocess
@@ -16,6 +17,7 @@ from launch import CACHE, IDS, KELP, OUT, PODMAN, as_user
 
 TURNS = int(os.environ.get("KELP_BENCH_TURNS", "15"))
 MANY = int(os.environ.get("KELP_BENCH_MANY", "100"))
+CROWDS = (50, 100, 200)
 PROGRAM = "sh -c 'trap \"exit 0\" TERM; sleep 600 & wait'"
 KELP_RUN = f"{KELP} run -d --network none"
 PODMAN_RUN = f"{PODMAN} run -d --network none --cgroups=disabled"
@@ -33,13 +35,27 @@ VERBS = [
 BAR = 10
 
 
-def timed(user, users, command):
-    argv = as_user(user, users, shlex.split(command))
+# A process of each user's that starts and times what it is told, so that nothing is timed but the command.
+TIMER = """
+import json, subprocess, sys, time
+for line in sys.stdin:
     before = time.monotonic()
-    ended = subprocess.run(argv, capture_output=True, text=True, cwd="/", timeout=60)
-    took = (time.monotonic() - before) * 1000
-    if ended.returncode != 0:
-        sys.exit(f"{command}: exit {ended.returncode}\n{ended.stderr}")
+    ended = subprocess.run(json.loads(line), stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd="/", timeout=60)
+    print(json.dumps([(time.monotonic() - before) * 1000, ended.returncode, ended.stderr]), flush=True)
+"""
+TIMERS = {}
+
+
+def timed(user, users, command):
+    if user not in TIMERS:
+        TIMERS[user] = subprocess.Popen(as_user(user, users, ["python3", "-c", TIMER]), text=True, cwd="/",
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    timer = TIMERS[user]
+    timer.stdin.write(json.dumps(shlex.split(command)) + "\n")
+    timer.stdin.flush()
+    took, code, said = json.loads(timer.stdout.readline())
+    if code != 0:
+        sys.exit(f"{command}: exit {code}\n{said}")
     return took
 
 
@@ -82,6 +98,64 @@ def crowd(users, times):
     times[f"rm -f of {MANY}"] = {"kelp": [timed(IDS, users, f"{KELP} rm -f {names}")]}
 
 
+def at_once(users, times):
+    """Crowds of growing size started at once, then stopped at once: a row each, so that linear time shows."""
+    for count in CROWDS:
+        names = [f"crowd-{number}" for number in range(count)]
+        starts = [shlex.split(f"{KELP_RUN} --name {name} --rootfs {CACHE}/root-ids {PROGRAM}") for name in names]
+        times[f"{count} x run -d at once"] = {"kelp": [together(users, starts)]}
+        stops = [shlex.split(f"{KELP} stop {name}") for name in names]
+        times[f"{count} x stop at once"] = {"kelp": [together(users, stops)]}
+        timed(IDS, users, f"{KELP} rm {' '.join(names)}")
+        left = subprocess.run(as_user(IDS, users, shlex.split(f"{KELP} ps -aq")), capture_output=True, text=True, cwd="/")
+        if left.stdout:
+            sys.exit(f"left of {count}: {left.stdout}")
+
+
+def together(users, commands):
+    before = time.monotonic()
+    children = [subprocess.Popen(as_user(IDS, users, command), cwd="/", stdin=subprocess.DEVNULL,
+                                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for command in commands]
+    for child in children:
+        said = child.communicate(timeout=300)[1]
+        if child.returncode != 0:
+            sys.exit(f"{child.args}: exit {child.returncode}\n{said.decode()}")
+    return (time.monotonic() - before) * 1000
+
+
+def logs(users, times):
+    """A million lines of a hundred bytes into the log, from the start of the container to its end."""
+    flood = f"sh -c 'yes {'x' * 99} | head -n 1000000'"
+    row = times.setdefault("a million lines logged", {"kelp": [], "podman": []})
+    for _ in range(3):
+        row["kelp"].append(timed(IDS, users, f"{KELP_RUN} --name flood --rootfs {CACHE}/root-ids {flood}")
+                           + timed(IDS, users, f"{KELP} wait flood"))
+        timed(IDS, users, f"{KELP} rm flood")
+        row["podman"].append(timed(IDS, users, f"{PODMAN_RUN} --log-driver k8s-file --name flood bench {flood}")
+                             + timed(IDS, users, f"{PODMAN} wait flood"))
+        timed(IDS, users, f"{PODMAN} rm flood")
+
+
+def wakeups(users):
+    """How often what keeps an idle container with a network woke up in ten seconds."""
+    before = launch.processes()
+    timed(IDS, users, f"{KELP} run -d --network user --name idle --rootfs {CACHE}/root-ids sleep 600")
+    time.sleep(2)
+    uid = pwd.getpwnam(IDS).pw_uid
+    ours = [pid for pid in launch.processes() - before if launch.owner(pid) == uid and launch.name_of(pid).startswith("kelp")]
+    first = sum(map(switches, ours))
+    time.sleep(10)
+    woken = sum(map(switches, ours)) - first
+    timed(IDS, users, f"{KELP} rm -f idle")
+    print(f"\n{len(ours)} processes keep an idle container; they woke up {woken} times in 10 s")
+    return woken
+
+
+def switches(pid):
+    with open(f"/proc/{pid}/status") as file:
+        return sum(int(line.split()[1]) for line in file if "ctxt_switches" in line)
+
+
 def show(times):
     print(f"\n{'ms, medians of ' + str(TURNS):28} {'kelp':>9} {'peer':>9}        times faster")
     for verb, row in times.items():
@@ -100,10 +174,13 @@ def main():
     times = lives(users)
     crun_exec(users, times)
     crowd(users, times)
+    at_once(users, times)
+    logs(users, times)
+    woken = wakeups(users)
     subprocess.run(as_user(IDS, users, shlex.split(f"{PODMAN} system migrate")), capture_output=True, cwd="/")
     show(times)
     with open(OUT, "w") as file:
-        json.dump({"kernel": os.uname().release, "processors": os.cpu_count(), "milliseconds": times}, file, indent=1)
+        json.dump({"kernel": os.uname().release, "processors": os.cpu_count(), "milliseconds": times, "wakeups": woken}, file, indent=1)
     print(f"\nwritten to {OUT}")
 
 
