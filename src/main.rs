@@ -60,6 +60,7 @@ fn stage_by_name() -> Option<std::process::ExitCode> {
         rootfs::fuse::NAME => rootfs::fuse::serve,
         network::engine::NAME => network::engine::serve,
         verbs::monitor::NAME => verbs::monitor::serve,
+        supervise::member::NAME => supervise::member::serve,
         view::server::NAME => view::server::serve,
         _ => return None,
     };

@@ -21,6 +21,16 @@ pub type Number = RawFd;
 /// Starts the helper `name` with `request`, in which the descriptors `kept` are named by their numbers. Its
 /// standard streams are /dev/null but for stderr.
 pub fn start<T: Serialize>(name: &str, request: &T, kept: &[BorrowedFd<'_>]) -> Result<Child> {
+    start_from(None, name, request, kept)
+}
+
+/// The same from a copy of kelp's file.
+pub fn start_from<T: Serialize>(
+    copy: Option<BorrowedFd<'_>>,
+    name: &str,
+    request: &T,
+    kept: &[BorrowedFd<'_>],
+) -> Result<Child> {
     let mut file = File::from(memfd_create(c"kelp-request", MFdFlags::MFD_CLOEXEC)?);
     file.write_all(&serde_json::to_vec(request)?)?;
     file.rewind()?;
@@ -28,7 +38,8 @@ pub fn start<T: Serialize>(name: &str, request: &T, kept: &[BorrowedFd<'_>]) -> 
     for fd in &passed {
         process::keep_over_exec(*fd)?;
     }
-    let started = Command::new("/proc/self/exe")
+    let program = copy.map_or_else(|| "exe".to_owned(), |copy| format!("fd/{}", copy.as_raw_fd()));
+    let started = Command::new(format!("/proc/self/{program}"))
         .arg0(name)
         .arg(file.as_raw_fd().to_string())
         .stdin(Stdio::null())

@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use crate::cli::{choice, limits};
 use crate::container::folder::Known;
+use crate::container::health::{Entry, Findings};
 use crate::container::published;
 use crate::container::state::State;
 use crate::container::volume::{self, Volume};
@@ -84,7 +85,7 @@ pub fn pid(known: &Known) -> Option<i32> {
 
 fn state(known: &Known) -> Value {
     let status = &known.status;
-    json!({
+    let mut value = json!({
         "Status": status.state.word(),
         "Running": matches!(status.state, State::Running | State::Paused | State::Restarting),
         "Paused": status.state == State::Paused,
@@ -96,7 +97,36 @@ fn state(known: &Known) -> Value {
         "Error": status.error,
         "StartedAt": time(status.started),
         "FinishedAt": time(status.finished),
-    })
+    });
+    if let Some(found) = status.health.and_then(|_| Findings::read(&known.folder).ok().flatten()) {
+        let entry = |entry: &Entry| {
+            json!({
+                "Start": rfc3339_nanos(entry.start),
+                "End": rfc3339_nanos(entry.end),
+                "ExitCode": entry.exit,
+                "Output": entry.output,
+            })
+        };
+        value["Health"] = json!({
+            "Status": found.status.word(),
+            "FailingStreak": found.failing,
+            "Log": found.log.iter().map(entry).collect::<Vec<_>>(),
+        });
+    }
+    value
+}
+
+/// In docker's nanoseconds.
+fn healthcheck(request: &Request) -> Option<Value> {
+    let health = request.health()?;
+    Some(json!({
+        "Test": health.test.words(),
+        "Interval": health.interval.as_nanos() as u64,
+        "Timeout": health.timeout.as_nanos() as u64,
+        "StartPeriod": health.start_period.as_nanos() as u64,
+        "StartInterval": health.start_interval.as_nanos() as u64,
+        "Retries": health.retries,
+    }))
 }
 
 /// The words of `--storage-driver`.
@@ -173,7 +203,7 @@ fn config(request: &Request, spec: &Spec) -> Value {
     let signal = request.stop_signal();
     let ports: Map<String, Value> =
         published(asked(request)).into_iter().map(|(port, _)| (port, json!({}))).collect();
-    json!({
+    let mut value = json!({
         "Hostname": spec.hostname.clone().unwrap_or_default(),
         "Domainname": spec.domainname.clone().unwrap_or_default(),
         "User": request.user.as_ref().or(image.user.as_ref()).cloned().unwrap_or_default(),
@@ -194,7 +224,11 @@ fn config(request: &Request, spec: &Spec) -> Value {
         "Labels": labels(request),
         "StopSignal": Signal::try_from(signal).map_or_else(|_| signal.to_string(), |name| name.to_string()),
         "StopTimeout": request.life.stop_timeout,
-    })
+    });
+    if let Some(check) = healthcheck(request) {
+        value["Healthcheck"] = check;
+    }
+    value
 }
 
 /// By name, as podman shows it: what it says stands nowhere.

@@ -10,7 +10,8 @@ use clap::Args;
 use crate::cli::{run, warn};
 use crate::error::Error;
 use crate::paths::Paths;
-use crate::verbs::exec::{self, Exec};
+use crate::spec::exec::Exec;
+use crate::verbs::exec;
 
 /// Run a program in a container that runs
 #[derive(Debug, Args)]

@@ -3,8 +3,10 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Result;
+use serde_json::Value;
 
 use crate::cli::pull::{FetchArgs, PolicyWord};
 use crate::cli::{inside, progress, words};
@@ -13,6 +15,7 @@ use crate::image::pull;
 use crate::image::store::{Image, Store};
 use crate::paths::Paths;
 use crate::spec::Root;
+use crate::spec::life::{Health, HealthChoice, HealthTest};
 use crate::spec::request::ImageDefaults;
 
 /// The root and the defaults of the image `name`.
@@ -64,6 +67,24 @@ fn defaults(image: &Image) -> Result<ImageDefaults> {
         cwd: said(&config.working_dir).map(|path| PathBuf::from("/").join(path)),
         stop_signal: said(&config.stop_signal).map(|word| words::signal(&word)).transpose()?,
         labels: config.labels.clone(),
-        health: None,
+        health: config.healthcheck.as_ref().and_then(health),
     })
+}
+
+/// Docker's object; a time of 0 is the default.
+fn health(value: &Value) -> Option<Health> {
+    let words = value["Test"].as_array()?.iter().filter_map(|word| word.as_str().map(str::to_owned));
+    let time = |key: &str| value[key].as_u64().filter(|time| *time > 0).map(Duration::from_nanos);
+    let choice = HealthChoice {
+        test: HealthTest::of(&words.collect::<Vec<_>>()),
+        interval: time("Interval"),
+        timeout: time("Timeout"),
+        start_period: time("StartPeriod"),
+        start_interval: time("StartInterval"),
+        retries: value["Retries"]
+            .as_u64()
+            .filter(|count| *count > 0)
+            .and_then(|count| u32::try_from(count).ok()),
+    };
+    choice.over(None)
 }

@@ -8,8 +8,9 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::cli::attach::ProxyArgs;
+use crate::cli::health::HealthArgs;
 use crate::error::Error;
-use crate::spec::life::{LogDriver, Restart, Stream};
+use crate::spec::life::{LogDriver, OnFailure, Restart, Stream};
 use crate::spec::request::Life;
 use crate::supervise::keys::Keys;
 
@@ -56,6 +57,8 @@ pub struct LifeArgs {
     attach: Vec<String>,
     #[command(flatten, next_help_heading = "Container")]
     pub proxy: ProxyArgs,
+    #[command(flatten, next_help_heading = "Health")]
+    pub health: HealthArgs,
 }
 
 impl LifeArgs {
@@ -104,6 +107,7 @@ impl LifeArgs {
             annotations: self.annotation.iter().map(|word| pair(word)).collect(),
             log: self.log()?,
             health: None,
+            on_failure: OnFailure::None,
             attached: Vec::new(),
             detach_keys: self.detach_keys.clone(),
             pidfile: self.pidfile.as_ref().map(std::path::absolute).transpose()?,

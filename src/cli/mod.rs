@@ -17,6 +17,7 @@ pub mod filter;
 pub mod from_image;
 pub mod functions;
 pub mod generate;
+pub mod health;
 pub mod history;
 pub mod image;
 pub mod images;
@@ -65,7 +66,13 @@ use crate::sys::process;
 
 /// containers for people who have no root
 #[derive(Debug, Parser)]
-#[command(name = "kelp", version, disable_help_subcommand = true, max_term_width = 100)]
+#[command(
+    name = "kelp",
+    version,
+    disable_help_subcommand = true,
+    max_term_width = 100,
+    args_override_self = true
+)]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -90,6 +97,7 @@ enum Verb {
     Ps(ps::PsArgs),
     Exec(exec::ExecArgs),
     Attach(attach::AttachArgs),
+    Healthcheck(health::HealthcheckArgs),
     Logs(logs::LogsArgs),
     Inspect(inspect::InspectArgs),
     Top(top::TopArgs),
@@ -170,6 +178,7 @@ pub fn main() -> ExitCode {
         Verb::Ps(arguments) => ps::run(&arguments),
         Verb::Exec(arguments) => exec::run(arguments),
         Verb::Attach(arguments) => attach::run(arguments),
+        Verb::Healthcheck(arguments) => health::run(&arguments),
         Verb::Logs(arguments) => logs::run(&arguments),
         Verb::Top(arguments) => top::run(&arguments),
         Verb::Port(arguments) => port::run(&arguments),
@@ -227,6 +236,8 @@ fn parse() -> Result<(Cli, ArgMatches), clap::Error> {
     if words.get(1).is_some_and(|word| word == "run") {
         words.remove(0);
         let command = run::RunArgs::augment_args(Command::new("run").bin_name("kelp run"));
+        // As in docker, the last of a flag counts.
+        let command = command.args_override_self(true);
         let matches = command.try_get_matches_from(words)?;
         let arguments = run::RunArgs::from_arg_matches(&matches)?;
         return Ok((Cli { verb: Verb::Run(Box::new(arguments)) }, matches));
@@ -234,6 +245,7 @@ fn parse() -> Result<(Cli, ArgMatches), clap::Error> {
     if words.get(1).is_some_and(|word| word == "exec") {
         words.remove(0);
         let command = exec::ExecArgs::augment_args(Command::new("exec").bin_name("kelp exec"));
+        let command = command.args_override_self(true);
         let matches = command.try_get_matches_from(words)?;
         let arguments = exec::ExecArgs::from_arg_matches(&matches)?;
         return Ok((Cli { verb: Verb::Exec(arguments) }, matches));

@@ -318,6 +318,8 @@ fn request(arguments: RunArgs, places: &Places) -> Result<Request> {
         life: arguments.life.life(arguments.rm || arguments.life.rmi)?,
         resources: arguments.resources.resources()?,
     };
+    let (choice, on_failure) = arguments.life.health.choice(request.image.health.is_some())?;
+    (request.life.health, request.life.on_failure) = (Some(choice), on_failure);
     request.life.attached = arguments.life.attached(arguments.detach, arguments.interactive)?;
     arguments.storage.add(&mut request)?;
     cdi::add(&mut request, &named, &arguments.cdi)?;

@@ -6,8 +6,8 @@
 //! |---|---|
 //! | `Begin`, of whoever started the monitor | starts the program: `Warn`, then `Running` or `Failed` |
 //! | `Stream` with a descriptor, up to three, `Attach` | moves the container's streams; `Ended` at the end |
-//! | `Leave`, of whoever is attached | `Released`: it may close its streams |
-//! | `Stop`, `Wait` | `Ended`, when it has; others: `Done` or `Refused`, or nothing to be said |
+//! | `Stream`s, `Exec` | a process that it starts answers from then on (supervise/member.rs) |
+//! | `Stop`, `Wait` | `Ended`, when it has; others: an answer, `Done` or `Refused`, or nothing to be said |
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -25,9 +25,10 @@ use nix::sys::socket::{
 use nix::sys::stat::{Mode, fchmod};
 use serde::{Deserialize, Serialize};
 
-use crate::container::folder::Process;
-use crate::error::Error;
+use crate::container::folder::{Healthiness, Process};
+use crate::error::{self, Error};
 use crate::ids::Name;
+use crate::spec::exec::Exec;
 use crate::spec::life::Stream;
 use crate::spec::resources::Limits;
 use crate::sys::{process, socket as message};
@@ -64,6 +65,9 @@ pub enum ToMonitor {
     Pause,
     Unpause,
     Rename(Name),
+    /// Starts a program in the container, with the streams that were sent; from then on the caller talks with the
+    /// process that runs it.
+    Exec(Box<Exec>),
     /// Runs the health check now.
     CheckHealth,
 }
@@ -86,8 +90,24 @@ pub enum FromMonitor {
     /// Whoever leaves may go.
     Released,
     Ended(i32),
-    /// The health check's exit status and output.
-    Health(i32, String),
+    /// The health check's exit status, and what the container is called by that.
+    Health(i32, Healthiness),
+    /// Comes with the pidfd of a program that was started.
+    Joined,
+    /// Comes with the master of its terminal.
+    Console,
+}
+
+impl FromMonitor {
+    /// Why there is no program.
+    pub fn failed(error: &anyhow::Error) -> Self {
+        let named = error::find(error);
+        Self::Failed {
+            sentence: format!("{error:#}"),
+            hint: named.and_then(|named| named.hint.clone()),
+            exit: named.map_or(125, |named| named.exit),
+        }
+    }
 }
 
 /// What becomes of a container that was stopped.

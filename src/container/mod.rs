@@ -4,6 +4,7 @@
 pub mod call;
 pub mod files;
 pub mod folder;
+pub mod health;
 pub mod list;
 pub mod log;
 pub mod logged;

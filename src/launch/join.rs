@@ -41,14 +41,35 @@ const NAMESPACES: [(&str, i32); 8] = [
     ("time", 0x80),
 ];
 
-/// Runs the program of `plan`, which has no steps, in the container of `target`.
+/// The container's control group may not be joined from where the caller is: both must lie below a group that is the
+/// user's (`cgroups(7)`, "Delegation containment").
+#[derive(Debug)]
+pub struct Refused(std::io::Error);
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "cannot join the container's cgroup: {}", self.0)
+    }
+}
+
+impl std::error::Error for Refused {}
+
+/// Runs the program of `plan`, which has no steps, in the container of `target`, whose limits `group` holds.
 ///
 /// # Errors
 /// The container is gone, or the program can't be executed.
-pub fn join(target: &Target, plan: &Plan, streams: Streams, warn: &mut dyn FnMut(&str)) -> Result<Running> {
+pub fn join(
+    target: &Target,
+    plan: &Plan,
+    group: Option<BorrowedFd<'_>>,
+    streams: Streams,
+    warn: &mut dyn FnMut(&str),
+) -> Result<Running> {
     let flags = foreign(target.pid)?;
     let (ours, theirs) = socket::pair()?;
-    let helper = match clone::clone(0, None)? {
+    let cloned = clone::clone(0, group)
+        .map_err(|error| if group.is_some() { Refused(error).into() } else { anyhow::Error::from(error) });
+    let helper = match cloned? {
         Cloned::Child => enter(target, flags, plan, streams, theirs),
         Cloned::Parent { pid, .. } => pid,
     };

@@ -74,7 +74,8 @@ fn read_only_copy() -> Result<OwnedFd> {
     Ok(copy)
 }
 
-fn memory_copy() -> Result<OwnedFd> {
+/// A copy of kelp's own file in memory that nobody can write to.
+pub fn memory_copy() -> Result<OwnedFd> {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let mut copy = File::from(memfd_create(c"kelp", flags)?);
     io::copy(&mut File::open("/proc/self/exe")?, &mut copy)?;

@@ -1,6 +1,7 @@
 //! How a container is watched: restart policy, health check, log driver, as docker words them. Plain data with
 //! its grammar; the monitor acts on it.
 
+use std::ffi::OsString;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -85,6 +86,59 @@ pub fn back_off(count: u32) -> Duration {
 /// A container that ran this long starts its back-off anew.
 pub const STEADY: Duration = Duration::from_secs(10);
 
+/// `--health-*`: what is said, over what the image says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthChoice {
+    pub test: Option<HealthTest>,
+    pub interval: Option<Duration>,
+    pub timeout: Option<Duration>,
+    pub start_period: Option<Duration>,
+    pub start_interval: Option<Duration>,
+    pub retries: Option<u32>,
+}
+
+impl HealthChoice {
+    /// The check that comes out; none without a test.
+    pub fn over(&self, image: Option<&Health>) -> Option<Health> {
+        let test = self.test.clone().or(image.map(|image| image.test.clone()))?;
+        let of_image = image.cloned().unwrap_or_default();
+        (test != HealthTest::None).then(|| Health {
+            test,
+            interval: self.interval.unwrap_or(of_image.interval),
+            timeout: self.timeout.unwrap_or(of_image.timeout),
+            start_period: self.start_period.unwrap_or(of_image.start_period),
+            start_interval: self.start_interval.unwrap_or(of_image.start_interval),
+            retries: self.retries.unwrap_or(of_image.retries),
+        })
+    }
+}
+
+/// `--health-on-failure`: what is done with a container that has become unhealthy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OnFailure {
+    #[default]
+    None,
+    Kill,
+    Restart,
+    Stop,
+}
+
+impl FromStr for OnFailure {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "none" => Ok(Self::None),
+            "kill" => Ok(Self::Kill),
+            "restart" => Ok(Self::Restart),
+            "stop" => Ok(Self::Stop),
+            _ => Err(Error::usage(format!("--health-on-failure {text}: it is not known"))
+                .hint("none, kill, restart and stop are")
+                .into()),
+        }
+    }
+}
+
 /// A health check; the defaults are docker's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Health {
@@ -104,6 +158,38 @@ pub enum HealthTest {
     Exec(Vec<String>),
     /// Given to `/bin/sh -c`.
     Shell(String),
+}
+
+impl HealthTest {
+    /// Docker's list: `NONE`, `CMD` and words, `CMD-SHELL` and a text; words alone are podman's. `None` is nothing said.
+    pub fn of(words: &[String]) -> Option<Self> {
+        match words.split_first()? {
+            (head, _) if head == "NONE" => Some(Self::None),
+            (head, rest) if head == "CMD" => Some(Self::Exec(rest.to_vec())),
+            (head, rest) if head == "CMD-SHELL" => Some(Self::Shell(rest.join(" "))),
+            _ => Some(Self::Exec(words.to_vec())),
+        }
+    }
+
+    /// The same list.
+    pub fn words(&self) -> Vec<String> {
+        match self {
+            Self::None => vec!["NONE".to_owned()],
+            Self::Exec(words) => [&["CMD".to_owned()], words.as_slice()].concat(),
+            Self::Shell(text) => vec!["CMD-SHELL".to_owned(), text.clone()],
+        }
+    }
+}
+
+impl Health {
+    /// What is run.
+    pub fn command(&self) -> Vec<OsString> {
+        match &self.test {
+            HealthTest::None => Vec::new(),
+            HealthTest::Exec(words) => words.iter().map(OsString::from).collect(),
+            HealthTest::Shell(text) => ["/bin/sh", "-c", text].map(OsString::from).to_vec(),
+        }
+    }
 }
 
 impl Default for Health {
@@ -170,6 +256,21 @@ mod tests {
         assert!("on-failure:x".parse::<Restart>().is_err() && "never".parse::<Restart>().is_err());
         assert!(Restart::OnFailure(2).after(1, 1) && !Restart::OnFailure(2).after(1, 2));
         assert!(!Restart::OnFailure(0).after(0, 0) && Restart::Always.after(0, 9));
+    }
+
+    #[test]
+    fn a_health_check_is_the_images_but_for_what_is_said() {
+        let image = Health { test: HealthTest::Shell("true".to_owned()), retries: 9, ..Health::default() };
+        let said = HealthChoice { interval: Some(Duration::from_secs(1)), ..HealthChoice::default() };
+        let both = said.over(Some(&image)).unwrap();
+        assert_eq!((both.retries, both.interval, &both.test), (9, Duration::from_secs(1), &image.test));
+        assert_eq!(said.over(None), None);
+        let off = HealthChoice { test: Some(HealthTest::None), ..HealthChoice::default() };
+        assert_eq!(off.over(Some(&image)), None);
+        let list =
+            |words: &[&str]| HealthTest::of(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>());
+        assert_eq!(list(&["CMD", "a", "b"]).unwrap().words(), ["CMD", "a", "b"]);
+        assert_eq!((list(&[]), list(&["NONE"])), (None, Some(HealthTest::None)));
     }
 
     #[test]

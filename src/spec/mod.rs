@@ -5,6 +5,7 @@
 pub mod capability;
 pub mod cdi;
 pub mod defaults;
+pub mod exec;
 pub mod life;
 pub mod limits;
 pub mod mount;

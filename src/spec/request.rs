@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::Name;
-use crate::spec::life::{Health, LogDriver, Restart, Stream};
+use crate::spec::life::{Health, HealthChoice, LogDriver, OnFailure, Restart, Stream};
 use crate::spec::mount::Mount;
 use crate::spec::resources::Resources;
 use crate::spec::{Device, Dns, Rlimit, Root, Sharing, TimeOffsets};
@@ -115,6 +115,11 @@ impl Request {
         self.stop_signal.or(self.image.stop_signal).unwrap_or(libc::SIGTERM)
     }
 
+    /// The health check, if there is one.
+    pub fn health(&self) -> Option<Health> {
+        self.life.health.clone().unwrap_or_default().over(self.image.health.as_ref())
+    }
+
     /// Whether the end of an attached input is the end of the program's: docker's StdinOnce. Of a container that was
     /// made to be attached to later, and of a terminal, it is not.
     pub fn ends_with_its_input(&self) -> bool {
@@ -153,7 +158,9 @@ pub struct Life {
     pub annotations: BTreeMap<String, String>,
     pub log: LogDriver,
     /// `None` is the image's.
-    pub health: Option<Health>,
+    pub health: Option<HealthChoice>,
+    #[serde(default)]
+    pub on_failure: OnFailure,
     /// What the command that makes the container attaches: nothing with `-d`, the choice of `-a`, or all.
     #[serde(default)]
     pub attached: Vec<Stream>,

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 
 use crate::container::call::{Condition, FromMonitor, Line, Then, ToMonitor};
 use crate::ids::Name;
+use crate::spec::exec::Exec;
 use crate::spec::life::Stream;
 use crate::spec::resources::Limits;
 use crate::supervise::monitor::End;
@@ -27,6 +28,8 @@ struct Caller {
 /// What a caller wants of the monitor.
 #[derive(Debug)]
 pub enum Order {
+    Exec { exec: Box<Exec>, streams: Vec<(Stream, OwnedFd)> },
+    CheckHealth,
     Attach { stdin: Option<OwnedFd>, sinks: Vec<(Stream, OwnedFd)> },
     Leave,
     Resize((u16, u16)),
@@ -36,7 +39,6 @@ pub enum Order {
     Update(Limits),
     Pause,
     Unpause,
-    Refuse(String),
     Begin,
     Nothing,
 }
@@ -91,8 +93,15 @@ impl Callers {
             ToMonitor::Update(limits) => Order::Update(limits),
             ToMonitor::Pause => Order::Pause,
             ToMonitor::Unpause => Order::Unpause,
-            ToMonitor::CheckHealth => Order::Refuse("it has no health check".to_owned()),
+            ToMonitor::Exec(exec) => Order::Exec { exec, streams: std::mem::take(&mut caller.streams) },
+            ToMonitor::CheckHealth => Order::CheckHealth,
         })
+    }
+
+    /// Takes the caller's line for somebody else to talk on.
+    pub fn dismiss(&mut self, number: u64) -> Option<Line> {
+        let at = self.callers.iter().position(|caller| caller.number == number)?;
+        Some(self.callers.remove(at).line)
     }
 
     pub fn tell(&mut self, number: u64, words: &FromMonitor) {

@@ -3,10 +3,13 @@
 
 pub mod attached;
 pub mod callers;
+pub mod health;
 pub mod keys;
+pub mod member;
 pub mod monitor;
 pub mod orders;
 pub mod restraint;
+pub mod secrets;
 pub mod session;
 pub mod signals;
 pub mod streams;

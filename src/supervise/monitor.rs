@@ -5,6 +5,7 @@
 use std::collections::HashSet;
 use std::io;
 use std::os::fd::AsFd;
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -12,7 +13,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
 
-use crate::container::call::{self, Line};
+use crate::container::call::{self, FromMonitor, Line};
 use crate::container::folder::Container;
 use crate::container::log::Log;
 use crate::launch::child::Streams;
@@ -21,6 +22,7 @@ use crate::launch::parent::Running;
 use crate::spec::Spec;
 use crate::spec::life::Stream;
 use crate::supervise::callers::Callers;
+use crate::supervise::health::Checkup;
 use crate::supervise::orders::{Heard, send};
 use crate::supervise::restraint::Restraint;
 use crate::supervise::signals;
@@ -58,6 +60,9 @@ pub struct Monitor {
     pub window: Option<(u16, u16)>,
     buffer: Vec<u8>,
     pub restraint: Restraint,
+    pub checkup: Option<Checkup>,
+    /// Processes that run further programs: to be reaped, no more.
+    pub stages: Vec<Child>,
     /// When the container is killed.
     pub kill_at: Option<Instant>,
     pub end: End,
@@ -71,6 +76,7 @@ enum Whose {
     Caller(u64),
     Outlet(usize),
     Inlet,
+    Checkup,
 }
 
 impl Monitor {
@@ -86,6 +92,8 @@ impl Monitor {
             window: None,
             buffer: Vec::new(),
             restraint: Restraint::default(),
+            checkup: None,
+            stages: Vec::new(),
             kill_at: None,
             end: End::Itself,
         }
@@ -123,11 +131,15 @@ impl Monitor {
         if let Some(master) = &running.master {
             streams::connect_terminal(master, spec.process.stdin, &mut self.inlet, &mut self.outlets)?;
         }
+        let health = container.made.request.health();
+        self.checkup = health.map(|health| Checkup::new(container.folder.clone(), health));
         let mut settled = Some(Instant::now() + memory::SETTLING);
         loop {
-            let due = self.kill_at.into_iter().chain(self.restraint.next()).chain(settled).min();
+            let check = self.checkup.as_ref().and_then(Checkup::next);
+            let due = self.kill_at.into_iter().chain(self.restraint.next()).chain(settled).chain(check).min();
             let ended = self.turn(container, Some(running), due)?;
             self.restraint.turn();
+            self.check(container, Some(running));
             if settled.take_if(|at| *at <= Instant::now()).is_some() {
                 // Only memory is at stake.
                 let _ = memory::release_code();
@@ -138,6 +150,10 @@ impl Monitor {
             }
             if ended {
                 let status = signals::reap(running.pidfd.as_fd())?;
+                for asker in self.checkup.take().map(Checkup::end).unwrap_or_default() {
+                    let ended = FromMonitor::Refused("the container has ended meanwhile".to_owned());
+                    self.callers.tell(asker, &ended);
+                }
                 self.finish();
                 return Ok((status, self.end));
             }
@@ -181,6 +197,7 @@ impl Monitor {
             outlet.waits_on().into_iter().for_each(|(fd, wants)| add(fd, wants, Whose::Outlet(number)));
         }
         self.inlet.waits_on().into_iter().for_each(|(fd, wants)| add(fd, wants, Whose::Inlet));
+        self.checkup.iter().flat_map(Checkup::waits_on).for_each(|fd| add(fd, Wants::Read, Whose::Checkup));
         match poll(&mut polled, remaining(until)) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
@@ -205,7 +222,7 @@ impl Monitor {
                     self.hear(number, container, running)?;
                 }
                 Whose::Outlet(number) if served.insert(number) => self.pour(number),
-                Whose::Outlet(_) | Whose::Inlet => {}
+                Whose::Outlet(_) | Whose::Inlet | Whose::Checkup => {}
             }
         }
         Ok(ended)
@@ -226,7 +243,8 @@ impl Monitor {
                 call::CALL if found.ssi_code == libc::SI_QUEUE => {
                     signals::caller(&found).into_iter().for_each(|line| self.admit(line));
                 }
-                libc::SIGCHLD | libc::SIGWINCH | libc::SIGPIPE => {}
+                libc::SIGCHLD => self.stages.retain_mut(|stage| matches!(stage.try_wait(), Ok(None))),
+                libc::SIGWINCH | libc::SIGPIPE => {}
                 libc::SIGHUP if !in_foreground || signals::ignored(libc::SIGHUP) => {}
                 libc::SIGHUP => self.hang_up(running),
                 libc::SIGTERM | libc::SIGINT | libc::SIGQUIT if !in_foreground => {

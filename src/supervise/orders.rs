@@ -1,18 +1,23 @@
 //! What callers want of the monitor, one word at a time: each order is carried out at once and answered, or, where it
 //! waits for the container's end, answered by the monitor's story. It knows nothing of the loop that hears them.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
 use crate::container::call::FromMonitor;
-use crate::container::folder::Container;
+use crate::container::folder::{Container, Healthiness};
+use crate::container::health::Entry;
 use crate::container::state::State;
 use crate::error::Error;
 use crate::launch::parent::Running;
+use crate::spec::exec::Exec;
+use crate::spec::life::{OnFailure, Stream};
 use crate::spec::resources::Limits;
 use crate::supervise::callers::Order;
+use crate::supervise::health::Checkup;
+use crate::supervise::member::{self, Bond};
 use crate::supervise::monitor::{End, GRACE, Monitor};
 use crate::supervise::streams::Sink;
 use crate::sys::{process, terminal};
@@ -79,7 +84,11 @@ impl Monitor {
             Order::Update(limits) => Some(answer(self.update(container, &limits))),
             Order::Pause => Some(answer(self.pause(container))),
             Order::Unpause => Some(answer(self.unpause(container))),
-            Order::Refuse(sentence) => Some(FromMonitor::Refused(sentence)),
+            Order::Exec { exec, streams } => {
+                self.exec(caller, container, *exec, &streams);
+                return Ok(Heard::Last);
+            }
+            Order::CheckHealth => self.check_now(caller, container, running),
             Order::Begin => return Ok(Heard::Last),
             Order::Nothing => None,
         };
@@ -87,6 +96,67 @@ impl Monitor {
             self.callers.tell(caller, &answer);
         }
         Ok(Heard::More)
+    }
+
+    /// Has a further program started; from then on its parent talks with the caller.
+    fn exec(&mut self, caller: u64, container: &Container, exec: Exec, streams: &[(Stream, OwnedFd)]) {
+        let Some(line) = self.callers.dismiss(caller) else { return };
+        match member::start(&container.folder, exec, line.as_fd(), streams, Bond::Stays) {
+            Ok(stage) => self.stages.push(stage),
+            Err(error) => drop(line.say(&FromMonitor::failed(&error), None)),
+        }
+    }
+
+    /// The caller is told once the check has ended.
+    fn check_now(
+        &mut self,
+        caller: u64,
+        container: &mut Container,
+        running: Option<&Running>,
+    ) -> Option<FromMonitor> {
+        let Some(checkup) = &mut self.checkup else {
+            let sentence = format!("container {} has no defined healthcheck", container.made.id);
+            return Some(FromMonitor::Refused(sentence));
+        };
+        if container.status.state != State::Running {
+            let sentence = format!("container {} is not running", container.made.id);
+            return Some(FromMonitor::Refused(sentence));
+        }
+        checkup.askers.push(caller);
+        let entry = checkup.begin();
+        self.take_in(container, running, entry);
+        None
+    }
+
+    /// A turn of the health check.
+    pub fn check(&mut self, container: &mut Container, running: Option<&Running>) {
+        let entry = self.checkup.as_mut().and_then(Checkup::turn);
+        self.take_in(container, running, entry);
+    }
+
+    /// What the result of a check means for the container.
+    fn take_in(&mut self, container: &mut Container, running: Option<&Running>, entry: Option<Entry>) {
+        let (Some(entry), Some(checkup)) = (entry, &mut self.checkup) else { return };
+        let status = checkup.found.status;
+        for asker in std::mem::take(&mut checkup.askers) {
+            self.callers.tell(asker, &FromMonitor::Health(entry.exit, status));
+        }
+        if container.status.health.replace(status) == Some(status) {
+            return;
+        }
+        let _ = container.keep();
+        if status != Healthiness::Unhealthy {
+            return;
+        }
+        match container.made.request.life.on_failure {
+            OnFailure::None => {}
+            OnFailure::Kill => send(running, libc::SIGKILL),
+            OnFailure::Stop => self.stop(container, running, None, None),
+            OnFailure::Restart => {
+                self.stop(container, running, None, None);
+                self.end = End::Restart;
+            }
+        }
     }
 
     fn update(&mut self, container: &mut Container, limits: &Limits) -> Result<()> {
@@ -101,6 +171,7 @@ impl Monitor {
     fn pause(&mut self, container: &mut Container) -> Result<()> {
         container.status.state.moved(State::Paused)?;
         self.restraint.pause()?;
+        self.checkup.iter_mut().for_each(Checkup::pause);
         container.become_state(State::Paused)
     }
 
@@ -109,6 +180,7 @@ impl Monitor {
             return Err(Error::usage("the container is not paused").into());
         }
         self.restraint.unpause()?;
+        self.checkup.iter_mut().for_each(Checkup::unpause);
         container.become_state(State::Running)
     }
 

@@ -1,21 +1,24 @@
 //! A program that `exec` runs beside a container's own: this process serves its streams. It is not the
-//! container's monitor, and the container does not notice its end.
+//! container's monitor, and the container does not notice its end. The program is its child, or that of a process
+//! that the monitor has started, which then tells the exit status.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
 
+use crate::container::call::{FromMonitor, Line};
 use crate::container::log::Log;
 use crate::launch::child::Streams;
 use crate::launch::parent::Running;
 use crate::spec::life::Stream;
 use crate::supervise::attached::Raw;
 use crate::supervise::keys::Keys;
-use crate::supervise::signals;
 use crate::supervise::streams::{self, Audience, Inlet, Outlet, Wants};
+use crate::supervise::{member, signals};
+use crate::sys::clone::{self, Cloned};
 use crate::sys::{process, terminal};
 
 /// Once the program has ended, what it wrote is still moved, but what it left behind is not waited for longer.
@@ -42,7 +45,7 @@ impl Session {
     }
 
     /// Serves the program to its end, or until the keys are typed; its exit status.
-    pub fn serve(mut self, running: &Running, signals: &SignalFd) -> Result<i32> {
+    pub fn serve(mut self, running: Running, signals: &SignalFd, afar: Option<&Line>) -> Result<i32> {
         let mut _raw = None;
         if let Some(master) = &running.master {
             streams::connect_terminal(master, self.interactive, &mut self.inlet, &mut self.outlets)?;
@@ -84,13 +87,16 @@ impl Session {
             let whose: Vec<Option<usize>> = whose.into_iter().map(|(who, ..)| who).collect();
             self.turn(&whose, ready.get(fixed..).unwrap_or_default(), &mut buffer);
             if self.inlet.detached {
-                return Ok(0);
+                // What was typed before the keys.
+                self.inlet.turn(&[]);
+                // From afar the master is held by the program's parent.
+                return running.master.filter(|_| afar.is_none()).map_or(Ok(()), keep).map(|()| 0);
             }
             if ready.first() == Some(&true) {
-                heed(signals, running)?;
+                heed(signals, &running)?;
             }
             if status.is_none() && ready.get(1) == Some(&true) {
-                status = Some(signals::reap(running.pidfd.as_fd())?);
+                status = Some(afar.map_or_else(|| signals::reap(running.pidfd.as_fd()), told)?);
             }
         }
         Ok(status.unwrap_or(0))
@@ -109,6 +115,39 @@ impl Session {
             if let Some(outlet) = self.outlets.get_mut(number) {
                 outlet.turn(&mut self.log, buffer);
             }
+        }
+    }
+}
+
+/// The exit status, from whoever is the program's parent.
+fn told(line: &Line) -> Result<i32> {
+    while let Some((words, _)) = line.hear::<FromMonitor>()? {
+        if let FromMonitor::Ended(status) = words {
+            return Ok(status);
+        }
+    }
+    Ok(128 + libc::SIGKILL)
+}
+
+/// Leaves somebody behind who takes what a program writes to its terminal: with the last master the program would
+/// end, and with one that nobody reads it would wait.
+pub fn keep(master: OwnedFd) -> Result<()> {
+    if let Cloned::Parent { .. } = clone::clone(0, None).context("leave the terminal behind")? {
+        return Ok(());
+    }
+    let _ = nix::unistd::setsid();
+    let _ = process::rename(&std::ffi::CString::from(c"kelp-terminal"));
+    let null = streams::null();
+    let quiet = |number| null.as_ref().is_ok_and(|null| process::become_stream(null.as_fd(), number).is_ok());
+    let alone = (0..=2).all(quiet);
+    let Ok(master) = process::duplicate_to(master, 3) else { clone::exit(125) };
+    if !alone || process::close_from(4, false).is_err() {
+        clone::exit(125);
+    }
+    loop {
+        let waited = poll(&mut [PollFd::new(master.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE);
+        if waited.is_err_and(|errno| errno != Errno::EINTR) || !member::drain(&master) {
+            clone::exit(0);
         }
     }
 }

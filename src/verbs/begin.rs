@@ -2,7 +2,7 @@
 //! outside that the program needs. Nothing is kept of a start that failed.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Child;
 
 use anyhow::{Context, Result};
@@ -27,14 +27,14 @@ use crate::rootfs::rung::{self, Rung};
 use crate::rootfs::{fuse, host};
 use crate::spec::mount::{MountKind, Propagation};
 use crate::spec::request::{Driver, Request, Storage, UserNamespace};
-use crate::spec::resolve::{self, Facts};
+use crate::spec::resolve;
 use crate::spec::resources::{Limits, Resources, Throttle};
 use crate::spec::{Root, Sharing, Spec, defaults};
+use crate::supervise::member::facts;
 use crate::supervise::monitor::Monitor;
 use crate::supervise::restraint::Restraint;
-use crate::supervise::signals;
+use crate::supervise::{secrets, signals};
 use crate::userns::maps::{self, IdMaps};
-use crate::verbs::secrets;
 use crate::view::numbers::Subject;
 use crate::view::server::{self, View};
 
@@ -146,17 +146,6 @@ fn with_volumes(
         }
     }
     Ok(request)
-}
-
-/// What is known of this host for a container with these maps.
-pub fn facts(id: ContainerName, maps: &IdMaps) -> Facts {
-    let shared = ["/dev/shm", "/dev/mqueue"].map(PathBuf::from);
-    Facts {
-        id,
-        one_id: maps.one_id() && maps.has_root(),
-        term: std::env::var_os("TERM"),
-        shared_memory: shared.into_iter().filter(|path| path.exists()).collect(),
-    }
 }
 
 fn attempt(

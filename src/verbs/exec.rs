@@ -1,81 +1,55 @@
 //! `kelp exec`: a further program in a container that runs, with the container's own credentials, capabilities
-//! and seccomp filter unless it asks for others. The command itself is the program's parent; no monitor is asked.
+//! and seccomp filter unless it asks for others. The command itself is the program's parent; the monitor is asked only
+//! where the command stands outside of the groups that are the user's, so that it may not put the program under the
+//! container's limits.
 
-use std::ffi::OsString;
-use std::path::PathBuf;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use nix::sys::signalfd::SignalFd;
 
+use crate::container::call::{FromMonitor, ToMonitor};
+use crate::container::folder::Known;
 use crate::container::list;
-use crate::container::state::State;
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::image::store::Store;
 use crate::launch::child::Streams;
-use crate::launch::join::{self, Target};
-use crate::launch::plan::{First, Keeper, Plan};
+use crate::launch::join::Refused;
+use crate::launch::parent::Running;
 use crate::launch::stage;
 use crate::paths::Paths;
-use crate::spec::capability::CapabilitySet;
-use crate::spec::resolve;
+use crate::spec::exec::Exec;
+use crate::spec::life::Stream;
 use crate::supervise::keys::{self, Keys};
-use crate::supervise::session::Session;
-use crate::supervise::signals;
+use crate::supervise::member::Member;
+use crate::supervise::session::{self, Session};
 use crate::supervise::streams::null;
-use crate::sys::process;
-use crate::userns::maps::IdMaps;
-use crate::verbs::order::refusal;
-use crate::verbs::{begin, secrets};
-
-/// What to run and how.
-#[derive(Clone, Debug)]
-pub struct Exec {
-    pub command: Vec<OsString>,
-    pub environment: Vec<(OsString, OsString)>,
-    pub cwd: Option<PathBuf>,
-    pub user: Option<String>,
-    pub interactive: bool,
-    pub terminal: bool,
-    pub detach: bool,
-    pub privileged: bool,
-    pub detach_keys: Option<String>,
-}
+use crate::supervise::{attached, signals};
+use crate::verbs::order::{self, refusal};
 
 /// Runs it in the container that `word` means; its exit status, or 0 at once if it is detached.
 pub fn exec(paths: &Paths, word: &str, exec: Exec, warn: &mut dyn FnMut(&str)) -> Result<i32> {
     let known = list::find(paths, word).map_err(|error| or_an_image(paths, word, error))?;
-    let id = &known.made.id;
-    let not_running = || refusal(format!("container {id} is not running"));
-    match known.status.state {
-        State::Running => {}
-        State::Paused => {
-            return Err(refusal(format!("container {id} is paused, unpause the container before exec")));
-        }
-        _ => return Err(not_running()),
-    }
-    let first = known.status.process.clone().ok_or_else(not_running)?;
-    let pidfd = process::pidfd_open(first.pid).map_err(|_| not_running())?;
-    if !first.lives() {
-        return Err(not_running());
-    }
-    let target = Target { pid: first.pid, pidfd };
-    let maps = IdMaps::of_process(first.pid)?;
-    if stage::needs_seal(&maps)? {
+    let member = Member::new(paths, &known, &exec)?;
+    if member.needs_seal()? {
         stage::run_from_copy()?;
     }
-    let mut plan = plan(&known.made.request, &exec, begin::facts(id.clone(), &maps), maps)?;
-    // A secret that was removed meanwhile is known to the container's own program only.
-    let secrets = secrets::variables(paths, &known.made.request).unwrap_or_default();
-    secrets::add_variables(&secrets, &mut plan.process.environment);
     let signals = signals::signals()?;
-    let keys = Keys::parse(exec.detach_keys.as_deref().unwrap_or(keys::DEFAULT))?;
+    let keys = exec.detach_keys.as_ref().or(known.made.request.life.detach_keys.as_ref());
+    let keys = Keys::parse(keys.map_or(keys::DEFAULT, String::as_str))?;
     let mut session = Session::new(exec.interactive && !exec.detach, exec.terminal.then_some(keys));
-    let streams = if exec.detach || exec.terminal {
-        Streams { stdin: Some(null()?), stdout: Some(null()?), stderr: Some(null()?) }
-    } else {
-        session.connect()?
+    let running = match member.join(streams(&exec, &mut session)?, warn) {
+        Err(error) if error.downcast_ref::<Refused>().is_some() => {
+            return by_monitor(paths, &known, exec, session, &signals, warn);
+        }
+        joined => joined?,
     };
-    let running = join::join(&target, &plan, streams, warn)?;
-    if exec.detach { Ok(0) } else { session.serve(&running, &signals) }
+    match (exec.detach, running.master) {
+        (false, master) => session.serve(Running { master, ..running }, &signals, None),
+        (true, Some(master)) => session::keep(master).map(|()| 0),
+        (true, None) => Ok(0),
+    }
 }
 
 /// Whoever comes from a tool that runs programs in images may say `exec` for it.
@@ -89,31 +63,50 @@ fn or_an_image(paths: &Paths, word: &str, error: anyhow::Error) -> anyhow::Error
     Error::usage(format!("{error:#}")).hint(hint).exit(1).into()
 }
 
-fn plan(
-    request: &crate::spec::request::Request,
-    exec: &Exec,
-    facts: resolve::Facts,
-    maps: IdMaps,
-) -> Result<Plan> {
-    let mut request = request.clone();
-    request.terminal = exec.terminal && !exec.detach;
-    request.interactive = exec.interactive;
-    request.environment.extend(exec.environment.iter().cloned());
-    request.entrypoint = Some(OsString::new());
-    request.command.clone_from(&exec.command);
-    request.cwd = exec.cwd.clone().or(request.cwd);
-    request.user = exec.user.clone().or(request.user);
-    let mut process = resolve::resolve(&request, &facts)?.process;
-    if exec.privileged {
-        process.capabilities = CapabilitySet::with(&["ALL".to_owned()], &[])?;
+/// The program's ends.
+fn streams(exec: &Exec, session: &mut Session) -> Result<Streams> {
+    if exec.detach || exec.terminal {
+        return Ok(Streams { stdin: Some(null()?), stdout: Some(null()?), stderr: Some(null()?) });
     }
-    Ok(Plan {
-        namespaces: 0,
-        early: 0,
-        steps: Vec::new(),
-        process,
-        maps,
-        first: First::Program,
-        keeper: Keeper::Nobody,
-    })
+    session.connect()
+}
+
+/// The same by the container's monitor, which has the program started where its limits can be joined.
+fn by_monitor(
+    paths: &Paths,
+    known: &Known,
+    exec: Exec,
+    mut session: Session,
+    signals: &SignalFd,
+    warn: &mut dyn FnMut(&str),
+) -> Result<i32> {
+    let (_, line) = order::reach(paths, known.made.id.as_str())?;
+    let line = line.ok_or_else(|| refusal(format!("container {} is not running", known.made.id)))?;
+    let Streams { stdin, stdout, stderr } = streams(&exec, &mut session)?;
+    let own = |fd: Option<OwnedFd>, own: &dyn AsFd| fd.map_or_else(|| own.as_fd().try_clone_to_owned(), Ok);
+    for (stream, fd) in [
+        (Stream::Stdin, own(stdin, &io::stdin())?),
+        (Stream::Stdout, own(stdout, &io::stdout())?),
+        (Stream::Stderr, own(stderr, &io::stderr())?),
+    ] {
+        line.say(&ToMonitor::Stream(stream), Some(fd.as_fd()))?;
+    }
+    let detach = exec.detach;
+    line.say(&ToMonitor::Exec(Box::new(exec)), None)?;
+    let (mut pidfd, mut master) = (None, None);
+    loop {
+        let heard = line.hear::<FromMonitor>()?;
+        match heard.context("the container has ended meanwhile")? {
+            (FromMonitor::Joined, fd) => pidfd = fd,
+            (FromMonitor::Console, fd) => master = fd,
+            (FromMonitor::Running, _) => break,
+            (FromMonitor::Ended(status), _) => return Ok(status),
+            (words, _) => attached::heard(words, warn)?,
+        }
+    }
+    if detach {
+        return Ok(0);
+    }
+    let pidfd = pidfd.ok_or_else(|| Error::new(Kind::Bug, "the program's process was not told"))?;
+    session.serve(Running { pidfd, master }, signals, Some(&line))
 }

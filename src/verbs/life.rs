@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use anyhow::{Context, Result};
 
 use crate::container::call::{Condition, FromMonitor};
-use crate::container::folder::{Container, Process};
+use crate::container::folder::{Container, Healthiness, Process};
 use crate::container::state::State;
 use crate::container::volume;
 use crate::error;
@@ -35,12 +35,7 @@ pub fn live(
     let outcome = starts(paths, &mut container, &mut monitor, warn);
     if let Err(error) = &outcome {
         failed(&mut container, error);
-        let named = error::find(error);
-        monitor.callers.tell_all(&FromMonitor::Failed {
-            sentence: format!("{error:#}"),
-            hint: named.and_then(|named| named.hint.clone()),
-            exit: named.map_or(125, |named| named.exit),
-        });
+        monitor.callers.tell_all(&FromMonitor::failed(error));
     }
     let kept = close(paths, container, warn);
     if let Ok(status) = &outcome {
@@ -100,6 +95,7 @@ fn run(container: &mut Container, begun: &Begun) -> Result<()> {
     status.started = units::now();
     status.error.clear();
     status.stopped = false;
+    status.health = container.made.request.health().map(|_| Healthiness::Starting);
     if status.monitor.is_none() {
         status.monitor = Process::of(std::process::id() as i32);
     }

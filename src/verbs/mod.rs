@@ -14,7 +14,6 @@ pub mod order;
 pub mod remove;
 pub mod restrain;
 pub mod run;
-pub mod secrets;
 pub mod start;
 pub mod unshare;
 pub mod volume;

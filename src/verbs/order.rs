@@ -131,6 +131,22 @@ pub fn wait(paths: &Paths, word: &str, condition: Condition) -> Result<Given> {
     Ok(Given { known, line })
 }
 
+/// Runs the health check now: its exit status, and what the container is called by that.
+pub fn check_health(paths: &Paths, word: &str) -> Result<(i32, &'static str)> {
+    let (known, line) = reach(paths, word)?;
+    let id = &known.made.id;
+    let refused = |sentence: String| anyhow::Error::from(Error::usage(sentence));
+    if known.made.request.health().is_none() {
+        return Err(refused(format!("container {id} has no defined healthcheck")));
+    }
+    let line = line.ok_or_else(|| refused(format!("container {id} is not running")))?;
+    match line.ask(&ToMonitor::CheckHealth)? {
+        Some(FromMonitor::Health(exit, status)) => Ok((exit, status.word())),
+        Some(FromMonitor::Refused(sentence)) => Err(refused(sentence)),
+        _ => Err(refused(format!("container {id} has ended meanwhile"))),
+    }
+}
+
 /// Gives a container another name.
 pub fn rename(paths: &Paths, word: &str, name: &Name) -> Result<()> {
     let (known, line) = reach(paths, word)?;

@@ -1,5 +1,6 @@
 //! kelp through its real binary, as the user who runs the suite. What stands where:
-//! `life` containers in the background; `attach` who sits down before one; `ps` what is listed; `run` the main job and its options;
+//! `life` containers in the background; `attach` who sits down before one; `exec` further programs in one; `health`;
+//! `ps` what is listed; `run` the main job and its options;
 //! `ids` who is who; `mounts` what is where; `process` exit codes, signals, terminals; `network` none and host; `security` attacks that must fail; `failure` sentences; `faults` kill -9
 //! and crowds; `doctor` and `explain` what kelp says of itself; `real` a Debian root; `unshare` the founding texts;
 //! `volume` folders that outlive containers; `anonymous` those that do not; `cdi` devices by name; `limits` and `disk` what holds under load;
@@ -23,9 +24,11 @@ mod disk;
 mod docs;
 mod doctor;
 mod engine;
+mod exec;
 mod explain;
 mod failure;
 mod faults;
+mod health;
 mod ids;
 mod life;
 mod limits;

@@ -108,6 +108,25 @@ class Delegated(Limits):
                      "--cpuset-cpus", "1", "--pids-limit", "33", "--strict-limits", "@host", "sh", "-c", script)
         self.assertEqual(ended.stdout.split("\n")[:6], ["67108864", "8388608", "50000 100000", "59", "1", "33"], ended.stderr)
 
+    def test_a_further_program_is_under_the_containers_limits(self):
+        kelp("run", "-d", "--name", "further", "-m", "64m", "@host", "sleep", "100")
+        try:
+            ended = kelp("exec", "further", "sh", "-c", "cat /proc/self/cgroup; echo told >&2; exit 7")
+            self.assertEqual((ended.returncode, ended.stdout, ended.stderr), (7, "0::/\n", "told\n"))
+            ended = kelp("exec", "further", "nosuch")
+            self.assertEqual(ended.returncode, 127, ended.stderr)
+            kelp("exec", "-d", "further", "sh", "-c", "cat /proc/self/cgroup >/root/detached")
+            for _ in range(100):
+                if kelp("exec", "further", "cat", "/root/detached").stdout == "0::/\n":
+                    break
+                time.sleep(0.1)
+            else:
+                self.fail(kelp("exec", "further", "cat", "/root/detached"))
+            ended = kelp("exec", "further", "python3", "-c", "bytearray(200 << 20)")
+            self.assertEqual(ended.returncode, 137, ended.stderr)
+        finally:
+            kelp("rm", "-f", "further")
+
     def test_nothing_is_left_of_a_container(self):
         kelp("run", "--rm", "-m", "64m", "@host", "true")
         self.assertEqual(leftovers(), [])
