@@ -169,10 +169,13 @@ impl Line {
         }
     }
 
-    /// Sends one message; whoever is gone does not hear it.
+    /// Sends one message. Whoever is gone does not hear it, and then there is nothing to be heard either.
     pub fn say<T: Serialize>(&self, words: &T, fd: Option<BorrowedFd<'_>>) -> Result<()> {
         let text = serde_json::to_vec(words)?;
-        message::send(self.as_fd(), &text, fd).context("cannot reach the container's monitor")
+        match message::send(self.as_fd(), &text, fd) {
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            other => other.context("cannot reach the container's monitor"),
+        }
     }
 
     /// Receives one message; `None` means that the other side is gone.
