@@ -138,14 +138,15 @@ impl Monitor {
     fn take_in(&mut self, container: &mut Container, running: Option<&Running>, entry: Option<Entry>) {
         let (Some(entry), Some(checkup)) = (entry, &mut self.checkup) else { return };
         let status = checkup.found.status;
+        let changed = container.status.health.replace(status) != Some(status);
+        if changed {
+            let _ = container.keep();
+        }
+        // Whoever looks after this sees it kept.
         for asker in std::mem::take(&mut checkup.askers) {
             self.callers.tell(asker, &FromMonitor::Health(entry.exit, status));
         }
-        if container.status.health.replace(status) == Some(status) {
-            return;
-        }
-        let _ = container.keep();
-        if status != Healthiness::Unhealthy {
+        if !changed || status != Healthiness::Unhealthy {
             return;
         }
         match container.made.request.life.on_failure {
