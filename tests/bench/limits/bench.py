@@ -94,11 +94,13 @@ def watcher(limits, command, seconds=8):
     name = f"bench-{os.getpid()}"
     subprocess.run([KELP, "run", "-d", "--name", name, "--network", "none", *limits, "@host", *command], check=True,
                    stdout=subprocess.DEVNULL)
-    record = subprocess.run(["pgrep", "-n", "-x", "kelp-monitor"], capture_output=True, text=True).stdout.split()
+    described = subprocess.run([KELP, "inspect", "--format", "{{.State.Pid}}", name], capture_output=True, text=True, check=True)
+    with open(f"/proc/{described.stdout.strip()}/stat") as file:
+        monitor = file.read().rsplit(")", 1)[1].split()[1]
     time.sleep(1)
-    before = ticks(record[0])
+    before = ticks(monitor)
     time.sleep(seconds)
-    used = ticks(record[0]) - before
+    used = ticks(monitor) - before
     subprocess.run([KELP, "rm", "-f", name], check=True, stdout=subprocess.DEVNULL)
     return used / seconds * 100
 
