@@ -14,7 +14,11 @@ const LIMITS: &str = "limits";
 /// Nothing is made: a scope is only asked for when a container needs it.
 pub fn checks() -> Vec<Check> {
     let (cgroup, scope) = ("delegated cgroup", "systemd user scope");
-    let soft = Check::works(LIMITS, "soft", "kelp holds memory, cpus, cpuset, pids and weights from outside");
+    let soft = Check::works(
+        LIMITS,
+        "soft",
+        "kelp holds memory, cpus, cpuset, pids and weights from outside, devices in its overlay",
+    );
     let mut checks = match delegation::find() {
         Ok(Found::Writable(folders)) => {
             let folder = delegation::best(&folders).cloned().unwrap_or_default();
