@@ -87,6 +87,26 @@ java -Xlog:gc+init -version 2>/dev/null | sed -n 's/.*Memory: /java memory /p; s
             self.assertEqual(memory, "java memory 256M")
 
 
+class ClockSetBack(unittest.TestCase):
+    """What runs and what has ended began in the future; every order goes on."""
+    def test_what_began_in_the_future_lives_and_ends_like_any_other(self):
+        listed = kelp("ps", "-a", "--format", "{{.Names}} {{.State}} {{.Status}}")
+        self.assertIn("early running Up", listed.stdout, listed.stderr)
+        self.assertIn("ended exited Exited (0)", listed.stdout, listed.stderr)
+        self.assertEqual(kelp("exec", "early", "echo", "here").stdout, "here\n")
+        self.assertEqual(kelp("logs", "--timestamps", "early").stdout.split(" ")[-1], "before\n")
+        began = time.monotonic()
+        stopped = kelp("stop", "-t", "1", "early")
+        self.assertEqual((stopped.returncode, stopped.stdout), (0, "early\n"), stopped.stderr)
+        self.assertLess(time.monotonic() - began, 30)
+        self.assertEqual(kelp("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "early").stdout, "exited 137\n")
+        for name in ("early", "ended"):
+            self.assertEqual(kelp("start", name).returncode, 0)
+        self.assertEqual(kelp("wait", "ended").stdout, "0\n")
+        self.assertEqual(kelp("rm", "-f", "early", "ended").returncode, 0)
+        self.assertEqual(kelp("ps", "-aq").stdout, "")
+
+
 class Limits(unittest.TestCase):
     """Who enforces limits in this row, as doctor says and as the kernel has it."""
     def limits(self, rung_expected, *words):

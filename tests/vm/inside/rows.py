@@ -71,6 +71,13 @@ def allow_overlay():
     sh("rm -f /etc/modprobe.d/bar.conf")
 
 
+def set_clock_back():
+    """By two hours, while a container of bob's runs and another has ended."""
+    run_as_bob = f"{' '.join(bare('bob'))} kelp run -d --network none"
+    sh(f"PATH=/opt/kelp:$PATH; {run_as_bob} --name early @host sh -c 'echo before; exec sleep 1000' && "
+       f"{run_as_bob} --name ended @host true && date -s '-2 hours'")
+
+
 def nothing():
     pass
 
@@ -88,6 +95,7 @@ ROWS = [
      ["BothBarred"], [], lambda: (allow_overlay(), sh("chmod 666 /dev/fuse"))),
     ("no-newuidmap", lambda: sh("mv /usr/bin/newuidmap /root/"), service, "ann", "one", ["OneId", "Everywhere"], [],
      lambda: sh("mv /root/newuidmap /usr/bin/")),
+    ("clock-set-back", set_clock_back, bare, "bob", "one", ["ClockSetBack"], [], lambda: sh("date -s '+2 hours'")),
     ("userns-clone-0", lambda: sh("sysctl -qw kernel.unprivileged_userns_clone=0"), bare, "ann", "one", ["NoUserNamespaces"], [],
      lambda: sh("sysctl -qw kernel.unprivileged_userns_clone=1")),
     ("max-userns-0", lambda: sh("sysctl -qw user.max_user_namespaces=0"), bare, "ann", "one", ["NoUserNamespaces"], [],
