@@ -9,7 +9,6 @@ use nix::sys::utsname::uname;
 use serde_json::{Value, json};
 
 use crate::cli::table;
-use crate::cli::template::Template;
 use crate::container::list;
 use crate::container::state::State;
 use crate::image::manifest::Platform;
@@ -34,16 +33,6 @@ pub struct AboutArgs {
     format: Option<String>,
 }
 
-/// Prints one object by `format`, or else as `plain` has it.
-fn print(value: &Value, format: Option<&str>, plain: impl FnOnce(&Value)) -> Result<i32> {
-    match format {
-        None => plain(value),
-        Some("json") => println!("{value}"),
-        Some(text) => println!("{}", Template::parse(text)?.render(value)?),
-    }
-    Ok(0)
-}
-
 pub fn version(arguments: &VersionArgs) -> Result<i32> {
     let platform = Platform::host();
     let part = json!({
@@ -54,7 +43,7 @@ pub fn version(arguments: &VersionArgs) -> Result<i32> {
         "KernelVersion": kernel()?,
     });
     let value = json!({"Client": part, "Server": part});
-    print(&value, arguments.format.as_deref(), |_| {
+    table::object(&value, arguments.format.as_deref(), |_| {
         println!("Client: kelp\n Version:  {VERSION}\n OS/Arch:  {}/{}", platform.os, platform.architecture);
     })
 }
@@ -89,7 +78,7 @@ pub fn about(arguments: &AboutArgs) -> Result<i32> {
         "ServerVersion": VERSION,
         "SecurityOptions": ["name=seccomp,profile=builtin", "name=rootless"],
     });
-    print(&value, arguments.format.as_deref(), plain)
+    table::object(&value, arguments.format.as_deref(), plain)
 }
 
 /// Docker's headings, as far as kelp knows the facts.

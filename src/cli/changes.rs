@@ -53,6 +53,9 @@ pub struct CommitArgs {
     /// Print only the id, as always
     #[arg(short, long)]
     quiet: bool,
+    /// For podman's command line: images are kept as OCI's whatever is said
+    #[arg(short, long, value_parser = ["oci", "docker"], default_value = "oci")]
+    format: String,
     #[command(flatten)]
     unpack: UnpackArgs,
 }

@@ -24,8 +24,18 @@ pub struct ContainerArgs {
 
 #[derive(Debug, Subcommand)]
 enum ContainerVerb {
+    #[command(flatten)]
+    Short(Verb),
     #[command(visible_aliases = ["list", "ps"])]
     Ls(ps::PsArgs),
+    Inspect(inspect::ContainerArgs),
+    Prune(PruneArgs),
+    Exists(ExistsArgs),
+}
+
+/// The verbs on containers that stand by themselves as well as behind `container`.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
     Run(Box<run::RunArgs>),
     #[command(about = "Make a container, to be started later")]
     Create(Box<run::RunArgs>),
@@ -34,25 +44,56 @@ enum ContainerVerb {
     Restart(orders::RestartArgs),
     Kill(orders::KillArgs),
     Wait(orders::WaitArgs),
-    #[command(visible_alias = "remove")]
+    #[command(alias = "remove")]
     Rm(orders::RmArgs),
     Rename(orders::RenameArgs),
-    Exec(exec::ExecArgs),
-    Attach(attach::AttachArgs),
-    Logs(logs::LogsArgs),
-    Inspect(inspect::ContainerArgs),
-    Top(top::TopArgs),
-    Port(port::PortArgs),
-    Stats(stats::StatsArgs),
     Update(restrain::UpdateArgs),
     Pause(restrain::PauseArgs),
     Unpause(restrain::UnpauseArgs),
+    Stats(stats::StatsArgs),
+    Exec(exec::ExecArgs),
+    Attach(attach::AttachArgs),
+    Logs(logs::LogsArgs),
+    Top(top::TopArgs),
+    Port(port::PortArgs),
     Diff(changes::DiffArgs),
     Commit(changes::CommitArgs),
     Export(changes::ExportArgs),
     Cp(cp::CpArgs),
-    Prune(PruneArgs),
-    Exists(ExistsArgs),
+}
+
+impl Verb {
+    /// Whether the verb moves streams, so that it hears of a broken pipe itself.
+    pub fn moves_streams(&self) -> bool {
+        matches!(self, Self::Run(_) | Self::Exec(_) | Self::Cp(_))
+    }
+
+    pub fn run(self, matches: &ArgMatches) -> Result<i32> {
+        match self {
+            Self::Run(arguments) => run::run(*arguments, &storage::Places::of_verb(matches)),
+            Self::Create(arguments) => run::create(*arguments, &storage::Places::of_verb(matches)),
+            Self::Start(arguments) => start::run(&arguments),
+            Self::Stop(arguments) => orders::stop(arguments),
+            Self::Restart(arguments) => orders::restart(arguments),
+            Self::Kill(arguments) => orders::kill(arguments),
+            Self::Wait(arguments) => orders::wait(arguments),
+            Self::Rm(arguments) => orders::rm(arguments),
+            Self::Rename(arguments) => orders::rename(arguments),
+            Self::Update(arguments) => restrain::update(arguments),
+            Self::Pause(arguments) => restrain::pause(arguments),
+            Self::Unpause(arguments) => restrain::unpause(arguments),
+            Self::Stats(arguments) => stats::run(&arguments),
+            Self::Exec(arguments) => exec::run(arguments),
+            Self::Attach(arguments) => attach::run(arguments),
+            Self::Logs(arguments) => logs::run(&arguments),
+            Self::Top(arguments) => top::run(&arguments),
+            Self::Port(arguments) => port::run(&arguments),
+            Self::Diff(arguments) => changes::diff(arguments),
+            Self::Commit(arguments) => changes::commit(arguments),
+            Self::Export(arguments) => changes::export(arguments),
+            Self::Cp(arguments) => cp::run(arguments),
+        }
+    }
 }
 
 /// Remove containers that have ended
@@ -73,47 +114,23 @@ struct ExistsArgs {
 }
 
 impl ContainerArgs {
-    /// Whether the verb moves streams, so that it hears of a broken pipe itself.
+    /// Whether the verb moves streams.
     pub fn moves_streams(&self) -> bool {
-        matches!(self.verb, ContainerVerb::Run(_) | ContainerVerb::Exec(_) | ContainerVerb::Cp(_))
+        matches!(&self.verb, ContainerVerb::Short(verb) if verb.moves_streams())
     }
 }
 
 pub fn run(arguments: ContainerArgs, matches: &ArgMatches) -> Result<i32> {
     match arguments.verb {
+        ContainerVerb::Short(verb) => verb.run(matches),
         ContainerVerb::Ls(arguments) => ps::run(&arguments),
-        ContainerVerb::Run(arguments) => run::run(*arguments, &storage::Places::of_verb(matches)),
-        ContainerVerb::Create(arguments) => run::create(*arguments, &storage::Places::of_verb(matches)),
-        ContainerVerb::Start(arguments) => start::run(&arguments),
-        ContainerVerb::Stop(arguments) => orders::stop(arguments),
-        ContainerVerb::Restart(arguments) => orders::restart(arguments),
-        ContainerVerb::Kill(arguments) => orders::kill(arguments),
-        ContainerVerb::Wait(arguments) => orders::wait(arguments),
-        ContainerVerb::Rm(arguments) => orders::rm(arguments),
-        ContainerVerb::Rename(arguments) => orders::rename(arguments),
-        ContainerVerb::Exec(arguments) => exec::run(arguments),
-        ContainerVerb::Attach(arguments) => attach::run(arguments),
-        ContainerVerb::Logs(arguments) => logs::run(&arguments),
-        ContainerVerb::Top(arguments) => top::run(&arguments),
-        ContainerVerb::Port(arguments) => port::run(&arguments),
-        ContainerVerb::Stats(arguments) => stats::run(&arguments),
-        ContainerVerb::Update(arguments) => restrain::update(arguments),
-        ContainerVerb::Pause(arguments) => restrain::pause(arguments),
-        ContainerVerb::Unpause(arguments) => restrain::unpause(arguments),
         ContainerVerb::Inspect(arguments) => inspect::container(arguments),
-        ContainerVerb::Diff(arguments) => changes::diff(arguments),
-        ContainerVerb::Commit(arguments) => changes::commit(arguments),
-        ContainerVerb::Export(arguments) => changes::export(arguments),
-        ContainerVerb::Cp(arguments) => cp::run(arguments),
         ContainerVerb::Prune(arguments) => prune(&arguments),
-        ContainerVerb::Exists(arguments) => {
-            let found = list::find(&Paths::find()?, &arguments.container);
-            match found {
-                Ok(_) => Ok(0),
-                Err(error) if list::is_absence(&error) => Ok(1),
-                Err(error) => Err(error),
-            }
-        }
+        ContainerVerb::Exists(arguments) => match list::find(&Paths::find()?, &arguments.container) {
+            Ok(_) => Ok(0),
+            Err(error) if list::is_absence(&error) => Ok(1),
+            Err(error) => Err(error),
+        },
     }
 }
 

@@ -44,10 +44,16 @@ pub fn run(arguments: &HistoryArgs) -> Result<i32> {
     let columns = [
         Column::new("IMAGE", "ID"),
         Column::new("CREATED", "CreatedSince"),
-        Column::new("CREATED BY", "CreatedBy"),
+        Column::new("CREATED BY", "CreatedBy").shrinks(16),
         Column::new("SIZE", "Size"),
-        Column::new("COMMENT", "Comment"),
+        Column::new("COMMENT", "Comment").shrinks(8),
     ];
+    let columns = columns.map(|mut column| {
+        if arguments.no_trunc {
+            column.keep();
+        }
+        column
+    });
     table::print(&rows, &columns, arguments.format.as_deref(), true)?;
     Ok(0)
 }

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use crate::cli::filter::{self, Filter};
-use crate::cli::{archive, history, images, inside, mount, pull, push, report, rmi, table, tag};
+use crate::cli::{archive, history, images, inside, mount, pull, push, rmi, table, tag};
 use crate::container::list::made_from;
 use crate::image::collect;
 use crate::image::config::rfc3339;
@@ -98,18 +98,9 @@ pub fn run(arguments: ImageArgs) -> Result<i32> {
 
 fn inspect(arguments: &InspectArgs) -> Result<i32> {
     let store = Store::open(&Paths::find()?)?;
-    let (mut values, mut status) = (Vec::new(), 0);
-    for word in &arguments.images {
-        match store.expect(word).and_then(|image| describe(&store, &image)) {
-            Ok(value) => values.push(value),
-            Err(error) => {
-                report(&error);
-                status = 1;
-            }
-        }
-    }
-    table::inspect(&values, arguments.format.as_deref())?;
-    Ok(status)
+    table::inspect_each(&arguments.images, arguments.format.as_deref(), |word| {
+        store.expect(word).and_then(|image| describe(&store, &image))
+    })
 }
 
 /// An image as docker's API describes it.

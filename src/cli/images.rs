@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use crate::cli::filter;
-use crate::cli::table::{self, Column};
+use crate::cli::table::{self, Column, ListArgs};
 use crate::error::Error;
 use crate::image::config::{now, rfc3339};
 use crate::image::reference::Digest;
@@ -20,9 +20,6 @@ use crate::paths::Paths;
 pub struct ImagesArgs {
     /// Only images with this name
     repository: Option<String>,
-    /// Print only ids
-    #[arg(short, long)]
-    quiet: bool,
     /// Print whole ids
     #[arg(long)]
     no_trunc: bool,
@@ -32,15 +29,11 @@ pub struct ImagesArgs {
     /// For docker's command line: all images are always shown
     #[arg(short, long)]
     all: bool,
-    /// A Go template, `json`, or `table TEMPLATE`
-    #[arg(long, value_name = "FORMAT")]
-    format: Option<String>,
     /// dangling=BOOL, reference=PATTERN, label=KEY[=VALUE], before=IMAGE, since=IMAGE
     #[arg(short, long, value_name = "FILTER")]
     filter: Vec<String>,
-    /// Print no heading
-    #[arg(short = 'n', long)]
-    noheading: bool,
+    #[command(flatten)]
+    list: ListArgs,
 }
 
 struct Row {
@@ -58,18 +51,10 @@ pub fn run(arguments: &ImagesArgs) -> Result<i32> {
         apply(&store, filter, &mut rows)?;
     }
     rows.sort_by_key(|row| std::cmp::Reverse(row.image.created));
-    if arguments.quiet {
-        let mut ids: Vec<String> = rows.iter().map(|row| id(row, arguments.no_trunc)).collect();
-        ids.dedup();
-        for id in ids {
-            println!("{id}");
-        }
-        return Ok(0);
-    }
     let values: Vec<Value> = rows.iter().map(|row| value(row, arguments.no_trunc)).collect();
     let mut columns = vec![
-        Column::new("REPOSITORY", "Repository"),
-        Column::new("TAG", "Tag"),
+        Column::new("REPOSITORY", "Repository").shrinks(16),
+        Column::new("TAG", "Tag").shrinks(8),
         Column::new("IMAGE ID", "ID"),
         Column::new("CREATED", "CreatedSince"),
         Column::new("SIZE", "Size"),
@@ -77,7 +62,10 @@ pub fn run(arguments: &ImagesArgs) -> Result<i32> {
     if arguments.digests {
         columns.insert(2, Column::new("DIGEST", "Digest"));
     }
-    table::print(&values, &columns, arguments.format.as_deref(), !arguments.noheading)?;
+    if arguments.no_trunc {
+        columns.iter_mut().for_each(Column::keep);
+    }
+    arguments.list.print(&values, &columns, "ID")?;
     Ok(0)
 }
 

@@ -5,7 +5,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 
-use crate::cli::{describe, image, report, table};
+use crate::cli::{describe, image, table};
 use crate::container::list;
 use crate::error::Error;
 use crate::image::store::Store;
@@ -55,18 +55,7 @@ pub fn container(arguments: ContainerArgs) -> Result<i32> {
 
 pub fn run(arguments: &InspectArgs) -> Result<i32> {
     let paths = Paths::find()?;
-    let (mut values, mut status) = (Vec::new(), 0);
-    for word in &arguments.names {
-        match find(&paths, word, arguments) {
-            Ok(value) => values.push(value),
-            Err(error) => {
-                report(&error);
-                status = 1;
-            }
-        }
-    }
-    table::inspect(&values, arguments.format.as_deref())?;
-    Ok(status)
+    table::inspect_each(&arguments.names, arguments.format.as_deref(), |word| find(&paths, word, arguments))
 }
 
 fn find(paths: &Paths, word: &str, arguments: &InspectArgs) -> Result<Value> {

@@ -80,28 +80,11 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    Run(Box<run::RunArgs>),
-    #[command(about = "Make a container, to be started later")]
-    Create(Box<run::RunArgs>),
-    Start(start::StartArgs),
-    Stop(orders::StopArgs),
-    Restart(orders::RestartArgs),
-    Kill(orders::KillArgs),
-    Wait(orders::WaitArgs),
-    Rm(orders::RmArgs),
-    Rename(orders::RenameArgs),
-    Update(restrain::UpdateArgs),
-    Pause(restrain::PauseArgs),
-    Unpause(restrain::UnpauseArgs),
-    Stats(stats::StatsArgs),
+    #[command(flatten)]
+    OnContainer(container::Verb),
     Ps(ps::PsArgs),
-    Exec(exec::ExecArgs),
-    Attach(attach::AttachArgs),
     Healthcheck(health::HealthcheckArgs),
-    Logs(logs::LogsArgs),
     Inspect(inspect::InspectArgs),
-    Top(top::TopArgs),
-    Port(port::PortArgs),
     Container(container::ContainerArgs),
     Unshare(unshare::UnshareArgs),
     Doctor(doctor::DoctorArgs),
@@ -116,10 +99,6 @@ enum Verb {
     Save(archive::SaveArgs),
     Load(archive::LoadArgs),
     Import(archive::ImportArgs),
-    Diff(changes::DiffArgs),
-    Commit(changes::CommitArgs),
-    Export(changes::ExportArgs),
-    Cp(cp::CpArgs),
     Manifest(manifest::ManifestArgs),
     Search(search::SearchArgs),
     Login(login::LoginArgs),
@@ -153,7 +132,8 @@ pub fn main() -> ExitCode {
         }
     };
     let moves_streams = match &cli.verb {
-        Verb::Run(_) | Verb::Exec(_) | Verb::Unshare(_) | Verb::Cp(_) => true,
+        Verb::OnContainer(verb) => verb.moves_streams(),
+        Verb::Unshare(_) => true,
         Verb::Container(arguments) => arguments.moves_streams(),
         _ => false,
     };
@@ -162,26 +142,9 @@ pub fn main() -> ExitCode {
         let _ = process::default_action(libc::SIGPIPE);
     }
     let outcome = match cli.verb {
-        Verb::Run(arguments) => run::run(*arguments, &storage::Places::new(&matches)),
-        Verb::Create(arguments) => run::create(*arguments, &storage::Places::of_verb(&matches)),
-        Verb::Start(arguments) => start::run(&arguments),
-        Verb::Stop(arguments) => orders::stop(arguments),
-        Verb::Restart(arguments) => orders::restart(arguments),
-        Verb::Kill(arguments) => orders::kill(arguments),
-        Verb::Wait(arguments) => orders::wait(arguments),
-        Verb::Rm(arguments) => orders::rm(arguments),
-        Verb::Rename(arguments) => orders::rename(arguments),
-        Verb::Update(arguments) => restrain::update(arguments),
-        Verb::Pause(arguments) => restrain::pause(arguments),
-        Verb::Unpause(arguments) => restrain::unpause(arguments),
-        Verb::Stats(arguments) => stats::run(&arguments),
+        Verb::OnContainer(verb) => verb.run(&matches),
         Verb::Ps(arguments) => ps::run(&arguments),
-        Verb::Exec(arguments) => exec::run(arguments),
-        Verb::Attach(arguments) => attach::run(arguments),
         Verb::Healthcheck(arguments) => health::run(&arguments),
-        Verb::Logs(arguments) => logs::run(&arguments),
-        Verb::Top(arguments) => top::run(&arguments),
-        Verb::Port(arguments) => port::run(&arguments),
         Verb::Inspect(arguments) => inspect::run(&arguments),
         Verb::Container(arguments) => container::run(arguments, &matches),
         Verb::Unshare(arguments) => unshare::run(arguments),
@@ -197,10 +160,6 @@ pub fn main() -> ExitCode {
         Verb::Save(arguments) => archive::save(arguments),
         Verb::Load(arguments) => archive::load(arguments),
         Verb::Import(arguments) => archive::import(arguments),
-        Verb::Diff(arguments) => changes::diff(arguments),
-        Verb::Commit(arguments) => changes::commit(arguments),
-        Verb::Export(arguments) => changes::export(arguments),
-        Verb::Cp(arguments) => cp::run(arguments),
         Verb::Manifest(arguments) => manifest::run(arguments),
         Verb::Search(arguments) => search::run(&arguments),
         Verb::Login(arguments) => login::run(arguments),
@@ -240,7 +199,8 @@ fn parse() -> Result<(Cli, ArgMatches), clap::Error> {
         let command = command.args_override_self(true);
         let matches = command.try_get_matches_from(words)?;
         let arguments = run::RunArgs::from_arg_matches(&matches)?;
-        return Ok((Cli { verb: Verb::Run(Box::new(arguments)) }, matches));
+        let verb = Verb::OnContainer(container::Verb::Run(Box::new(arguments)));
+        return Ok((Cli { verb }, matches));
     }
     if words.get(1).is_some_and(|word| word == "exec") {
         words.remove(0);
@@ -248,7 +208,8 @@ fn parse() -> Result<(Cli, ArgMatches), clap::Error> {
         let command = command.args_override_self(true);
         let matches = command.try_get_matches_from(words)?;
         let arguments = exec::ExecArgs::from_arg_matches(&matches)?;
-        return Ok((Cli { verb: Verb::Exec(arguments) }, matches));
+        let verb = Verb::OnContainer(container::Verb::Exec(arguments));
+        return Ok((Cli { verb }, matches));
     }
     let matches = Cli::command().try_get_matches_from(words)?;
     Ok((Cli::from_arg_matches(&matches)?, matches))

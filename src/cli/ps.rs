@@ -71,15 +71,18 @@ pub fn run(arguments: &PsArgs) -> Result<i32> {
     let rows: Vec<Value> = known.iter().map(|known| row(known, arguments.no_trunc, store.as_ref())).collect();
     let mut columns = vec![
         Column::new("CONTAINER ID", "ID"),
-        Column::new("IMAGE", "Image"),
-        Column::new("COMMAND", "Command"),
-        Column::new("CREATED", "RunningFor"),
+        Column::new("IMAGE", "Image").shrinks(10),
+        Column::new("COMMAND", "Command").shrinks(12).yields(1),
+        Column::new("CREATED", "RunningFor").yields(2),
         Column::new("STATUS", "Status"),
-        Column::new("PORTS", "Ports"),
-        Column::new("NAMES", "Names"),
+        Column::new("PORTS", "Ports").shrinks(12).yields(3),
+        Column::new("NAMES", "Names").shrinks(10),
     ];
     if arguments.size {
         columns.push(Column::new("SIZE", "Size"));
+    }
+    if arguments.no_trunc {
+        columns.iter_mut().for_each(Column::keep);
     }
     table::print(&rows, &columns, arguments.format.as_deref(), !arguments.noheading)?;
     Ok(0)

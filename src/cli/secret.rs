@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use crate::cli::filter::{self, Filter};
-use crate::cli::table::{self, Column};
+use crate::cli::table::{self, Column, ListArgs};
 use crate::cli::{report, words};
 use crate::container::secret::{self, Same, Secret};
 use crate::error::Error;
@@ -61,18 +61,11 @@ struct CreateArgs {
 /// List secrets
 #[derive(Debug, Args)]
 struct LsArgs {
-    /// Print only ids
-    #[arg(short, long)]
-    quiet: bool,
     /// name=PART, id=BEGINNING
     #[arg(short, long, value_name = "FILTER")]
     filter: Vec<String>,
-    /// A Go template, `json`, or `table TEMPLATE`
-    #[arg(long, value_name = "FORMAT")]
-    format: Option<String>,
-    /// Print no heading
-    #[arg(short = 'n', long)]
-    noheading: bool,
+    #[command(flatten)]
+    list: ListArgs,
 }
 
 /// Show what is known of secrets
@@ -159,10 +152,6 @@ fn list(arguments: &LsArgs) -> Result<i32> {
             }
         }
     }
-    if arguments.quiet {
-        secrets.iter().for_each(|secret| println!("{}", secret.id));
-        return Ok(0);
-    }
     let age = |time: i64| format!("{} ago", table::duration(now() - time));
     let row = |secret: &Secret| {
         json!({
@@ -176,26 +165,20 @@ fn list(arguments: &LsArgs) -> Result<i32> {
     let rows: Vec<Value> = secrets.iter().map(row).collect();
     let columns = [
         Column::new("ID", "ID"),
-        Column::new("NAME", "Name"),
-        Column::new("DRIVER", "Driver"),
+        Column::new("NAME", "Name").shrinks(10),
+        Column::new("DRIVER", "Driver").yields(1),
         Column::new("CREATED", "CreatedAt"),
         Column::new("UPDATED", "UpdatedAt"),
     ];
-    table::print(&rows, &columns, arguments.format.as_deref(), !arguments.noheading)?;
+    arguments.list.print(&rows, &columns, "ID")?;
     Ok(0)
 }
 
 fn inspect(arguments: &InspectArgs) -> Result<i32> {
     let paths = Paths::find()?;
-    let (mut values, mut status) = (Vec::new(), 0);
-    for word in &arguments.secrets {
-        match secret::find(&paths, word) {
-            Ok(secret) => values.push(describe(&secret, arguments.showsecret)),
-            Err(error) => status = i32::from(report(&error)),
-        }
-    }
-    table::inspect(&values, arguments.format.as_deref())?;
-    Ok(status)
+    table::inspect_each(&arguments.secrets, arguments.format.as_deref(), |word| {
+        secret::find(&paths, word).map(|secret| describe(&secret, arguments.showsecret))
+    })
 }
 
 /// A secret as podman describes it.

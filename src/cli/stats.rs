@@ -45,14 +45,14 @@ const LIVE: Duration = Duration::from_secs(1);
 
 const COLUMNS: [Column; 9] = [
     Column::new("CONTAINER ID", "ID"),
-    Column::new("NAME", "Name"),
+    Column::new("NAME", "Name").shrinks(10),
     Column::new("CPU %", "CPUPerc"),
     Column::new("MEM USAGE / LIMIT", "MemUsage"),
     Column::new("MEM %", "MemPerc"),
-    Column::new("NET I/O", "NetIO"),
-    Column::new("BLOCK I/O", "BlockIO"),
+    Column::new("NET I/O", "NetIO").yields(2),
+    Column::new("BLOCK I/O", "BlockIO").yields(1),
     Column::new("PIDS", "PIDs"),
-    Column::new("ENFORCED BY", "EnforcedBy"),
+    Column::new("ENFORCED BY", "EnforcedBy").shrinks(11).yields(3),
 ];
 
 /// One look at one container.
@@ -74,7 +74,11 @@ pub fn run(arguments: &StatsArgs) -> Result<i32> {
             // Clears the screen, as docker does between two looks.
             write!(io::stdout(), "\x1b[2J\x1b[H")?;
         }
-        table::print(&rows, &COLUMNS, arguments.format.as_deref(), true)?;
+        let mut columns = COLUMNS;
+        if arguments.no_trunc {
+            columns.iter_mut().for_each(Column::keep);
+        }
+        table::print(&rows, &columns, arguments.format.as_deref(), true)?;
         if arguments.no_stream || (now.is_empty() && !arguments.containers.is_empty()) {
             return Ok(0);
         }

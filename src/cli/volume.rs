@@ -11,7 +11,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use crate::cli::filter::{self, Filter};
-use crate::cli::table::{self, Column};
+use crate::cli::table::{self, Column, ListArgs};
 use crate::cli::{inside, report, system, words};
 use crate::container::sweep;
 use crate::container::volume::{self, Refusal, Volume};
@@ -62,18 +62,11 @@ struct CreateArgs {
 /// List volumes
 #[derive(Debug, Args)]
 struct LsArgs {
-    /// Print only names
-    #[arg(short, long)]
-    quiet: bool,
     /// dangling=BOOL, driver=NAME, name=PART, label=KEY[=VALUE], label!=..., anonymous=BOOL, until=TIME
     #[arg(short, long, value_name = "FILTER")]
     filter: Vec<String>,
-    /// A Go template, `json`, or `table TEMPLATE`
-    #[arg(long, value_name = "FORMAT")]
-    format: Option<String>,
-    /// Print no heading
-    #[arg(short = 'n', long)]
-    noheading: bool,
+    #[command(flatten)]
+    list: ListArgs,
 }
 
 /// Show what is known of volumes
@@ -185,13 +178,9 @@ fn list(arguments: &LsArgs) -> Result<i32> {
     for filter in &arguments.filter {
         apply(&paths, filter, &mut volumes)?;
     }
-    if arguments.quiet {
-        volumes.iter().for_each(|volume| println!("{}", volume.name));
-        return Ok(0);
-    }
     let rows: Vec<Value> = volumes.iter().map(|volume| row(&paths, volume)).collect();
-    let columns = [Column::new("DRIVER", "Driver"), Column::new("VOLUME NAME", "Name")];
-    table::print(&rows, &columns, arguments.format.as_deref(), !arguments.noheading)?;
+    let columns = [Column::new("DRIVER", "Driver").yields(1), Column::new("VOLUME NAME", "Name")];
+    arguments.list.print(&rows, &columns, "Name")?;
     Ok(0)
 }
 
@@ -250,19 +239,13 @@ fn missing(word: &str) -> anyhow::Error {
 
 fn inspect(arguments: &InspectArgs) -> Result<i32> {
     let paths = swept()?;
-    let (mut values, mut status) = (Vec::new(), 0);
-    let mut found = if arguments.all { volume::list(&paths)? } else { Vec::new() };
-    for word in &arguments.volumes {
-        match expect(&paths, word) {
-            Ok(volume) => found.push(volume),
-            Err(error) => status = i32::from(report(&error)),
-        }
+    let mut words = arguments.volumes.clone();
+    if arguments.all {
+        words.extend(volume::list(&paths)?.into_iter().map(|volume| volume.name.to_string()));
     }
-    for volume in &found {
-        values.push(describe(&paths, volume));
-    }
-    table::inspect(&values, arguments.format.as_deref())?;
-    Ok(status)
+    table::inspect_each(&words, arguments.format.as_deref(), |word| {
+        expect(&paths, word).map(|volume| describe(&paths, &volume))
+    })
 }
 
 /// A volume as docker's API describes it.

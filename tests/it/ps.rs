@@ -4,6 +4,7 @@
 use crate::dir::Dir;
 use crate::kelp::says;
 use crate::needs;
+use crate::pty::Person;
 use serde_json::Value;
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
@@ -178,4 +179,37 @@ fn a_port_that_is_left_to_the_kernel_is_shown_by_its_number() {
     let again = dir.kelp(&["port", "web", "81/udp"]).ok().out;
     assert!(again.starts_with("127.0.0.1:") && !again.ends_with(":0\n"), "{again}");
     dir.kelp(&["rm", "-f", "web"]).ok();
+}
+
+/// Guard: tables ask the terminal for its width; a pipe gets every word, and nobody gets a colour that is no terminal.
+#[test]
+fn tables_keep_to_a_terminal_of_eighty_columns_and_not_to_a_pipe() {
+    needs!(userns);
+    let dir = Dir::new();
+    let name = "a-container-with-a-rather-long-name-that-fills-half-of-a-line";
+    let run = ["run", "-d", "--name", name, "-p", "127.0.0.1:48196:96", "@host", "sleep", "1000"];
+    dir.kelp(&run).ok();
+    let volume = "v".repeat(64);
+    dir.kelp(&["volume", "create", &volume]).ok();
+    for (words, kept) in [
+        (&["ps"][..], "a-contai"),
+        (&["ps", "-s"], "a-contai"),
+        (&["images"], "REPOSITORY"),
+        (&["stats", "--no-stream"], "a-contai"),
+        (&["volume", "ls"], &volume),
+    ] {
+        let mut person = Person::before(dir.kelp(words), 24, 80);
+        assert_eq!(person.leaves(), 0);
+        person.sees(kept);
+        let screen = person.screen();
+        let widest = screen.lines().map(|line| line.trim_end().chars().count()).max();
+        assert!(widest.is_some_and(|widest| widest <= 80), "{words:?}:\n{screen}");
+        let piped = dir.kelp(words).ok().out;
+        assert!(!piped.contains(['…', '\x1b']), "{words:?}:\n{piped}");
+    }
+    assert!(dir.kelp(&["ps"]).ok().out.contains(name));
+    let mut whole = Person::before(dir.kelp(&["ps", "--no-trunc"]), 24, 80);
+    whole.leaves();
+    whole.sees(name);
+    dir.kelp(&["rm", "-f", name]).ok();
 }

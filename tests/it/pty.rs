@@ -19,9 +19,13 @@ pub(crate) struct Person {
 
 impl Person {
     /// Sits the person down before the command, with a window of 33 rows and 99 columns.
-    pub(crate) fn at(mut kelp: Kelp) -> Self {
+    pub(crate) fn at(kelp: Kelp) -> Self {
+        Self::before(kelp, 33, 99)
+    }
+
+    pub(crate) fn before(mut kelp: Kelp, rows: u16, columns: u16) -> Self {
         let (ours, theirs) = sys::terminal();
-        sys::resize(&ours, 33, 99);
+        sys::resize(&ours, rows, columns);
         let end = || Stdio::from(theirs.try_clone().unwrap());
         kelp.command.stdin(end()).stdout(end()).stderr(end());
         sys::own_session(&mut kelp.command);
