@@ -5,7 +5,7 @@ use anyhow::Result;
 use kelp_net::config::Published;
 
 use crate::cli::filter::{self, Filter};
-use crate::cli::{describe, pattern};
+use crate::cli::pattern;
 use crate::container::folder::{Healthiness, Known};
 use crate::container::state::State;
 use crate::container::{list, published, volume};
@@ -15,9 +15,23 @@ use crate::image::store::Store;
 use crate::paths::Paths;
 use crate::spec::request::Network;
 
-const KEYS: [&str; 15] = [
-    "id", "name", "label", "status", "exited", "ancestor", "volume", "network", "health", "before", "since",
-    "publish", "expose", "until", "label!",
+const KEYS: [&str; 16] = [
+    "id",
+    "name",
+    "label",
+    "status",
+    "exited",
+    "ancestor",
+    "volume",
+    "network",
+    "health",
+    "before",
+    "since",
+    "publish",
+    "expose",
+    "until",
+    "restart-policy",
+    "label!",
 ];
 
 /// Filters, understood.
@@ -101,8 +115,8 @@ fn fits(key: &str, test: &Test, known: &Known) -> bool {
             let name = known.name();
             pattern::found(word, name.as_str()) || pattern::found(word, &format!("/{name}"))
         }
-        ("label", Test::Word(word)) => filter::has_label(&describe::labels(request), word),
-        ("label!", Test::Word(word)) => !filter::has_label(&describe::labels(request), word),
+        ("label", Test::Word(word)) => filter::has_label(&request.labels(), word),
+        ("label!", Test::Word(word)) => !filter::has_label(&request.labels(), word),
         ("status", Test::Word(word)) => {
             let word = if word == "stopped" { "exited" } else { word };
             known.status.state.word() == word
@@ -124,6 +138,7 @@ fn fits(key: &str, test: &Test, known: &Known) -> bool {
             name.is_some_and(|name| name.as_str() == word) || mount.target.as_os_str() == word.as_str()
         }),
         ("network", Test::Word(word)) => network(&request.network) == word,
+        ("restart-policy", Test::Word(word)) => request.life.restart.word() == word,
         ("health", Test::Word(word)) => health(known.status.health) == word,
         ("before", Test::Moment(moment)) => known.made.created < *moment,
         ("since", Test::Moment(moment)) => known.made.created > *moment,

@@ -6,8 +6,8 @@ use clap::{ArgMatches, Args, Subcommand};
 
 use crate::cli::filter::{self, Filter};
 use crate::cli::{
-    attach, changes, cp, describe, exec, inspect, logs, orders, port, ps, report, restrain, run, start,
-    stats, storage, system, table, top,
+    attach, changes, cp, exec, inspect, logs, orders, port, ps, report, restrain, run, start, stats, storage,
+    system, table, top,
 };
 use crate::container::folder::Known;
 use crate::container::{list, volume};
@@ -182,7 +182,7 @@ pub fn remove_ended(paths: &Paths, filters: &[Filter<'_>]) -> (i32, u64) {
 fn fits(filter: &Filter<'_>, known: &Known) -> bool {
     let fits = match filter.key {
         "until" => filter::until(filter.value, known.made.created / 1_000_000_000),
-        _ => filter::has_label(&describe::labels(&known.made.request), filter.value),
+        _ => filter::has_label(&known.made.request.labels(), filter.value),
     };
     fits != filter.is_not
 }

@@ -221,7 +221,7 @@ fn config(request: &Request, spec: &Spec) -> Value {
         "ExposedPorts": ports,
         "Volumes": own_volumes(request),
         "Secrets": request.secrets.iter().map(secret).collect::<Vec<_>>(),
-        "Labels": labels(request),
+        "Labels": request.labels(),
         "StopSignal": Signal::try_from(signal).map_or_else(|_| signal.to_string(), |name| name.to_string()),
         "StopTimeout": request.life.stop_timeout,
     });
@@ -245,13 +245,6 @@ fn own_volumes(request: &Request) -> Option<Map<String, Value>> {
     let own = request.mounts.iter().filter(|mount| mount.kind == MountKind::Anonymous);
     let own: Map<String, Value> = own.map(|mount| (mount.target.display().to_string(), json!({}))).collect();
     Some(own).filter(|own| !own.is_empty())
-}
-
-/// The image's, and the user's over them.
-pub fn labels(request: &Request) -> BTreeMap<String, String> {
-    let mut labels = request.image.labels.clone();
-    labels.extend(request.life.labels.clone());
-    labels
 }
 
 fn host_config(known: &Known) -> Value {

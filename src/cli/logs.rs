@@ -3,18 +3,18 @@
 
 use std::io::{self, Write};
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
 
+use crate::cli::moment;
 use crate::container::logged::{Entry, Reader};
+use crate::container::watch::Watch;
 use crate::container::{list, sweep};
 use crate::error::Error;
-use crate::image::config::{rfc3339_nanos, unix_time};
+use crate::image::config::rfc3339_nanos;
 use crate::paths::Paths;
 use crate::spec::life::{LogFormat, Stream};
-use crate::units;
 
 /// Show what a container has written
 #[derive(Debug, Args)]
@@ -36,9 +36,6 @@ pub struct LogsArgs {
     #[arg(short, long)]
     timestamps: bool,
 }
-
-/// How long a log is left alone before it is looked at again.
-const PAUSE: Duration = Duration::from_millis(50);
 
 pub fn run(arguments: &LogsArgs) -> Result<i32> {
     let paths = Paths::find()?;
@@ -70,6 +67,8 @@ fn follow(
     wanted: &impl Fn(&Entry) -> bool,
     timestamps: bool,
 ) -> Result<()> {
+    // A container that is gone by now has nothing more to say.
+    let Ok(watch) = Watch::new(folder) else { return Ok(()) };
     loop {
         // In this order, so that what was written before the end is seen after it.
         let lives = sweep::look(paths, folder)?.is_some_and(|known| known.status.state.is_live());
@@ -79,7 +78,7 @@ fn follow(
         if !lives {
             return Ok(());
         }
-        std::thread::sleep(PAUSE);
+        watch.wait(None)?;
     }
 }
 
@@ -97,14 +96,5 @@ fn print(entries: &[Entry], timestamps: bool) -> Result<()> {
 
 /// A moment in the log's own form.
 fn time(word: Option<&str>) -> Result<Option<String>> {
-    let Some(word) = word else { return Ok(None) };
-    let seconds = |seconds: i64| rfc3339_nanos(seconds.saturating_mul(1_000_000_000));
-    if let Some(moment) = unix_time(word) {
-        return Ok(Some(seconds(moment)));
-    }
-    if let Ok(moment) = word.parse::<i64>() {
-        return Ok(Some(seconds(moment)));
-    }
-    let before = units::parse_duration(word)?;
-    Ok(Some(rfc3339_nanos(units::now() - i64::try_from(before.as_nanos()).unwrap_or(i64::MAX))))
+    word.map(|word| Ok(rfc3339_nanos(moment::nanoseconds(word)?))).transpose()
 }

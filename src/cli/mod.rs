@@ -12,6 +12,7 @@ pub mod cp;
 pub mod describe;
 pub mod df;
 pub mod doctor;
+pub mod events;
 pub mod exec;
 pub mod filter;
 pub mod from_image;
@@ -28,6 +29,7 @@ pub mod limits;
 pub mod login;
 pub mod logs;
 pub mod manifest;
+pub mod moment;
 pub mod mount;
 mod network;
 pub mod orders;
@@ -84,6 +86,7 @@ enum Verb {
     OnContainer(container::Verb),
     Ps(ps::PsArgs),
     Healthcheck(health::HealthcheckArgs),
+    Events(events::EventsArgs),
     Inspect(inspect::InspectArgs),
     Container(container::ContainerArgs),
     Unshare(unshare::UnshareArgs),
@@ -144,6 +147,7 @@ pub fn main() -> ExitCode {
     let outcome = match cli.verb {
         Verb::OnContainer(verb) => verb.run(&matches),
         Verb::Ps(arguments) => ps::run(&arguments),
+        Verb::Events(arguments) => events::run(&arguments),
         Verb::Healthcheck(arguments) => health::run(&arguments),
         Verb::Inspect(arguments) => inspect::run(&arguments),
         Verb::Container(arguments) => container::run(arguments, &matches),

@@ -126,8 +126,7 @@ fn row(known: &Known, whole: bool, store: Option<&Store>) -> Value {
     let request = &known.made.request;
     let words: Vec<String> =
         request.arguments().iter().map(|word| word.to_string_lossy().into_owned()).collect();
-    let labels: Vec<String> =
-        describe::labels(request).iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let labels: Vec<String> = request.labels().iter().map(|(key, value)| format!("{key}={value}")).collect();
     let volumes: Vec<String> = volume::all_of(&known.made).map(|volume| volume.name.to_string()).collect();
     let sources = request.mounts.iter().filter_map(|mount| match &mount.kind {
         MountKind::Bind { source, .. } => Some(source.display().to_string()),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 
-use crate::cli::{inside, progress};
+use crate::cli::{inside, progress, tag};
 use crate::image::auth::Credentials;
 use crate::image::manifest::Platform;
 use crate::image::pull::{self, Options, Policy};
@@ -141,7 +141,8 @@ pub fn run(arguments: PullArgs) -> Result<i32> {
             let platforms =
                 if arguments.all_platforms { pull::platforms(word, &options)? } else { Vec::new() };
             if platforms.is_empty() {
-                get(&store, word, &options, arguments.quiet)?;
+                let id = get(&store, word, &options, arguments.quiet)?;
+                tag::tell(&paths, "pull", &id, word);
             }
             for platform in platforms {
                 let options = Options { platform: Some(platform), ..options.clone() };
@@ -152,10 +153,10 @@ pub fn run(arguments: PullArgs) -> Result<i32> {
     })
 }
 
-fn get(store: &Store, word: &str, options: &Options, quiet: bool) -> Result<()> {
+fn get(store: &Store, word: &str, options: &Options, quiet: bool) -> Result<String> {
     let shown = progress::Shown::new(quiet);
     let image = pull::pull(store, word, options, &|event| shown.event(&event))?;
     shown.finish();
     println!("{}", image.id.hex());
-    Ok(())
+    Ok(image.id.hex().to_owned())
 }

@@ -4,7 +4,7 @@
 use anyhow::Result;
 use clap::Args;
 
-use crate::cli::{inside, report};
+use crate::cli::{inside, report, tag};
 use crate::container::list::made_from;
 use crate::image::collect::{self, Removed};
 use crate::image::reference::Digest;
@@ -43,7 +43,12 @@ pub fn run(arguments: RmiArgs) -> Result<i32> {
                 continue;
             }
             match collect::remove(&store, &word, force, &holders) {
-                Ok(removed) => print(&removed),
+                Ok(removed) => {
+                    print(&removed);
+                    for image in &removed.images {
+                        tag::tell(&paths, "delete", image.hex(), &word);
+                    }
+                }
                 Err(error) => {
                     report(&error);
                     status = 1;

@@ -5,7 +5,9 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::cli::attach::ProxyArgs;
+use crate::cli::choice::Choice;
 use crate::cli::{orders, warn};
+use crate::container::folder::Known;
 use crate::error::Error;
 use crate::paths::Paths;
 use crate::spec::life::Stream;
@@ -15,8 +17,14 @@ use crate::verbs::start;
 /// Start containers
 #[derive(Debug, Args)]
 pub struct StartArgs {
-    #[arg(required = true, value_name = "CONTAINER")]
+    #[arg(required_unless_present_any = ["all", "filter"], value_name = "CONTAINER")]
     containers: Vec<String>,
+    /// All that do not run
+    #[arg(long)]
+    all: bool,
+    /// Those that fit, such as restart-policy=always; the filters are those of ps
+    #[arg(short, long, value_name = "FILTER")]
+    filter: Vec<String>,
     /// Attach to the container's output, pass signals on, and end with its exit status
     #[arg(short, long)]
     attach: bool,
@@ -32,10 +40,16 @@ pub struct StartArgs {
 
 pub fn run(arguments: &StartArgs) -> Result<i32> {
     let paths = Paths::find()?;
+    if arguments.all || !arguments.filter.is_empty() {
+        if !arguments.containers.is_empty() || arguments.attach {
+            return Err(Error::usage("either containers are named or chosen by --all and --filter").into());
+        }
+        let choice = Choice::of(&paths, &arguments.filter)?;
+        let fits = |known: &Known| !known.status.state.is_live() && choice.fits(known);
+        return start_all(&paths, &orders::chosen(&paths, &[], true, fits));
+    }
     if !arguments.attach && !arguments.interactive {
-        return orders::each(&arguments.containers, |word| {
-            start::start(&paths, word, &mut warn).map(|()| word.to_owned())
-        });
+        return start_all(&paths, &arguments.containers);
     }
     let [container] = arguments.containers.as_slice() else {
         let sentence = "you cannot start and attach multiple containers at once";
@@ -46,4 +60,25 @@ pub fn run(arguments: &StartArgs) -> Result<i32> {
         seat.streams.retain(|stream| *stream != Stream::Stdin);
     }
     start::attached(&paths, container, &seat, &mut warn)
+}
+
+/// In the background.
+fn start_all(paths: &Paths, containers: &[String]) -> Result<i32> {
+    orders::each(containers, |word| start::start(paths, word, &mut warn).map(|()| word.to_owned()))
+}
+
+/// Start what is to run after a reboot
+///
+/// Containers that have run, with --restart always, unless-stopped (but for those that were stopped), or on-failure (those that have failed).
+#[derive(Debug, Args)]
+pub struct StartAllArgs {}
+
+pub fn after_boot(_: &StartAllArgs) -> Result<i32> {
+    let paths = Paths::find()?;
+    let fits = |known: &Known| {
+        let status = &known.status;
+        let policy = known.made.request.life.restart;
+        !status.state.is_live() && status.started > 0 && policy.after_boot(status.exit, status.stopped)
+    };
+    start_all(&paths, &orders::chosen(&paths, &[], true, fits))
 }

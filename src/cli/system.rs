@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 
 use crate::cli::table;
-use crate::cli::{about, container, df, image, inside, rmi, volume};
+use crate::cli::{about, container, df, events, image, inside, rmi, start, volume};
 use crate::container::list::made_from;
 use crate::error::Error;
 use crate::image::check::{self, Depth};
@@ -26,7 +26,9 @@ pub struct SystemArgs {
 #[derive(Debug, Subcommand)]
 enum SystemVerb {
     Df(df::DfArgs),
+    Events(events::EventsArgs),
     Fsck(FsckArgs),
+    StartAll(start::StartAllArgs),
     Info(about::AboutArgs),
     Version(about::VersionArgs),
     Prune(PruneArgs),
@@ -72,7 +74,9 @@ struct ResetArgs {
 pub fn run(arguments: SystemArgs) -> Result<i32> {
     match arguments.verb {
         SystemVerb::Df(arguments) => df::run(arguments),
+        SystemVerb::Events(arguments) => events::run(&arguments),
         SystemVerb::Fsck(arguments) => fsck(arguments),
+        SystemVerb::StartAll(arguments) => start::after_boot(&arguments),
         SystemVerb::Info(arguments) => about::about(&arguments),
         SystemVerb::Version(arguments) => about::version(&arguments),
         SystemVerb::Prune(arguments) => prune(arguments),

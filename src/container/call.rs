@@ -114,6 +114,8 @@ impl FromMonitor {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Then {
     Stay,
+    /// The same, by `kill` or `rm -f`, which docker's events tell apart from a stop.
+    Die,
     /// It is started again, by its monitor.
     Restart,
 }

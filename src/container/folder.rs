@@ -3,6 +3,7 @@
 //! and behind it stands what never changes. Few files on purpose: ext4 searches long for an inode number that
 //! was not freed in the last seconds (docs/decisions/0003).
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::group::Group;
 use crate::cgroup::hold::Enforced;
+use crate::container::journal::{Journal, Kind};
 use crate::container::state::State;
 use crate::container::{names, spare};
 use crate::error::Error;
@@ -156,6 +158,7 @@ pub struct Container {
     pub made: Made,
     pub status: Status,
     lock: Lock,
+    journal: Journal,
     /// Its layer may hold what another container left, until `clear_spare`.
     from_spare: bool,
 }
@@ -183,11 +186,13 @@ impl Container {
                 continue;
             };
             let made = Made { id, created: units::now(), request };
-            let mut container = Self { folder, made, status, lock, from_spare };
+            let journal = Journal::of(&paths.store);
+            let mut container = Self { folder, made, status, lock, journal, from_spare };
             if let Err(error) = container.enter(paths, naming) {
                 let _ = tree::remove(&container.folder);
                 return Err(error);
             }
+            container.tell("create", &[]);
             return Ok(container);
         }
         Err(Error::host(format!("cannot make a folder in {}: each is taken away at once", parent.display()))
@@ -242,7 +247,15 @@ impl Container {
         let Some(Inscription { signature, kept }) = lock.inscription()? else { return Ok(None) };
         let made = serde_json::from_str(&kept).with_context(|| unreadable(folder))?;
         let status = serde_json::from_str(&signature).with_context(|| unreadable(folder))?;
-        Ok(Some(Self { folder: folder.to_owned(), made, status, lock, from_spare: false }))
+        let store = folder.ancestors().nth(2).unwrap_or(folder);
+        let journal = Journal::of(store);
+        Ok(Some(Self { folder: folder.to_owned(), made, status, lock, journal, from_spare: false }))
+    }
+
+    /// Says in the journal what has happened to it.
+    pub fn tell(&mut self, action: &str, more: &[(&str, String)]) {
+        let attributes = attributes(&self.made, &self.status, more);
+        self.journal.tell(Kind::Container, action, self.made.id.as_str(), attributes);
     }
 
     /// Its limits as they are now.
@@ -267,6 +280,15 @@ impl Container {
     pub fn become_state(&mut self, next: State) -> Result<()> {
         self.status.state = self.status.state.moved(next)?;
         self.keep()
+    }
+
+    /// Gives it another name, which is taken already.
+    pub fn rename(&mut self, name: Name) -> Result<()> {
+        let old = self.name().to_string();
+        self.status.name = Some(name);
+        self.keep()?;
+        self.tell("rename", &[("oldName", old)]);
+        Ok(())
     }
 
     /// Keeps the status.
@@ -312,6 +334,7 @@ impl Container {
         if let Some(name) = &self.status.name {
             names::release(paths, name, &self.made.id);
         }
+        self.tell("destroy", &[]);
         Ok(gone)
     }
 
@@ -342,6 +365,15 @@ fn unreadable(folder: &Path) -> String {
     format!("cannot read {}/lock: it is not a record of this kelp", folder.display())
 }
 
+/// What an event says of a container: its labels, image and name, and what belongs to the event.
+fn attributes(made: &Made, status: &Status, more: &[(&str, String)]) -> BTreeMap<String, String> {
+    let mut attributes = made.request.labels();
+    attributes.insert("image".to_owned(), made.request.root_name.clone());
+    attributes.insert("name".to_owned(), called(status, &made.id).to_string());
+    attributes.extend(more.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
+    attributes
+}
+
 /// What a container is called.
 pub fn called(status: &Status, id: &ContainerName) -> Name {
     status.name.clone().unwrap_or_else(|| names::of(id))
@@ -369,6 +401,12 @@ impl Known {
     /// What it is called.
     pub fn name(&self) -> Name {
         called(&self.status, &self.made.id)
+    }
+
+    /// Says in the journal what has happened to it, of somebody who does not hold its lock.
+    pub fn tell(&self, journal: &mut Journal, action: &str, more: &[(&str, String)]) {
+        let attributes = attributes(&self.made, &self.status, more);
+        journal.tell(Kind::Container, action, self.made.id.as_str(), attributes);
     }
 }
 

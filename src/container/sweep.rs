@@ -90,6 +90,12 @@ fn recover(paths: &Paths, mut container: Container) -> Result<()> {
     if let Some(group) = container.status.group.take() {
         let _ = group.remove();
     }
+    let monitor = container.status.monitor.take().or(process);
+    let same_boot = monitor.is_some_and(|monitor| monitor.boot == paths::boot_id());
+    let exit = if same_boot { KILLED } else { UNSEEN };
+    if container.status.started > 0 && container.status.state != State::Exited {
+        container.tell("die", &[("exitCode", exit.to_string())]);
+    }
     if container.status.remove {
         volume::release(paths, &container.made)?;
         let maps = maps::choose(&container.made.request.userns).ok();
@@ -100,9 +106,7 @@ fn recover(paths: &Paths, mut container: Container) -> Result<()> {
         status.error = "kelp was killed while it started the container".to_owned();
         return container.become_state(State::Created);
     }
-    let monitor = status.monitor.take().or(process);
-    let same_boot = monitor.is_some_and(|monitor| monitor.boot == paths::boot_id());
-    status.exit = if same_boot { KILLED } else { UNSEEN };
+    status.exit = exit;
     status.error = if same_boot { "its monitor was killed" } else { "the machine went down" }.to_owned();
     status.finished = units::now();
     container.become_state(State::Exited)

@@ -19,6 +19,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use crate::container::folder::{self, Known, Made};
+use crate::container::journal::{Journal, Kind};
 use crate::container::names;
 use crate::error::Error;
 use crate::ids::{ContainerName, Name};
@@ -103,7 +104,14 @@ fn make(paths: &Paths, volume: &Volume) -> Result<()> {
     if made.is_err() {
         let _ = fs::remove_dir_all(&new);
     }
-    made.with_context(|| format!("cannot make volume {}", volume.name))
+    made.with_context(|| format!("cannot make volume {}", volume.name))?;
+    tell(paths, "create", &volume.name);
+    Ok(())
+}
+
+fn tell(paths: &Paths, action: &str, name: &Name) {
+    let driver = BTreeMap::from([("driver".to_owned(), "local".to_owned())]);
+    Journal::of(&paths.store).tell(Kind::Volume, action, name.as_str(), driver);
 }
 
 fn fill_home(new: &Path, volume: &Volume) -> Result<()> {
@@ -254,6 +262,7 @@ fn remove_but_for(
     let gone = all(paths).join(format!("{GONE}{}", ContainerName::fresh()?));
     fs::rename(&home, &gone).with_context(|| format!("cannot remove volume {name}"))?;
     drop(lock);
+    tell(paths, "destroy", name);
     sweep(paths, maps);
     if gone.exists() {
         folder::remove_layers(&gone, maps).with_context(|| format!("cannot remove volume {name}"))?;

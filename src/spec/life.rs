@@ -58,6 +58,29 @@ impl Restart {
     }
 }
 
+impl Restart {
+    /// Whether a container that has run is started again when the machine has come up: `status` is what it ended with,
+    /// and `stopped` says that a user has ended it.
+    pub fn after_boot(self, status: i32, stopped: bool) -> bool {
+        match self {
+            Self::No => false,
+            Self::OnFailure(_) => status != 0 && !stopped,
+            Self::Always => true,
+            Self::UnlessStopped => !stopped,
+        }
+    }
+
+    /// Docker's word, without a count.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::No => "no",
+            Self::OnFailure(_) => "on-failure",
+            Self::Always => "always",
+            Self::UnlessStopped => "unless-stopped",
+        }
+    }
+}
+
 impl FromStr for Restart {
     type Err = anyhow::Error;
 
@@ -256,6 +279,8 @@ mod tests {
         assert!("on-failure:x".parse::<Restart>().is_err() && "never".parse::<Restart>().is_err());
         assert!(Restart::OnFailure(2).after(1, 1) && !Restart::OnFailure(2).after(1, 2));
         assert!(!Restart::OnFailure(0).after(0, 0) && Restart::Always.after(0, 9));
+        assert!(Restart::Always.after_boot(0, true) && !Restart::UnlessStopped.after_boot(255, true));
+        assert!(Restart::OnFailure(3).after_boot(255, false) && !Restart::OnFailure(3).after_boot(0, false));
     }
 
     #[test]

@@ -115,6 +115,13 @@ impl Request {
         self.stop_signal.or(self.image.stop_signal).unwrap_or(libc::SIGTERM)
     }
 
+    /// The image's labels, and the user's over them.
+    pub fn labels(&self) -> BTreeMap<String, String> {
+        let mut labels = self.image.labels.clone();
+        labels.extend(self.life.labels.clone());
+        labels
+    }
+
     /// The health check, if there is one.
     pub fn health(&self) -> Option<Health> {
         self.life.health.clone().unwrap_or_default().over(self.image.health.as_ref())

@@ -81,7 +81,11 @@ impl Callers {
             ToMonitor::Resize { rows, columns } => Order::Resize((rows, columns)),
             ToMonitor::Signal { signal, for_good } => Order::Signal { signal, for_good },
             ToMonitor::Stop { signal, seconds, then } => {
-                let end = if then == Then::Restart { End::Restart } else { End::Stopped };
+                let end = match then {
+                    Then::Restart => End::Restart,
+                    Then::Stay => End::Stopped,
+                    Then::Die => End::Killed,
+                };
                 caller.waits = Some(Condition::NotRunning);
                 Order::Stop { signal, seconds, end }
             }

@@ -46,6 +46,8 @@ pub enum End {
     Itself,
     /// By a user's word, which no restart policy overrules.
     Stopped,
+    /// By `kelp kill` or `rm -f`, likewise.
+    Killed,
     /// By `kelp restart`.
     Restart,
 }
@@ -164,13 +166,13 @@ impl Monitor {
     pub fn rest(&mut self, container: &mut Container, pause: Duration) -> Result<bool> {
         self.end = End::Itself;
         let until = Instant::now() + pause;
-        while Instant::now() < until && self.end != End::Stopped {
+        while Instant::now() < until && !matches!(self.end, End::Stopped | End::Killed) {
             self.turn(container, None, Some(until))?;
             if self.end == End::Restart {
                 return Ok(true);
             }
         }
-        Ok(self.end != End::Stopped)
+        Ok(!matches!(self.end, End::Stopped | End::Killed))
     }
 
     /// Waits once and does what there is to do; says whether the program has ended.
@@ -235,7 +237,7 @@ impl Monitor {
     }
 
     /// Pending signals: calls are answered, others go on to the program or end it.
-    fn heed(&mut self, container: &Container, running: Option<&Running>) -> Result<()> {
+    fn heed(&mut self, container: &mut Container, running: Option<&Running>) -> Result<()> {
         while let Some(found) = self.signals.read_signal()? {
             let signal = found.ssi_signo as i32;
             let in_foreground = self.audience != Audience::Nobody;

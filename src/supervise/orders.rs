@@ -52,10 +52,12 @@ impl Monitor {
                     };
                     outlet.sinks.push(sink);
                 }
+                container.tell("attach", &[]);
                 Some(FromMonitor::Done)
             }
             Order::Leave => {
                 self.inlet.release(caller);
+                container.tell("detach", &[]);
                 Some(FromMonitor::Released)
             }
             Order::Resize(window) => {
@@ -67,6 +69,7 @@ impl Monitor {
             }
             Order::Signal { signal, for_good } => {
                 send(running, signal);
+                container.tell("kill", &[("signal", signal.to_string())]);
                 if for_good {
                     self.end = End::Stopped;
                 }
@@ -77,13 +80,10 @@ impl Monitor {
                 self.end = end;
                 None
             }
-            Order::Rename(name) => {
-                container.status.name = Some(name);
-                Some(answer(container.keep()))
-            }
-            Order::Update(limits) => Some(answer(self.update(container, &limits))),
-            Order::Pause => Some(answer(self.pause(container))),
-            Order::Unpause => Some(answer(self.unpause(container))),
+            Order::Rename(name) => Some(answer(container.rename(name))),
+            Order::Update(limits) => Some(told(container, "update", |it| self.update(it, &limits))),
+            Order::Pause => Some(told(container, "pause", |it| self.pause(it))),
+            Order::Unpause => Some(told(container, "unpause", |it| self.unpause(it))),
             Order::Exec { exec, streams } => {
                 self.exec(caller, container, *exec, &streams);
                 return Ok(Heard::Last);
@@ -141,6 +141,7 @@ impl Monitor {
         let changed = container.status.health.replace(status) != Some(status);
         if changed {
             let _ = container.keep();
+            container.tell(&format!("health_status: {}", status.word()), &[]);
         }
         // Whoever looks after this sees it kept.
         for asker in std::mem::take(&mut checkup.askers) {
@@ -188,7 +189,7 @@ impl Monitor {
     /// Sends the stop signal, and a kill later.
     pub fn stop(
         &mut self,
-        container: &Container,
+        container: &mut Container,
         running: Option<&Running>,
         signal: Option<i32>,
         seconds: Option<i64>,
@@ -196,12 +197,27 @@ impl Monitor {
         let _ = self.restraint.unpause();
         let request = &container.made.request;
         let patience = seconds.or(request.life.stop_timeout).unwrap_or(GRACE.as_secs() as i64);
-        send(running, signal.unwrap_or_else(|| request.stop_signal()));
+        let signal = signal.unwrap_or_else(|| request.stop_signal());
+        send(running, signal);
         if let Ok(seconds) = u64::try_from(patience) {
             self.kill_at = Some(Instant::now() + Duration::from_secs(seconds));
         }
         self.end = End::Stopped;
+        container.tell("kill", &[("signal", signal.to_string())]);
     }
+}
+
+/// An order that is told in the journal once it is carried out.
+fn told(
+    container: &mut Container,
+    action: &str,
+    order: impl FnOnce(&mut Container) -> Result<()>,
+) -> FromMonitor {
+    let done = order(container);
+    if done.is_ok() {
+        container.tell(action, &[]);
+    }
+    answer(done)
 }
 
 fn answer(outcome: Result<()>) -> FromMonitor {

@@ -3,6 +3,7 @@
 //! where the command stands outside of the groups that are the user's, so that it may not put the program under the
 //! container's limits.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -11,8 +12,10 @@ use nix::sys::signalfd::SignalFd;
 
 use crate::container::call::{FromMonitor, ToMonitor};
 use crate::container::folder::Known;
+use crate::container::journal::Journal;
 use crate::container::list;
 use crate::error::{Error, Kind};
+use crate::ids::ContainerName;
 use crate::image::store::Store;
 use crate::launch::child::Streams;
 use crate::launch::join::Refused;
@@ -38,15 +41,38 @@ pub fn exec(paths: &Paths, word: &str, exec: Exec, warn: &mut dyn FnMut(&str)) -
     let signals = signals::signals()?;
     let keys = exec.detach_keys.as_ref().or(known.made.request.life.detach_keys.as_ref());
     let keys = Keys::parse(keys.map_or(keys::DEFAULT, String::as_str))?;
-    let mut session = Session::new(exec.interactive && !exec.detach, exec.terminal.then_some(keys));
+    let session = Session::new(exec.interactive && !exec.detach, exec.terminal.then_some(keys));
+    let detach = exec.detach;
+    let words = exec.command.join(OsStr::new(" ")).to_string_lossy().into_owned();
+    let number = [("execID", ContainerName::fresh()?.to_string())];
+    let mut journal = Journal::of(&paths.store);
+    known.tell(&mut journal, &format!("exec_create: {words}"), &number);
+    known.tell(&mut journal, &format!("exec_start: {words}"), &number);
+    let status = run(paths, &known, &member, exec, session, &signals, warn)?;
+    if !detach {
+        let [number] = number;
+        known.tell(&mut journal, "exec_die", &[number, ("exitCode", status.to_string())]);
+    }
+    Ok(status)
+}
+
+fn run(
+    paths: &Paths,
+    known: &Known,
+    member: &Member,
+    exec: Exec,
+    mut session: Session,
+    signals: &SignalFd,
+    warn: &mut dyn FnMut(&str),
+) -> Result<i32> {
     let running = match member.join(streams(&exec, &mut session)?, warn) {
         Err(error) if error.downcast_ref::<Refused>().is_some() => {
-            return by_monitor(paths, &known, exec, session, &signals, warn);
+            return by_monitor(paths, known, exec, session, signals, warn);
         }
         joined => joined?,
     };
     match (exec.detach, running.master) {
-        (false, master) => session.serve(Running { master, ..running }, &signals, None),
+        (false, master) => session.serve(Running { master, ..running }, signals, None),
         (true, Some(master)) => session::keep(master).map(|()| 0),
         (true, None) => Ok(0),
     }

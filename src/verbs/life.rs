@@ -51,7 +51,7 @@ fn starts(
     warn: &mut dyn FnMut(&str),
 ) -> Result<i32> {
     let policy = container.made.request.life.restart;
-    let mut in_a_row = 0;
+    let (mut in_a_row, mut restarted) = (0, false);
     loop {
         let begun = match begin::begin(paths, container, monitor, warn)? {
             Start::Begun(begun) => *begun,
@@ -61,17 +61,23 @@ fn starts(
             }
         };
         run(container, &begun)?;
+        container.tell("start", &[]);
+        if std::mem::take(&mut restarted) {
+            container.tell("restart", &[]);
+        }
         monitor.callers.tell_all(&FromMonitor::Running);
         let (status, how) = serve(container, monitor, begun)?;
         if units::now() - container.status.started > STEADY.as_nanos() as i64 {
             in_a_row = 0;
         }
+        ended(container, status, how);
         let again = match how {
             End::Restart => true,
-            End::Stopped => false,
+            End::Stopped | End::Killed => false,
             End::Itself => policy.after(status, container.status.restarts),
         };
-        container.status.stopped = how == End::Stopped;
+        container.status.stopped = matches!(how, End::Stopped | End::Killed);
+        restarted = how == End::Restart;
         if !again {
             end(container, status, State::Exited)?;
             return Ok(status);
@@ -87,6 +93,18 @@ fn starts(
             }
             in_a_row += 1;
         }
+    }
+}
+
+/// Docker's events of an end.
+fn ended(container: &mut Container, status: i32, how: End) {
+    if container.status.oom_killed {
+        container.tell("oom", &[]);
+    }
+    let lasted = (units::now() - container.status.started) / 1_000_000_000;
+    container.tell("die", &[("exitCode", status.to_string()), ("execDuration", lasted.to_string())]);
+    if matches!(how, End::Stopped | End::Restart) {
+        container.tell("stop", &[]);
     }
 }
 

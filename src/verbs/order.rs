@@ -111,7 +111,7 @@ pub fn kill(paths: &Paths, word: &str, signal: i32) -> Result<()> {
     let not_running = || refusal(format!("cannot kill container: {word}: container {id} is not running"));
     let line = line.filter(|_| known.status.state.is_live()).ok_or_else(not_running)?;
     if signal == libc::SIGKILL {
-        line.say(&ToMonitor::Stop { signal: Some(signal), seconds: Some(-1), then: Then::Stay }, None)?;
+        line.say(&ToMonitor::Stop { signal: Some(signal), seconds: Some(-1), then: Then::Die }, None)?;
         return Given { known, line: Some(line) }.ended(paths).map(|_| ());
     }
     let for_good = signal == known.made.request.stop_signal();
@@ -159,10 +159,7 @@ pub fn rename(paths: &Paths, word: &str, name: &Name) -> Result<()> {
             _ => Err(refusal(format!("container {old} has ended meanwhile"))),
         },
         None => match Container::wait(&known.folder)? {
-            Some(mut container) => {
-                container.status.name = Some(name.clone());
-                container.keep()
-            }
+            Some(mut container) => container.rename(name.clone()),
             None => Err(list::no_such(word)),
         },
     };

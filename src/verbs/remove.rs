@@ -41,7 +41,7 @@ pub fn remove(paths: &Paths, word: &str, way: Way) -> Result<String> {
         }
         let stopped = match way.patience.filter(|seconds| *seconds != 0) {
             Some(seconds) => order::stop(paths, &id, None, Some(seconds), Then::Stay)?,
-            None => order::stop(paths, &id, Some(libc::SIGKILL), Some(-1), Then::Stay)?,
+            None => order::stop(paths, &id, Some(libc::SIGKILL), Some(-1), Then::Die)?,
         };
         stopped.ended(paths)?;
     }

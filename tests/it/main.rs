@@ -1,5 +1,5 @@
 //! kelp through its real binary, as the user who runs the suite. What stands where:
-//! `life` containers in the background; `attach` who sits down before one; `exec` further programs in one; `health`;
+//! `life` containers in the background; `attach` who sits down before one; `exec` further programs in one; `health`; `events`;
 //! `ps` what is listed; `run` the main job and its options;
 //! `ids` who is who; `mounts` what is where; `process` exit codes, signals, terminals; `network` none and host; `security` attacks that must fail; `failure` sentences; `faults` kill -9
 //! and crowds; `doctor` and `explain` what kelp says of itself; `real` a Debian root; `unshare` the founding texts;
@@ -24,6 +24,7 @@ mod disk;
 mod docs;
 mod doctor;
 mod engine;
+mod events;
 mod exec;
 mod explain;
 mod failure;
