@@ -28,7 +28,7 @@ class Kill(Containers):
 
     def gone(self):
         self.kelp("rmi", "-fi", self.other, "committed:1")
-        self.kelp("system", "prune", "-f")
+        self.kelp("image", "prune", "-f")
 
     def here(self):
         self.kelp("pull", "-q", self.other)
