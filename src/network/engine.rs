@@ -77,6 +77,11 @@ impl Engine {
         Ok(Self { helper, stop, word: Some(hear), ports })
     }
 
+    /// The number of its process.
+    pub fn pid(&self) -> u32 {
+        self.helper.id()
+    }
+
     /// Waits until the network is up; the published ports, if the choice of any was left to the kernel.
     pub fn wait(&mut self) -> Result<Option<Vec<Published>>> {
         let Some(word) = self.word.take() else { return Ok(None) };

@@ -10,6 +10,7 @@ pub mod monitor;
 pub mod orders;
 pub mod restraint;
 pub mod secrets;
+pub mod service;
 pub mod session;
 pub mod signals;
 pub mod streams;

@@ -25,6 +25,7 @@ use crate::supervise::callers::Callers;
 use crate::supervise::health::Checkup;
 use crate::supervise::orders::{Heard, send};
 use crate::supervise::restraint::Restraint;
+use crate::supervise::service::{Server, Service};
 use crate::supervise::signals;
 use crate::supervise::streams::{self, Audience, Inlet, Outlet, Wants};
 use crate::sys::{memory, process};
@@ -65,6 +66,8 @@ pub struct Monitor {
     pub checkup: Option<Checkup>,
     /// Processes that run further programs: to be reaped, no more.
     pub stages: Vec<Child>,
+    pub servers: Vec<Server>,
+    servers_ended: bool,
     /// When the container is killed.
     pub kill_at: Option<Instant>,
     pub end: End,
@@ -79,6 +82,7 @@ enum Whose {
     Outlet(usize),
     Inlet,
     Checkup,
+    Server,
 }
 
 impl Monitor {
@@ -96,6 +100,8 @@ impl Monitor {
             restraint: Restraint::default(),
             checkup: None,
             stages: Vec::new(),
+            servers: Vec::new(),
+            servers_ended: false,
             kill_at: None,
             end: End::Itself,
         }
@@ -126,7 +132,14 @@ impl Monitor {
     }
 
     /// Serves the program to its end; gives its exit status, 128+n if signal n ended it, and how that came.
-    pub fn serve(&mut self, container: &mut Container, running: &Running, spec: &Spec) -> Result<(i32, End)> {
+    /// What is lost meanwhile is told to `warn`.
+    pub fn serve(
+        &mut self,
+        container: &mut Container,
+        running: &Running,
+        spec: &Spec,
+        warn: &mut dyn FnMut(&str),
+    ) -> Result<(i32, End)> {
         self.end = End::Itself;
         let timeout = spec.timeout.filter(|timeout| !timeout.is_zero());
         self.kill_at = timeout.map(|timeout| Instant::now() + timeout);
@@ -142,6 +155,9 @@ impl Monitor {
             let ended = self.turn(container, Some(running), due)?;
             self.restraint.turn();
             self.check(container, Some(running));
+            if !ended {
+                self.miss(container, running, warn)?;
+            }
             if settled.take_if(|at| *at <= Instant::now()).is_some() {
                 // Only memory is at stake.
                 let _ = memory::release_code();
@@ -200,6 +216,7 @@ impl Monitor {
         }
         self.inlet.waits_on().into_iter().for_each(|(fd, wants)| add(fd, wants, Whose::Inlet));
         self.checkup.iter().flat_map(Checkup::waits_on).for_each(|fd| add(fd, Wants::Read, Whose::Checkup));
+        self.servers.iter().for_each(|server| add(server.as_fd(), Wants::Read, Whose::Server));
         match poll(&mut polled, remaining(until)) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
@@ -225,9 +242,33 @@ impl Monitor {
                 }
                 Whose::Outlet(number) if served.insert(number) => self.pour(number),
                 Whose::Outlet(_) | Whose::Inlet | Whose::Checkup => {}
+                Whose::Server => self.servers_ended = true,
             }
         }
         Ok(ended)
+    }
+
+    /// Servers that have ended are watched no more; what is lost with them is kept and told.
+    fn miss(
+        &mut self,
+        container: &mut Container,
+        running: &Running,
+        warn: &mut dyn FnMut(&str),
+    ) -> Result<()> {
+        if !std::mem::take(&mut self.servers_ended) {
+            return Ok(());
+        }
+        let (living, ended): (Vec<_>, Vec<_>) = self.servers.drain(..).partition(Server::lives);
+        self.servers = living;
+        for lost in ended.iter().filter(|server| server.was_killed()).map(|server| server.service) {
+            container.status.error = lost.loss().to_owned();
+            container.keep()?;
+            warn(lost.loss());
+            if lost == Service::Root {
+                send(Some(running), libc::SIGKILL);
+            }
+        }
+        Ok(())
     }
 
     fn pour(&mut self, number: usize) {

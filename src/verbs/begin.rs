@@ -33,7 +33,9 @@ use crate::spec::{Root, Sharing, Spec, defaults};
 use crate::supervise::member::facts;
 use crate::supervise::monitor::Monitor;
 use crate::supervise::restraint::Restraint;
+use crate::supervise::service::{Server, Service};
 use crate::supervise::{secrets, signals};
+use crate::sys::process;
 use crate::userns::maps::{self, IdMaps};
 use crate::view::numbers::Subject;
 use crate::view::server::{self, View};
@@ -214,7 +216,7 @@ fn attempt(
             calls: Vec::new(),
         };
         let launched = parent::launch(&plan, streams, &monitor.signals, &mut watch);
-        let serving = Serving { _server: Server(watch.server), _engine: watch.engine, _view: watch.view };
+        let serving = Serving { root: RootServer(watch.server), engine: watch.engine, view: watch.view };
         watch.calls.into_iter().for_each(|line| monitor.admit(line));
         if may_clear && !matches!(launched, Ok(Launched::Running(_))) {
             let _ = container.clear_layers(maps);
@@ -314,12 +316,27 @@ fn plan_for(
 /// What serves the container from outside; it ends with the value.
 #[derive(Debug)]
 struct Serving {
-    _server: Server,
-    _engine: Option<Engine>,
-    _view: Option<View>,
+    root: RootServer,
+    engine: Option<Engine>,
+    view: Option<View>,
 }
 
 impl Begun {
+    /// The processes that serve the container, to be watched.
+    pub fn servers(&self) -> Vec<Server> {
+        let Serving { root, engine, view } = &self.serving;
+        let pids = [
+            (Service::Root, root.0.as_ref().map(Child::id)),
+            (Service::Network, engine.as_ref().map(Engine::pid)),
+            (Service::View, view.as_ref().map(View::pid)),
+        ];
+        let watched = pids.into_iter().filter_map(|(service, pid)| {
+            let pidfd = process::pidfd_open(i32::try_from(pid?).ok()?).ok()?;
+            Some(Server { service, pidfd })
+        });
+        watched.collect()
+    }
+
     /// Ends what serves the container.
     pub fn end(self) {
         drop(self.serving);
@@ -423,9 +440,9 @@ impl Watcher for Watch<'_, '_> {
 
 /// The server of a root; it ends with the container.
 #[derive(Debug)]
-struct Server(Option<Child>);
+struct RootServer(Option<Child>);
 
-impl Drop for Server {
+impl Drop for RootServer {
     fn drop(&mut self) {
         if let Some(server) = &mut self.0 {
             let _ = server.kill();

@@ -66,7 +66,7 @@ fn starts(
             container.tell("restart", &[]);
         }
         monitor.callers.tell_all(&FromMonitor::Running);
-        let (status, how) = serve(container, monitor, begun)?;
+        let (status, how) = serve(container, monitor, begun, warn)?;
         if units::now() - container.status.started > STEADY.as_nanos() as i64 {
             in_a_row = 0;
         }
@@ -135,8 +135,15 @@ fn name_program(container: &Container) -> Result<()> {
     written.with_context(|| format!("cannot write the pid file {}", path.display()))
 }
 
-fn serve(container: &mut Container, monitor: &mut Monitor, begun: Begun) -> Result<(i32, End)> {
-    let served = monitor.serve(container, &begun.running, &begun.spec);
+fn serve(
+    container: &mut Container,
+    monitor: &mut Monitor,
+    begun: Begun,
+    warn: &mut dyn FnMut(&str),
+) -> Result<(i32, End)> {
+    monitor.servers = begun.servers();
+    let served = monitor.serve(container, &begun.running, &begun.spec, warn);
+    monitor.servers.clear();
     if served.is_err() {
         let _ = process::pidfd_send_signal(begun.running.pidfd.as_fd(), libc::SIGKILL);
         let _ = signals::reap(begun.running.pidfd.as_fd());

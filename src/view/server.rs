@@ -43,6 +43,11 @@ impl View {
         Ok(Self { helper, line: ours })
     }
 
+    /// The number of its process.
+    pub fn pid(&self) -> u32 {
+        self.helper.id()
+    }
+
     /// Gives it the device that the child has mounted; returns when it is served.
     pub fn serve(&self, device: OwnedFd) -> Result<()> {
         socket::send(self.line.as_fd(), b"device", Some(device.as_fd())).context("send the device")?;

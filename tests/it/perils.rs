@@ -55,7 +55,10 @@ fn all_is_well(dir: &Dir, after: &str) {
     let listed = dir.kelp(&["ps", "-a", "--format", "{{.Names}} {{.State}}"]).ok().out;
     for line in listed.lines() {
         let (name, state) = line.split_once(' ').unwrap();
-        assert!(["created", "running", "paused", "exited"].contains(&state), "after {after}: {line}");
+        assert!(
+            ["created", "running", "paused", "restarting", "exited"].contains(&state),
+            "after {after}: {line}"
+        );
         dir.kelp(&["rm", "-f", name]).ok();
     }
 }
@@ -200,6 +203,46 @@ fn a_full_disk_costs_neither_the_container_nor_its_end() {
     );
     let seen = Nested::new(&dir).shell(&line).run(&dir).ok();
     assert_eq!(seen.out, "running\ninside\nreef\nexited 7\nreef\n", "{}", seen.err);
+}
+
+fn kill_all(name: &str) {
+    let found = below(std::process::id() as i32);
+    let called = found.iter().filter(|(_, called)| called == name);
+    assert!(called.clone().count() > 0, "no {name} in {found:?}");
+    called.for_each(|(pid, _)| sys::kill(*pid, libc::SIGKILL).unwrap());
+}
+
+#[test]
+fn a_killed_network_engine_is_told_and_the_container_goes_on() {
+    needs!(userns);
+    sys::adopt_orphans();
+    let dir = Dir::new();
+    dir.root();
+    dir.kelp(&words(&dir, &RUN.replace(" --network none", ""))).ok();
+    kill_all("kelp-network");
+    let state = || dir.kelp(&["inspect", "-f", "{{.State.Status}} {{.State.Error}}", "reef"]).ok().out;
+    assert!(soon(|| state().starts_with("running its network engine was killed")), "{}", state());
+    dir.kelp(&["exec", "reef", "/bin/guest", "exit", "0"]).ok();
+    all_is_well(&dir, "a killed network engine");
+}
+
+#[test]
+fn a_container_whose_root_is_served_no_more_ends_and_says_why() {
+    needs!(userns, fuse);
+    sys::adopt_orphans();
+    let dir = Dir::new();
+    dir.root();
+    dir.kelp(&words(&dir, &RUN.replace("--network", "--storage-driver fuse --network"))).ok();
+    kill_all("kelp-fuse");
+    let state = || dir.kelp(&["inspect", "-f", "{{.State.Status}} {{.State.Error}}", "reef"]).ok().out;
+    assert!(
+        soon(|| state().starts_with("exited the server of its root file system was killed")),
+        "{}",
+        state()
+    );
+    dir.kelp(&["start", "reef"]).ok();
+    dir.kelp(&["exec", "reef", "/bin/guest", "exit", "0"]).ok();
+    all_is_well(&dir, "a killed server of the root");
 }
 
 #[test]
