@@ -177,7 +177,7 @@ fn attempt(
     let used = container.status.rung;
     let mut ladder = used.map_or_else(|| ladder(request), |rung| Ok(vec![rung]))?;
     if request.resources.strict && hold.served != hold.enforced {
-        ladder.retain(|rung| *rung != Rung::FuseOverlay);
+        leave_out_the_server(&mut ladder)?;
     }
     let from = if hold.wants_server() {
         // Only our own overlay can be slow on purpose.
@@ -274,6 +274,16 @@ fn ladder(request: &Request) -> Result<Vec<Rung>> {
         return Err(Error::usage("--storage-driver: that driver can't make this root").into());
     }
     Ok(ladder)
+}
+
+fn leave_out_the_server(ladder: &mut Vec<Rung>) -> Result<()> {
+    ladder.retain(|rung| *rung != Rung::FuseOverlay);
+    if ladder.is_empty() {
+        let sentence =
+            "--strict-limits: what the user-space overlay reads and writes is not held by the kernel";
+        return Err(Error::host(sentence).hint("--storage-driver overlay is another way").into());
+    }
+    Ok(())
 }
 
 /// A rung that was refused for this root on this boot is not tried again.
