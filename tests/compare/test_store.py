@@ -87,27 +87,28 @@ class Images(Pair):
 
 class Volumes(Pair):
     def test_create_ls_inspect_rm(self):
+        # A name that no random volume begins with: both programs know a volume by the beginning of its name.
         self.script("""
-            podman volume create a
+            podman volume create shoal
             podman volume create -l sea=north b
-            podman volume create a                                                  #~ volume-again
+            podman volume create shoal                                                  #~ volume-again
             podman volume create | wc -c
             podman volume create -d nope c                                          #= 125
             podman volume ls -q | grep -v -E '^[0-9a-f]{64}$'
             podman volume ls --format '{{.Name}} {{.Driver}}' | grep -v -E '^[0-9a-f]{64}'
-            podman volume ls -q --filter name=a | grep -c '^a$'
+            podman volume ls -q --filter name=shoal | grep -c '^shoal$'
             podman volume ls -q --filter label=sea
             podman volume ls -q --filter dangling=true | wc -l
             podman volume ls --filter nope=1                                        #= 125
-            podman volume inspect -f '{{.Name}} {{.Driver}} {{.Scope}}' a
+            podman volume inspect -f '{{.Name}} {{.Driver}} {{.Scope}}' shoal
             podman volume inspect -f '{{index .Labels "sea"}}' b
             podman volume inspect b | grep -c Mountpoint
             podman volume inspect nope                                              #~ exit-1
-            podman volume exists a
+            podman volume exists shoal
             podman volume exists nope                                               #= 1
-            podman volume rm a
-            podman volume rm a                                                      #= 1 no such volume
-            podman volume rm -f a
+            podman volume rm shoal
+            podman volume rm shoal                                                      #= 1 no such volume
+            podman volume rm -f shoal
             podman volume rm                                                        #= 125
         """)
 
