@@ -24,10 +24,12 @@ use crate::error::Error;
 use crate::ids::ContainerName;
 use crate::launch::child::Streams;
 use crate::launch::join::{self, Target};
+use crate::launch::orphans;
 use crate::launch::parent::Running;
 use crate::launch::plan::{First, Keeper, Plan};
 use crate::launch::stage as launch;
 use crate::paths::Paths;
+use crate::spec::Sharing;
 use crate::spec::capability::CapabilitySet;
 use crate::spec::exec::Exec;
 use crate::spec::life::Stream;
@@ -193,21 +195,41 @@ fn live(task: &Task, line: &Line, streams: Streams) -> Result<i32> {
     let mut warn = |sentence: &str| {
         let _ = line.say(&FromMonitor::Warn(sentence.to_owned()), None);
     };
+    // In the host's pid namespace nothing else ends the program, and what it leaves, with the container.
+    let first = (known.made.request.pid == Sharing::Host).then_some(member.target.pidfd.as_fd());
+    if first.is_some() {
+        orphans::adopt()?;
+    }
     let running = member.join(streams, &mut warn)?;
     let _ = line.say(&FromMonitor::Joined, Some(running.pidfd.as_fd()));
     if let Some(master) = &running.master {
         let _ = line.say(&FromMonitor::Console, Some(master.as_fd()));
     }
     let _ = line.say(&FromMonitor::Running, None);
-    await_end(line, &running, task.bond)?;
+    if await_end(line, &running, task.bond, first)? == Whose::Container {
+        orphans::end();
+        return Ok(128 + libc::SIGKILL);
+    }
     signals::reap(running.pidfd.as_fd())
 }
 
-/// Waits for the program's end. Whoever asked says nothing more, so what is to be read from the line is its end.
-fn await_end(line: &Line, running: &Running, bond: Bond) -> Result<()> {
+/// Whose end came.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    Program,
+    Container,
+}
+
+/// Waits for the program's end, or that of the container's first process where it is to be watched. Whoever asked says
+/// nothing more, so what is to be read from the line is its end.
+fn await_end(line: &Line, running: &Running, bond: Bond, first: Option<BorrowedFd<'_>>) -> Result<Whose> {
     let mut alone = false;
     loop {
-        let mut polled = vec![PollFd::new(running.pidfd.as_fd(), PollFlags::POLLIN)];
+        // Without a process to watch the program is watched twice.
+        let mut polled = vec![
+            PollFd::new(running.pidfd.as_fd(), PollFlags::POLLIN),
+            PollFd::new(first.unwrap_or(running.pidfd.as_fd()), PollFlags::POLLIN),
+        ];
         if !alone {
             polled.push(PollFd::new(line.as_fd(), PollFlags::POLLIN));
         } else if let Some(master) = &running.master {
@@ -219,17 +241,20 @@ fn await_end(line: &Line, running: &Running, bond: Bond) -> Result<()> {
         }
         let ready = |at: usize| polled.get(at).and_then(PollFd::any).unwrap_or(false);
         if ready(0) {
-            return Ok(());
+            return Ok(Whose::Program);
         }
-        if ready(1) && !alone {
+        if ready(1) {
+            return Ok(Whose::Container);
+        }
+        if ready(2) && !alone {
             alone = true;
             if bond == Bond::Dies {
                 let _ = process::pidfd_send_signal(running.pidfd.as_fd(), libc::SIGKILL);
             }
-        } else if ready(1) && running.master.as_ref().is_some_and(|master| !drain(master)) {
+        } else if ready(2) && running.master.as_ref().is_some_and(|master| !drain(master)) {
             // Nobody has the terminal open any more, and that would be told again and again.
             let _ = poll(&mut [PollFd::new(running.pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE);
-            return Ok(());
+            return Ok(Whose::Program);
         }
     }
 }

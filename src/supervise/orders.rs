@@ -147,7 +147,8 @@ impl Monitor {
         for asker in std::mem::take(&mut checkup.askers) {
             self.callers.tell(asker, &FromMonitor::Health(entry.exit, status));
         }
-        if !changed || status != Healthiness::Unhealthy {
+        // One that a user is ending already is not started again.
+        if !changed || status != Healthiness::Unhealthy || self.end != End::Itself {
             return;
         }
         match container.made.request.life.on_failure {

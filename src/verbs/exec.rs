@@ -1,7 +1,7 @@
 //! `kelp exec`: a further program in a container that runs, with the container's own credentials, capabilities
 //! and seccomp filter unless it asks for others. The command itself is the program's parent; the monitor is asked only
 //! where the command stands outside of the groups that are the user's, so that it may not put the program under the
-//! container's limits.
+//! container's limits, and with `--pid host`, so that the program ends with the container.
 
 use std::ffi::OsStr;
 use std::io;
@@ -22,6 +22,7 @@ use crate::launch::join::Refused;
 use crate::launch::parent::Running;
 use crate::launch::stage;
 use crate::paths::Paths;
+use crate::spec::Sharing;
 use crate::spec::exec::Exec;
 use crate::spec::life::Stream;
 use crate::supervise::keys::{self, Keys};
@@ -65,6 +66,9 @@ fn run(
     signals: &SignalFd,
     warn: &mut dyn FnMut(&str),
 ) -> Result<i32> {
+    if known.made.request.pid == Sharing::Host {
+        return by_monitor(paths, known, exec, session, signals, warn);
+    }
     let running = match member.join(streams(&exec, &mut session)?, warn) {
         Err(error) if error.downcast_ref::<Refused>().is_some() => {
             return by_monitor(paths, known, exec, session, signals, warn);

@@ -52,6 +52,33 @@ fn keys_leave_a_program_and_its_terminal_behind() {
     dir.kelp(&["rm", "-f", "reef"]).ok();
 }
 
+/// Guard: no pid namespace ends them.
+#[test]
+fn with_the_hosts_pids_a_further_program_ends_with_the_container() {
+    needs!(userns);
+    let dir = Dir::new();
+    let runs = |number: &str| {
+        let lists =
+            |entry: std::fs::DirEntry| std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let wanted = format!("sleep\0{number}\0");
+        std::fs::read_dir("/proc")
+            .unwrap()
+            .flatten()
+            .map(lists)
+            .filter(|line| *line == wanted.as_bytes())
+            .count()
+    };
+    // Of this test and this moment only.
+    let (one, two) = (format!("9{}", std::process::id()), format!("8{}", std::process::id()));
+    dir.kelp(&["run", "-d", "--name", "reef", "--pid", "host", "@host", "sleep", "100"]).ok();
+    let text = format!("sleep {one} & exec sleep {two}");
+    dir.kelp(&["exec", "-d", "reef", "sh", "-c", &text]).ok();
+    assert_eq!(dir.kelp(&["exec", "reef", "sh", "-c", "echo seen; exit 6"]).fails(6), "");
+    assert!(soon(|| runs(&one) == 1 && runs(&two) == 1));
+    dir.kelp(&["rm", "-f", "reef"]).ok();
+    assert!(soon(|| runs(&one) == 0 && runs(&two) == 0), "{} and {} are left", runs(&one), runs(&two));
+}
+
 #[test]
 fn only_a_privileged_program_has_all_capabilities() {
     needs!(userns);
