@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::cli::archive::{UnpackArgs, apply, to_output};
 use crate::cli::inside;
 use crate::error::Error;
-use crate::image::changes::{self, Kind};
+use crate::image::changes::{self, Change, Kind};
 use crate::image::commit::{self, Container};
 use crate::image::config::{History, now, rfc3339};
 use crate::image::reference::Reference;
@@ -75,7 +75,7 @@ pub fn diff(arguments: DiffArgs) -> Result<i32> {
     contents.settle()?;
     inside::as_root(0, move || {
         let (mut lines, mut lists) = (Vec::new(), [Vec::new(), Vec::new(), Vec::new()]);
-        changes::walk(&contents.upper(), &contents.lowers, &mut |change| {
+        let mut note = |change: &Change<'_>| {
             let path = format!("/{}", String::from_utf8_lossy(change.path));
             let (letter, list) = match change.kind {
                 Kind::Changed => ('C', 0),
@@ -85,8 +85,11 @@ pub fn diff(arguments: DiffArgs) -> Result<i32> {
             lines.push(format!("{letter} {path}"));
             lists[list].push(path);
             Ok(())
-        })
-        .with_context(|| format!("cannot look at container {}", contents.name))?;
+        };
+        if let Some(upper) = contents.upper() {
+            changes::walk(&upper, &contents.lowers, &mut note)
+                .with_context(|| format!("cannot look at container {}", contents.name))?;
+        }
         match arguments.format.as_deref() {
             None => lines.iter().for_each(|line| println!("{line}")),
             Some("json") => {
@@ -129,7 +132,8 @@ pub fn commit(arguments: CommitArgs) -> Result<i32> {
         let id = arguments
             .unpack
             .install(&store, |installer| {
-                let container = Container { image, upper: &upper, ownership: Contents::shift(&maps)?.into() };
+                let container =
+                    Container { image, upper: upper.as_deref(), ownership: Contents::shift(&maps)?.into() };
                 commit::commit(installer, &container, config, step, &names)
             })
             .with_context(|| format!("cannot commit container {}", contents.name))?;

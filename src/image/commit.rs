@@ -21,7 +21,8 @@ use crate::image::stream;
 pub struct Container<'a> {
     /// The image that it runs on.
     pub image: &'a Image,
-    pub upper: &'a Path,
+    /// What it has changed, if it has.
+    pub upper: Option<&'a Path>,
     pub ownership: Ownership,
 }
 
@@ -57,7 +58,8 @@ pub fn commit(
 
 /// The changes as a layer of the store; `None` if there are none.
 fn layer(installer: &Installer<'_>, container: &Container<'_>) -> Result<Option<LayerRecord>> {
-    let (upper, lowers) = (container.upper, &container.image.layers);
+    let Some(upper) = container.upper else { return Ok(None) };
+    let lowers = &container.image.layers;
     let mut changed = false;
     changes::walk(upper, lowers, &mut |_| {
         changed = true;

@@ -1,7 +1,10 @@
 //! A root opened by a helper of the user's, beside or without its container: for `export`, `cp` and `image
 //! mount`. The helper is root of a user and a mount namespace of its own; nothing of the mount is seen outside.
 
+use std::fs;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -16,13 +19,15 @@ use nix::sys::stat::Mode;
 
 use crate::rootfs::fuse;
 use crate::rootfs::overlay::{self, Persistence};
+use crate::rootfs::rung::Rung;
 use crate::sys::mount::{Depth, MOUNT_ATTR_RDONLY, MountAttr, mount_setattr, open_tree};
 
 /// What may be done in the root.
 #[derive(Clone, Copy, Debug)]
 pub enum Access<'a> {
     Read,
-    /// Changes go into `upper` of the folder, which has `work` beside it and which nobody else has mounted.
+    /// Changes go into `upper` of the folder, which has `work` beside it and which nobody else has mounted. Both are
+    /// made if they are not there.
     Write(&'a Path),
 }
 
@@ -42,9 +47,10 @@ impl View {
         let mounted = match access {
             Access::Read if layers.len() == 1 => single(&layers[0]),
             Access::Read => Ok(overlay::read_only(&topmost_first)?),
-            Access::Write(folder) => std::env::set_current_dir(folder)
-                .and_then(|()| overlay::mount(&topmost_first, "upper", "work", Persistence::Kept))
-                .map_err(Into::into),
+            Access::Write(folder) => {
+                prepare(folder, &topmost_first)?;
+                overlay::mount(&topmost_first, "upper", "work", Persistence::Kept).map_err(Into::into)
+            }
         };
         let (mount, server) = match mounted {
             Ok(mount) => (mount, None),
@@ -61,6 +67,10 @@ impl View {
 
     pub fn root(&self) -> Result<&OwnedFd> {
         self.root.as_ref().context("the root is closed")
+    }
+
+    pub fn rung(&self) -> Rung {
+        if self.server.is_some() { Rung::FuseOverlay } else { Rung::KernelOverlay }
     }
 
     /// The mount itself, for whoever keeps it; not of a root that this process serves.
@@ -81,6 +91,22 @@ impl Drop for View {
             let _ = server.join();
         }
     }
+}
+
+/// Goes to the folder and makes what is missing for a container's own layer.
+fn prepare(folder: &Path, topmost_first: &[&Path]) -> Result<()> {
+    std::env::set_current_dir(folder).with_context(|| format!("cannot open {}", folder.display()))?;
+    for name in ["upper", "work"] {
+        match fs::create_dir(name) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+            made => made.with_context(|| format!("cannot make {name} in {}", folder.display()))?,
+        }
+        if let (Some(lower), "upper") = (topmost_first.first(), name) {
+            let mode = fs::metadata(lower)?.permissions().mode() & 0o7777;
+            fs::set_permissions(name, fs::Permissions::from_mode(mode))?;
+        }
+    }
+    Ok(())
 }
 
 /// Overlay wants two layers at least.

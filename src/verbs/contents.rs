@@ -49,14 +49,15 @@ impl Contents {
         Ok(Self { name: word.to_owned(), folder, request, image, lowers, process, rung })
     }
 
-    pub fn upper(&self) -> PathBuf {
-        self.folder.join("upper")
+    /// What has changed; `None` in a container that has never started and that nothing was copied to.
+    pub fn upper(&self) -> Option<PathBuf> {
+        Some(self.folder.join("upper")).filter(|upper| upper.is_dir())
     }
 
     /// All layers, the container's own last.
     pub fn layers(&self) -> Vec<PathBuf> {
         let mut layers = self.lowers.clone();
-        layers.push(self.upper());
+        layers.extend(self.upper());
         layers
     }
 

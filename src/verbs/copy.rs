@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 
+use crate::container::folder::Container;
 use crate::error::Error;
 use crate::image::snapshot::{Ownership, Snapshot};
 use crate::image::store::Store;
@@ -21,9 +22,10 @@ use crate::image::tar::Kind;
 use crate::image::tree::kind_of;
 use crate::image::unpack::{self, Destination};
 use crate::paths::Paths;
-use crate::record::Lock;
+use crate::rootfs::rung::Rung;
 use crate::rootfs::target::{self, Place};
 use crate::rootfs::view::{Access, View};
+use crate::spec::request::Driver;
 use crate::sys::process;
 use crate::userns::within;
 use crate::verbs::contents::Contents;
@@ -154,14 +156,16 @@ fn inside(
             within::join(pidfd.as_fd(), work, meanwhile)?
         }
         None => {
-            let Some(_lock) = Lock::now(&contents.folder.join("lock"))? else {
+            let Some(mut container) = Container::open(&contents.folder)? else {
                 bail!("container {name} is just being started or removed");
             };
-            prepare(&contents.folder)?;
-            let work = || {
-                let view = View::open(&contents.lowers, Access::Write(&contents.folder));
-                told(view.context("cannot open the root").and_then(|view| work(view.root()?.as_fd())))
+            let mut open = || -> Result<View> {
+                let view = View::open(&contents.lowers, Access::Write(&contents.folder))?;
+                keep_rung(&mut container, &view)?;
+                Ok(view)
             };
+            let work =
+                || told(open().context("cannot open the root").and_then(|view| work(view.root()?.as_fd())));
             within::beside(&contents.root_maps()?, libc::CLONE_NEWNS as u64, work, meanwhile)?
         }
     };
@@ -173,17 +177,14 @@ fn inside(
     }
 }
 
-/// A container that was never started has no layer of its own yet.
-fn prepare(folder: &Path) -> Result<()> {
-    for name in ["upper", "work"] {
-        match std::fs::create_dir(folder.join(name)) {
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                return Err(error).with_context(|| format!("cannot make the {name} folder"));
-            }
-            _ => {}
-        }
+/// A container that has never started has a layer now, which its start must not take for the remains of a failure.
+fn keep_rung(container: &mut Container, view: &View) -> Result<()> {
+    if container.status.rung.is_some() {
+        return Ok(());
     }
-    Ok(())
+    let asked = container.made.request.storage.driver;
+    container.status.rung = Some(if asked == Some(Driver::Fuse) { Rung::FuseOverlay } else { view.rung() });
+    container.keep()
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

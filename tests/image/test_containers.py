@@ -327,6 +327,28 @@ class Copy(Containers):
             self.assertEqual((member.mode, member.uid, member.gid), (0o604, 0, 0))
             self.assertEqual(found["./d/two"][0], b"2")
 
+    def test_a_container_that_was_never_started(self):
+        source = self.host("src/one", "1")
+        flags = ["--userns", "keep-id"] if KIND == "ids" else []
+        for driver, more in ((None, []), ("overlay", []), ("fuse", []), ("overlay", flags)):
+            with self.subTest(driver, more=more):
+                options = [*(["--storage-driver", driver] if driver else []), *more]
+                self.kelp("create", "--name", "c", *options, self.name, "cat", "/d/new")
+                self.assertEqual(self.kelp("diff", "c")[0], "")
+                self.assertIn("d/one", self.look("c", "/.")["./d/one"][1].name)
+                self.kelp("commit", "c", "unchanged:1")
+                with tarfile.open(fileobj=io.BytesIO(self.kelp("export", "c", text=False)[0])) as archive:
+                    self.assertIn("d/one", archive.getnames())
+                self.kelp("cp", source, "c:/d/new")
+                self.kelp("cp", "-", "c:/tmp", input=tar(("owned", b"o", {"uid": 3, "gid": 4})))
+                self.assertEqual(self.kelp("diff", "c")[0].splitlines(), ["C /d", "A /d/new", "C /tmp", "A /tmp/owned"])
+                self.assertEqual(self.kelp("start", "-a", "c")[0], "1")
+                self.assertEqual(self.look("c", "/d/new")["new"][0], b"1")
+                wanted = driver or "overlay"
+                self.assertEqual(self.kelp("inspect", "-f", "{{.GraphDriver.Name}}", "c")[0].strip(), wanted)
+                self.kelp("rm", "c")
+                self.assertEqual(os.listdir(os.path.join(self.store, "containers")), [])
+
     def test_streams(self):
         for c in self.containers():
             found = self.look(c, "/d")
