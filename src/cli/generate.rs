@@ -10,9 +10,10 @@ use clap::builder::StyledStr;
 use clap::{Arg, Args, Command, Subcommand};
 use clap_complete::Shell;
 
+use crate::cli::complete;
 use crate::error::Error;
 
-/// Print a shell's completions of kelp's words
+/// Print a script for a shell that completes kelp's words, and the names of containers, images and volumes
 ///
 /// For one session: source <(kelp completion bash). For good: kelp completion bash > ~/.local/share/bash-completion/completions/kelp
 #[derive(Debug, Args)]
@@ -38,22 +39,23 @@ enum What {
     Completions { folder: PathBuf },
 }
 
-pub fn completion(arguments: &CompletionArgs, mut command: Command) -> Result<i32> {
-    let mut text = Vec::new();
-    clap_complete::generate(arguments.shell, &mut command, "kelp", &mut text);
+pub fn completion(arguments: &CompletionArgs) -> Result<i32> {
+    let text = complete::script(&arguments.shell.to_string())?;
     std::io::Write::write_all(&mut std::io::stdout(), &text)?;
     Ok(0)
 }
 
-pub fn run(arguments: &GenerateArgs, mut command: Command) -> Result<i32> {
+pub fn run(arguments: &GenerateArgs, command: Command) -> Result<i32> {
     let (What::Docs { folder } | What::Man { folder } | What::Completions { folder }) = &arguments.what;
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     match &arguments.what {
         What::Docs { .. } => pages(folder, command)?,
         What::Man { .. } => clap_mangen::generate_to(command, folder)?,
         What::Completions { .. } => {
-            for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-                clap_complete::generate_to(shell, &mut command, "kelp", folder)?;
+            for shell in ["bash", "zsh", "fish"] {
+                let path = folder.join(complete::file(shell));
+                fs::write(&path, complete::script(shell)?)
+                    .with_context(|| format!("cannot write {}", path.display()))?;
             }
         }
     }

@@ -7,6 +7,7 @@ pub mod attach;
 pub mod cdi;
 pub mod changes;
 pub mod choice;
+mod complete;
 pub mod container;
 pub mod cp;
 pub mod describe;
@@ -121,6 +122,9 @@ const FAILED: u8 = 125;
 
 /// Reads the command line, carries the verb out, and gives the exit status.
 pub fn main() -> ExitCode {
+    if complete::answered(Cli::command) {
+        return ExitCode::SUCCESS;
+    }
     let parsed = parse();
     let (cli, matches) = match parsed {
         Ok(parsed) => parsed,
@@ -174,7 +178,7 @@ pub fn main() -> ExitCode {
         Verb::Volume(arguments) => volume::run(arguments),
         Verb::Secret(arguments) => secret::run(arguments),
         Verb::Cdi(arguments) => cdi::run(arguments),
-        Verb::Completion(arguments) => generate::completion(&arguments, Cli::command()),
+        Verb::Completion(arguments) => generate::completion(&arguments),
         Verb::Generate(arguments) => generate::run(&arguments, Cli::command()),
     };
     match outcome {

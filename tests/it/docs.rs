@@ -1,7 +1,7 @@
 //! What is made from the tables of verbs and flags: the reference in docs/reference is current, man pages and
 //! completions come out and are read by the programs that they are for, and docs/flags.md tells the truth.
 
-use crate::dir::Dir;
+use crate::dir::{self, Dir};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
@@ -46,12 +46,28 @@ fn completions_are_read_by_their_shells() {
     assert_eq!(made.keys().collect::<Vec<_>>(), ["_kelp", "kelp.bash", "kelp.fish"]);
     let script = dir.kelp(&["completion", "bash"]).ok().out;
     assert_eq!(script, made["kelp.bash"]);
-    let ask = "COMP_WORDS=(kelp vol); COMP_CWORD=1; _kelp kelp vol kelp; echo \"${COMPREPLY[@]}\"";
-    let bash = Command::new("bash")
-        .args(["--norc", "-c", &format!("source {}\n{ask}", dir.text("completions/kelp.bash"))])
-        .stdin(Stdio::null())
-        .output();
-    assert_eq!(String::from_utf8_lossy(&bash.unwrap().stdout), "volume\n");
+    dir.kelp(&["volume", "create", "apples"]).ok();
+    dir.kelp(&["volume", "create", "pears"]).ok();
+    dir.kelp(&["create", "--name", "walnut", "@host", "true"]).ok();
+    let offered = |words: &[&str]| {
+        let last = words.last().unwrap();
+        let ask = format!(
+            "source {}; kelp() {{ {} \"$@\"; }}; COMP_WORDS=({}); COMP_CWORD={}; _clap_complete_kelp kelp '{last}' x; echo \"${{COMPREPLY[@]}}\"",
+            dir.text("completions/kelp.bash"),
+            dir::kelp().display(),
+            words.join(" "),
+            words.len() - 1,
+        );
+        let mut bash = Command::new("bash");
+        bash.args(["--norc", "-c", &ask]).env("KELP_ROOT", dir.path("store")).stdin(Stdio::null());
+        let bash = bash.output();
+        String::from_utf8_lossy(&bash.unwrap().stdout).trim_end().to_owned()
+    };
+    assert_eq!(offered(&["kelp", "vol"]), "volume");
+    assert_eq!(offered(&["kelp", "volume", "rm", "a"]), "apples");
+    assert_eq!(offered(&["kelp", "stop", "wa"]), "walnut");
+    assert_eq!(offered(&["kelp", "container", "rm", "--fo"]), "--force");
+    assert_eq!(offered(&["kelp", "rmi", "nothing"]), "");
 }
 
 /// The rows of docs/flags.md: the flag, and what the table says of it.
