@@ -12,6 +12,7 @@ use serde_json::json;
 
 use crate::error::Error;
 use crate::image::compose::plain_layers;
+use crate::image::gzip;
 use crate::image::manifest::{
     Compression, Descriptor, Index, Manifest, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, oci_layer,
 };
@@ -248,9 +249,9 @@ pub fn compress(content: &mut dyn Read, compression: Compression, out: impl Writ
             hashing.finish()
         }
         Compression::Gzip => {
-            let mut packer = flate2::write::GzEncoder::new(hashing, flate2::Compression::new(2));
-            pump(content, &mut packer)?;
-            packer.finish()?.finish()
+            let mut hashing = hashing;
+            gzip::pack(content, &mut hashing)?;
+            hashing.finish()
         }
         Compression::Zstd => {
             let mut packer = zstd::Encoder::new(hashing, 3)?;

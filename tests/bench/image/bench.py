@@ -1,7 +1,9 @@
 """The measurements of tests/bench/image/run; see there."""
 
+import contextlib
 import hashlib
 import io
+import itertools
 import json
 import os
 import shutil
@@ -19,6 +21,7 @@ ENV = {"PATH": os.environ["PATH"], "HOME": WORK, "KELP_ROOT": WORK + "/kelp-stor
        "OTEL_TRACES_EXPORTER": "none"}
 PODMAN = []
 STORES = []
+COUNT = itertools.count()
 
 
 def run(*words, quiet=False, **options):
@@ -33,58 +36,79 @@ def run(*words, quiet=False, **options):
     return time.monotonic() - started, usage.ru_maxrss / 1024
 
 
-def registry():
+@contextlib.contextmanager
+def registry(called):
+    """Debian's docker-registry, with a folder of its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         host = "127.0.0.1:%d" % probe.getsockname()[1]
     config = {"version": 0.1, "log": {"level": "error", "accesslog": {"disabled": True}}, "http": {"addr": host},
-              "storage": {"filesystem": {"rootdirectory": WORK + "/registry"}}}
-    with open(WORK + "/registry.yml", "w") as file:
+              "storage": {"filesystem": {"rootdirectory": f"{WORK}/{called}"}}}
+    with open(f"{WORK}/{called}.yml", "w") as file:
         json.dump(config, file)
-    process = subprocess.Popen(["docker-registry", "serve", WORK + "/registry.yml"], env=ENV, stdout=subprocess.DEVNULL,
+    process = subprocess.Popen(["docker-registry", "serve", f"{WORK}/{called}.yml"], env=ENV, stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL)
-    while True:
-        try:
-            socket.create_connection(tuple(host.split(":")), 1).close()
-            return host, process
-        except OSError:
-            time.sleep(0.05)
+    try:
+        while True:
+            try:
+                socket.create_connection(tuple(host.split(":")), 1).close()
+                break
+            except OSError:
+                time.sleep(0.05)
+        yield host
+    finally:
+        process.kill()
+        process.wait()
 
 
-def image(host):
-    layout = WORK + "/oci"
+def published(host, called, layers):
+    """An image of these layers in the registry, put there by umoci and skopeo."""
+    layout = f"{WORK}/oci-{called}"
     run("umoci", "init", "--layout", layout)
     run("umoci", "new", "--image", layout + ":x")
-    run("umoci", "raw", "add-layer", "--image", layout + ":x", ROOT)
-    for number in range(4):
-        path = f"{WORK}/layer{number}.tar"
-        with tarfile.open(path, "w") as archive:
-            for at in range(100):
-                member = tarfile.TarInfo(f"opt/{number}/{at}")
-                member.size = 3000
-                archive.addfile(member, io.BytesIO(os.urandom(3000)))
+    for path in layers:
         run("umoci", "raw", "add-layer", "--image", layout + ":x", path)
-    name = f"{host}/bench:1"
+    name = f"{host}/{called}:1"
     run("skopeo", "copy", "--insecure-policy", "--dest-tls-verify=false", f"oci:{layout}:x", "docker://" + name)
     return name
 
 
+def layer(called, files, size):
+    """A tar of digits that gzip almost halves, as it does programs."""
+    path = f"{WORK}/{called}.tar"
+    with tarfile.open(path, "w") as archive:
+        for at in range(files):
+            member = tarfile.TarInfo(f"opt/{called}/{at // 100}/{at}")
+            member.size = size
+            archive.addfile(member, io.BytesIO(os.urandom(size // 2).hex().encode()))
+    return path
+
+
+def image(host):
+    return published(host, "bench", [ROOT, *(layer(f"small{number}", 100, 3000) for number in range(4))])
+
+
+def large(host):
+    """1.5 GB in 20 layers: the Debian one, and 19 of 64 MB in 600 files each."""
+    layers = (layer(f"large{number}", 600, 110_000) for number in range(19))
+    return published(host, "large", itertools.chain([ROOT], layers))
+
+
 def forget():
-    """New stores on the same file system. Emptied ones would measure how ext4 avoids the numbers of files that were
+    """New stores on the same file system, and nothing is removed before the end. Emptied ones would measure how ext4 avoids the numbers of files that were
     deleted lately, which costs everybody several seconds (docs/decisions/0403)."""
     global PODMAN
-    STORES.append(len(STORES))
+    STORES.append(next(COUNT))
     ENV["KELP_ROOT"] = f"{WORK}/kelp-store-{STORES[-1]}"
     base = f"{WORK}/podman-{STORES[-1]}"
     PODMAN = ["podman", "--root", base, "--runroot", base + "-run", "--storage-driver", "overlay"]
-    shutil.rmtree(f"{WORK}/copy", ignore_errors=True)
-    shutil.rmtree(f"{WORK}/bundle", ignore_errors=True)
     subprocess.run(["sync"])
 
 
 def umoci_pull(name):
-    first, memory = run("skopeo", "copy", "--insecure-policy", "--src-tls-verify=false", "docker://" + name, f"oci:{WORK}/copy:x")
-    second, more = run("umoci", "unpack", "--rootless", "--image", f"{WORK}/copy:x", WORK + "/bundle")
+    copy = f"{WORK}/copy-{STORES[-1]}"
+    first, memory = run("skopeo", "copy", "--insecure-policy", "--src-tls-verify=false", "docker://" + name, f"oci:{copy}:x")
+    second, more = run("umoci", "unpack", "--rootless", "--image", copy + ":x", copy + "-bundle")
     return first + second, max(memory, more)
 
 
@@ -130,64 +154,103 @@ def many():
     run(KELP, "load", "-i", WORK + "/many.tar")
 
 
+RESULTS = {}
+
+
+def note(work, tool, pair):
+    print(f"{work}: {tool}: {pair[0]:.2f} s, {pair[1]:.0f} MB", file=sys.stderr, flush=True)
+    RESULTS.setdefault(work, {}).setdefault(tool, []).append(pair)
+
+
+def tools():
+    return ("kelp", [KELP], []), ("podman", PODMAN, ["--tls-verify=false"])
+
+
+def verbs(host, name, round):
+    forget()
+    note("pull", "kelp", run(KELP, "pull", "-q", name))
+    note("pull", "podman", run(*PODMAN, "pull", "-q", "--tls-verify=false", name))
+    note("disk, unpacked", "kelp", used(ENV["KELP_ROOT"]))
+    note("disk, unpacked", "podman", used(PODMAN[2]))
+    note("pull", "skopeo+umoci", umoci_pull(name))
+    for tool, words, tls in tools():
+        archive = f"{WORK}/{tool}.tar"
+        if os.path.exists(archive):
+            os.remove(archive)
+        note("save", tool, run(*words, "save", "-q", "-o", archive, name))
+        target = f"{host}/pushed-{tool}-{round}:1"
+        note("push (blobs known)", tool, run(*words, "push", "-q", *tls, name, target))
+    for tool, words, tls in tools():
+        with registry(f"empty-{tool}-{round}") as empty:
+            note("push (empty registry)", tool, run(*words, "push", "-q", *tls, name, f"{empty}/bench:1"))
+    for tool, words, _ in tools():
+        hundred(tool, words, name)
+        note("commit of 100 files", tool, run(*words, "commit", "-q", "changed", f"made-{tool}:{round}"))
+    forget()
+    for tool, words, _ in tools():
+        note("load", tool, run(*words, "load", "-q", "-i", f"{WORK}/{tool}.tar"))
+
+
+def used(folder):
+    """Megabytes on the disk, as the second of a pair."""
+    words = ["podman", "unshare", "du", "-s", "--block-size=1000000", folder]
+    return 0, float(subprocess.run(words, env=ENV, capture_output=True, text=True).stdout.split()[0])
+
+
+def five_hundred(name):
+    forget()
+    many()
+    for _ in range(10):
+        note("images, 500 in the store", "kelp", run(KELP, "images"))
+    start = [KELP, "run", "--rm", "--network", "none", name, "true"]
+    run(KELP, "pull", "-q", name)
+    for _ in range(10):
+        note("run, 500 images in the store", "kelp", run(*start))
+    forget()
+    run(KELP, "pull", "-q", name)
+    for _ in range(10):
+        note("run, one image in the store", "kelp", run(*start))
+
+
+def large_pull(name):
+    forget()
+    note("pull of 20 layers, 1.5 GB", "kelp", run(KELP, "pull", "-q", name))
+    note("pull of 20 layers, 1.5 GB", "podman", run(*PODMAN, "pull", "-q", "--tls-verify=false", name))
+    note("pull of 20 layers, 1.5 GB", "skopeo+umoci", umoci_pull(name))
+
+
+def clear():
+    for store in STORES:
+        ENV["KELP_ROOT"] = f"{WORK}/kelp-store-{store}"
+        run(KELP, "system", "reset", "-f", quiet=True)
+        run("podman", "unshare", "rm", "-rf", f"{WORK}/podman-{store}", quiet=True)
+    STORES.clear()
+
+
 def main():
-    host, server = registry()
-    results = {}
-
-    def note(work, tool, pair):
-        print(f"{work}: {tool}: {pair[0]:.2f} s, {pair[1]:.0f} MB", file=sys.stderr, flush=True)
-        results.setdefault(work, {}).setdefault(tool, []).append(pair)
-
     try:
-        name = image(host)
-        for round in range(ROUNDS):
-            forget()
-            note("pull", "kelp", run(KELP, "pull", "-q", name))
-            note("pull", "podman", run(*PODMAN, "pull", "-q", "--tls-verify=false", name))
-            note("pull", "skopeo+umoci", umoci_pull(name))
-            for tool, words in (("kelp", [KELP]), ("podman", PODMAN)):
-                archive = f"{WORK}/{tool}.tar"
-                if os.path.exists(archive):
-                    os.remove(archive)
-                note("save", tool, run(*words, "save", "-q", "-o", archive, name))
-                target = f"{host}/pushed-{tool}-{round}:1"
-                tls = ["--tls-verify=false"] if tool == "podman" else []
-                note("push (new registry name)", tool, run(*words, "push", "-q", *tls, name, target))
-            for tool, words in (("kelp", [KELP]), ("podman", PODMAN)):
-                hundred(tool, words, name)
-                note("commit of 100 files", tool, run(*words, "commit", "-q", "changed", f"made-{tool}:{round}"))
-            forget()
-            for tool, words in (("kelp", [KELP]), ("podman", PODMAN)):
-                note("load", tool, run(*words, "load", "-q", "-i", f"{WORK}/{tool}.tar"))
-        forget()
-        many()
-        for _ in range(10):
-            note("images, 500 in the store", "kelp", run(KELP, "images"))
-        start = [KELP, "run", "--rm", "--network", "none", name, "true"]
-        run(KELP, "pull", "-q", name)
-        for _ in range(10):
-            note("run, 500 images in the store", "kelp", run(*start))
-        forget()
-        run(KELP, "pull", "-q", name)
-        for _ in range(10):
-            note("run, one image in the store", "kelp", run(*start))
+        with registry("registry") as host:
+            name = image(host)
+            for round in range(ROUNDS):
+                verbs(host, name, round)
+            five_hundred(name)
+            name = large(host)
+            for _ in range(min(ROUNDS, 2)):
+                large_pull(name)
     finally:
-        server.kill()
-        server.wait()
-        for store in STORES:
-            ENV["KELP_ROOT"] = f"{WORK}/kelp-store-{store}"
-            run(KELP, "system", "reset", "-f", quiet=True)
-            run("podman", "unshare", "rm", "-rf", f"{WORK}/podman-{store}", quiet=True)
-    report(results)
+        clear()
+    report(RESULTS)
 
 
 def report(results):
     table = []
     for work, tools in results.items():
-        ours = statistics.median(pair[0] for pair in tools["kelp"])
+        # What takes no time is compared by its megabytes.
+        timed = any(pair[0] for pair in tools["kelp"])
+        middle = lambda tool: statistics.median(pair[0] if timed else pair[1] for pair in tools[tool])
         for tool, pairs in tools.items():
             seconds = statistics.median(pair[0] for pair in pairs)
-            table.append({"work": work, "tool": tool, "seconds": round(seconds, 3), "ratio": round(seconds / ours, 2),
+            table.append({"work": work, "tool": tool, "seconds": round(seconds, 3), "ratio": round(middle(tool) / middle("kelp"), 2),
                           "megabytes": round(max(pair[1] for pair in pairs), 1)})
     print(f"{'work':<32} {'tool':<14} {'seconds':>8} {'x kelp':>7} {'MB':>7}")
     for row in table:
