@@ -10,8 +10,8 @@ use crate::records::{Key, Kind};
 use crate::transfer;
 use crate::upper::UpperLayer;
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Statx, Timespec, Timestamps, linkat, mkdirat, mknodat,
-    openat, readlinkat, renameat_with, statx, symlinkat, utimensat,
+    AtFlags, CWD, FileType, Mode, OFlags, Statx, Timespec, Timestamps, linkat, mkdirat, mknodat, openat,
+    readlinkat, statx, symlinkat, utimensat,
 };
 use rustix::io::{Errno, Result};
 use std::os::fd::{AsFd, OwnedFd};
@@ -123,7 +123,7 @@ impl Overlay {
             None => linkat(CWD, &path, &directory, &*name, AtFlags::SYMLINK_FOLLOW)?,
             Some(temporary) => {
                 let from = &step.upper.temporary;
-                renameat_with(from, temporary, &directory, &*name, RenameFlags::NOREPLACE)?;
+                crate::rename::no_replace(from, temporary, &directory, &name)?;
             }
         }
         state.data = Some(file);

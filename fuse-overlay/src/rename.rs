@@ -230,8 +230,22 @@ impl Overlay {
         let temporary = upper.temporary_name();
         mkdirat(&upper.temporary, &temporary, Mode::from_raw_mode(0o755))?;
         crate::xattr::set_opaque(&upper.temporary, &temporary)?;
-        renameat_with(&upper.temporary, &temporary, &target.directory, target.name, RenameFlags::EXCHANGE)?;
-        crate::sweep::remove(&upper.temporary, &temporary)
+        match renameat_with(
+            &upper.temporary,
+            &temporary,
+            &target.directory,
+            target.name,
+            RenameFlags::EXCHANGE,
+        ) {
+            // NFS has no exchange: the name is free for a moment.
+            Err(Errno::INVAL) => {
+                let aside = upper.temporary_name();
+                renameat(&target.directory, target.name, &upper.temporary, &aside)?;
+                renameat(&upper.temporary, &temporary, &target.directory, target.name)?;
+                crate::sweep::remove(&upper.temporary, &aside)
+            }
+            other => other.and_then(|()| crate::sweep::remove(&upper.temporary, &temporary)),
+        }
     }
 
     /// A directory cannot replace a whiteout, so the two change places.
@@ -246,8 +260,15 @@ impl Overlay {
             upper.link_whiteout(&target.directory, target.name)?;
         }
         let (from, to) = (&source.directory, &target.directory);
-        renameat_with(from, source.name, to, target.name, RenameFlags::EXCHANGE)?;
-        if source.covered { Ok(()) } else { unlinkat(from, source.name, AtFlags::empty()) }
+        match renameat_with(from, source.name, to, target.name, RenameFlags::EXCHANGE) {
+            Err(Errno::INVAL) => {
+                unlinkat(to, target.name, AtFlags::empty())?;
+                renameat(from, source.name, to, target.name)?;
+                if source.covered { upper.link_whiteout(from, source.name) } else { Ok(()) }
+            }
+            Ok(()) if !source.covered => unlinkat(from, source.name, AtFlags::empty()),
+            other => other,
+        }
     }
 
     fn exchange(&self, source: &End<'_>, target: &End<'_>) -> Result<()> {

@@ -2,19 +2,22 @@
 //! told `--force`.
 
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 
 use crate::cli::table;
 use crate::cli::{about, container, df, events, image, inside, rmi, start, volume};
-use crate::container::list::made_from;
+use crate::container::call::Then;
+use crate::container::list::{self, made_from};
 use crate::error::Error;
 use crate::image::check::{self, Depth};
 use crate::image::collect;
 use crate::image::store::{ImageRecord, Store};
 use crate::paths::Paths;
 use crate::rootfs::tree;
+use crate::verbs::order;
 
 /// Look after the store
 #[derive(Debug, Args)]
@@ -139,21 +142,33 @@ fn reset(arguments: ResetArgs) -> Result<i32> {
     if !arguments.force && !agrees(&question)? {
         return Ok(1);
     }
+    // What runs would go on without its files.
+    for known in list::all(&paths).iter().filter(|known| known.status.state.is_live()) {
+        let given = order::stop(&paths, known.made.id.as_str(), Some(libc::SIGKILL), Some(-1), Then::Stay)?;
+        given.ended(&paths)?;
+    }
     inside::run(move || {
         let store = Store::open(&paths)?;
-        let _lock = store.lock("removing everything")?;
+        let lock = store.lock("removing everything")?;
+        let locks = paths.store.join("locks");
         let listing = std::fs::read_dir(&paths.store);
         for entry in listing.with_context(|| format!("cannot read {}", paths.store.display()))? {
             let path = entry?.path();
-            if path.is_dir() {
-                // An overlay's work folder has mode 000.
-                tree::remove(&path).with_context(|| format!("cannot remove {}", path.display()))?;
-            } else {
-                std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+            // The one that is held stays as long: NFS keeps the folder of an open file.
+            if path != locks {
+                remove(&path)?;
             }
         }
+        drop(lock);
+        remove(&locks)?;
         Ok(0)
     })
+}
+
+fn remove(path: &Path) -> Result<()> {
+    // An overlay's work folder has mode 000.
+    let removed = if path.is_dir() { tree::remove(path) } else { std::fs::remove_file(path) };
+    removed.with_context(|| format!("cannot remove {}", path.display()))
 }
 
 /// Asks on the terminal.

@@ -305,7 +305,7 @@ impl Container {
     /// Removes the folder with all layers; with `maps`, as the root that made them where the user alone can't.
     pub fn remove(mut self, paths: &Paths, maps: Option<&IdMaps>) -> Result<()> {
         let gone = self.leave(paths)?;
-        remove_layers(&gone, maps).with_context(|| format!("cannot remove {}", gone.display()))
+        remove_gone(&gone, self.lock, maps)
     }
 
     /// Removes a container that has just ended under this monitor's eyes, so that nobody else is in its layer;
@@ -319,7 +319,7 @@ impl Container {
             return Ok(());
         }
         let maps = maps::choose(&userns)?;
-        remove_layers(&gone, Some(&maps)).with_context(|| format!("cannot remove {}", gone.display()))
+        remove_gone(&gone, self.lock, Some(&maps))
     }
 
     /// Gives up the place among the containers, and the name.
@@ -452,6 +452,20 @@ fn make_folder(parent: &Path, folder: &Path) -> io::Result<()> {
         }
         other => other,
     }
+}
+
+/// Removes the folder of a container that has given up its place, under its lock. NFS and FUSE keep an open file under
+/// another name until it is closed, and the folder with it.
+pub fn remove_gone(gone: &Path, lock: Lock, maps: Option<&IdMaps>) -> Result<()> {
+    let mut removed = remove_layers(gone, maps);
+    let not_empty = |error: &anyhow::Error| {
+        error.downcast_ref::<io::Error>().is_some_and(|io| io.kind() == io::ErrorKind::DirectoryNotEmpty)
+    };
+    if removed.as_ref().is_err_and(not_empty) {
+        drop(lock);
+        removed = remove_layers(gone, maps);
+    }
+    removed.with_context(|| format!("cannot remove {}", gone.display()))
 }
 
 /// Files of subordinate ids, in folders that they closed, go only as root of a namespace that maps them.

@@ -45,7 +45,10 @@ fn finish(gone: &Path) -> Result<()> {
         return Ok(());
     }
     let maps = maps::choose(&UserNamespace::Auto).ok();
-    folder::remove_layers(gone, maps.as_ref())
+    match lock {
+        Ok(Some(lock)) => folder::remove_gone(gone, lock, maps.as_ref()),
+        _ => folder::remove_layers(gone, maps.as_ref()),
+    }
 }
 
 /// The container in `folder` as it is, after putting it right; `None` if there is none.

@@ -55,6 +55,10 @@ impl View {
         let (mount, server) = match mounted {
             Ok(mount) => (mount, None),
             Err(_refused) => {
+                if matches!(access, Access::Write(_)) {
+                    // The kernel made it with mode 000 before it refused.
+                    let _ = fs::remove_dir("work/work");
+                }
                 let (mount, server) = served(&topmost_first, access)?;
                 (mount, Some(server))
             }

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -158,6 +159,90 @@ rm "$KELP_ROOT/probe"
 "{KELP}" system fsck --verify-layers || exit 1
 ''')
         self.assertEqual(out.count(" 0 damaged"), 2, out)
+
+
+@unittest.skipUnless(shutil.which("bindfs"), "bindfs is not installed")
+class Plain(Containers):
+    """The closest to NFS that every machine allows: a file system in user space without extended attributes, in which
+    nobody can be given a file, root has no rights, and a file that is removed while it is open keeps its folder."""
+
+    def setUp(self):
+        Case.setUp(self)
+        real, self.mounted = self.home + "/real", self.home + "/mounted"
+        os.mkdir(real)
+        os.mkdir(self.mounted)
+        subprocess.run(["bindfs", "--xattr-none", "--chown-deny", "--chgrp-deny", "--no-allow-other", real, self.mounted], check=True)
+        self.env["KELP_ROOT"] = self.store = self.mounted + "/store"
+        self.image = Image(root(), tar(("over", b"second layer"), ("d/.wh.two", b""), ("etc/owned", b"o", {"uid": 7, "gid": 7})))
+        self.name = self.registry().add("base", self.image)
+        self.kelp("pull", "-q", self.name)
+
+    def tearDown(self):
+        self.kelp("system", "reset", "-f")
+        left = os.listdir(self.store)
+        subprocess.run(["fusermount3", "-u", self.mounted], check=True)
+        super().tearDown()
+        self.assertEqual(left, [])
+
+    def quietly(self, *words, **options):
+        """Nothing is left behind, and nobody is told that something was."""
+        out, err = self.kelp(*words, **options)
+        self.assertNotIn("cannot remove", err)
+        return out
+
+    def test_images_come_and_go(self):
+        self.sound()
+        archive = self.home + "/a.tar"
+        self.kelp("save", "-o", archive, self.name)
+        self.kelp("tag", self.name, "again:1")
+        self.kelp("rmi", "again:1", self.name)
+        self.kelp("load", "-i", archive)
+        self.sound()
+        self.kelp("system", "prune", "-af")
+        self.assertEqual(self.kelp("images", "-q")[0], "")
+        self.assertEqual(self.left(), [])
+
+    def test_a_container_lives_and_goes(self):
+        self.assertEqual(self.quietly("run", "--rm", self.name, "cat", "/over"), "second layer")
+        self.assertEqual(os.listdir(self.store + "/containers"), [])
+        script = "echo new > /new; rm /d/one; mkdir /made; mv /a /made; id -u"
+        self.assertEqual(self.quietly("run", "--name", "c", self.name, "sh", "-c", script), "0\n")
+        wanted = ["D /a", "C /d", "D /d/one", "A /made", "A /made/a", "A /new"]
+        self.assertEqual(self.quietly("diff", "c").splitlines(), wanted)
+        self.kelp("cp", "c:/new", self.home)
+        self.kelp("cp", self.home + "/new", "c:/made/copy")
+        self.quietly("start", "c")
+        self.quietly("wait", "c")
+        self.quietly("commit", "c", "made:1")
+        self.assertEqual(self.quietly("run", "--rm", "made:1", "sh", "-c", "cat /new /made/copy; ls /d"), "new\nnew\nsub\n")
+        self.quietly("export", "-o", self.home + "/root.tar", "c")
+        self.quietly("rm", "c")
+        self.assertEqual(os.listdir(self.store + "/containers"), [])
+        self.sound()
+
+    def test_two_pulls_and_a_kill(self):
+        self.kelp("rmi", self.name)
+        pulls = [self.start("pull", "-q", self.name) for _ in range(3)]
+        self.assertEqual([pull.wait() for pull in pulls], [0, 0, 0], [pull.communicate() for pull in pulls])
+        for _ in range(10):
+            self.kelp("rmi", "-fi", self.name)
+            self.kelp("system", "prune", "-f")
+            process = self.start("pull", "-q", self.name, start_new_session=True)
+            try:
+                process.communicate(timeout=random.uniform(0, 0.2))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+            self.sound()
+        self.kelp("pull", "-q", self.name)
+        self.assertEqual(self.left(), [])
+
+    def test_a_reset_ends_what_runs(self):
+        self.kelp("run", "-d", "--name", "c", self.name, "sleep", "100")
+        pid = int(self.kelp("inspect", "-f", "{{.State.Pid}}", "c")[0])
+        self.kelp("system", "reset", "-f")
+        self.assertFalse(os.path.exists(f"/proc/{pid}"))
+        self.kelp("pull", "-q", self.name)
 
 
 if __name__ == "__main__":

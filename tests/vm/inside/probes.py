@@ -2,9 +2,12 @@
 
 A class is one kind of host; rows.py says which classes hold in which row. Measurements are of the effect, not of a file.
 """
+import io
 import json
 import os
+import signal
 import subprocess
+import tarfile
 import time
 import unittest
 
@@ -407,6 +410,83 @@ class NoUserNamespaces(unittest.TestCase):
         ended = kelp("run", "--rm", "@host", "true")
         self.assertEqual(ended.returncode, 125)
         self.assertIn(self.SYSCTL[os.environ["ROW"]], ended.stderr)
+
+
+class Nfs(unittest.TestCase):
+    """The store on a server of files that gives nobody a file of another's and has no extended attributes of ours."""
+    FILES = ["/usr/bin/dash", "/usr/bin/cat", "/usr/bin/rm", "/lib64/ld-linux-x86-64.so.2", "/lib/x86_64-linux-gnu/libc.so.6"]
+
+    @classmethod
+    def setUpClass(cls):
+        cls.home = f"/mnt/nfs/{os.environ['ROW']}"
+        os.makedirs(cls.home, exist_ok=True)
+        os.environ.update(KELP_ROOT=cls.home + "/store", KELP_RUNDIR=f"/tmp/run-{os.environ['ROW']}")
+        cls.archive = f"/tmp/{os.environ['ROW']}.tar"
+        with tarfile.open(cls.archive, "w") as archive:
+            for path in cls.FILES:
+                archive.add(os.path.realpath(path), "bin/sh" if path.endswith("dash") else path[1:])
+            for name, uid in (("etc/one", 0), ("etc/two", 7), ("etc/three", 0)):
+                member = tarfile.TarInfo(name)
+                member.size, member.uid = 3, uid
+                archive.addfile(member, io.BytesIO(b"old"))
+
+    def kelp(self, *words):
+        ended = kelp(*words)
+        self.assertEqual(ended.returncode, 0, ended.stderr)
+        self.assertNotIn("cannot remove", ended.stderr)
+        return ended.stdout
+
+    def sound(self):
+        self.assertIn(" 0 damaged", self.kelp("system", "fsck", "--verify-layers"))
+
+    def test_it_is_nfs(self):
+        out = subprocess.run(["stat", "-f", "-c", "%T", self.home], capture_output=True, text=True).stdout
+        self.assertEqual(out, "nfs\n")
+
+    def test_images_and_containers_live_there(self):
+        self.kelp("import", self.archive, "base:1")
+        self.sound()
+        self.assertEqual(self.kelp("run", "--rm", "base:1", "/bin/sh", "-c", "/usr/bin/cat /etc/one"), "old")
+        script = "echo new >/etc/new; /usr/bin/rm /etc/one; echo more >>/etc/three"
+        self.kelp("run", "--name", "c", "base:1", "/bin/sh", "-c", script)
+        self.assertEqual(self.kelp("diff", "c"), "C /etc\nA /etc/new\nD /etc/one\nC /etc/three\n")
+        self.kelp("cp", "c:/etc/new", "/tmp/" + os.environ["ROW"])
+        self.kelp("cp", "/tmp/" + os.environ["ROW"], "c:/etc/copied")
+        self.kelp("commit", "c", "made:1")
+        out = self.kelp("run", "--rm", "made:1", "/bin/sh", "-c", "/usr/bin/cat /etc/new /etc/copied /etc/three; echo /etc/o*")
+        self.assertEqual(out, "new\nnew\noldmore\n/etc/o*\n")
+        self.kelp("save", "-o", self.archive + ".saved", "made:1")
+        self.kelp("rm", "c")
+        self.kelp("rmi", "made:1", "base:1")
+        self.kelp("load", "-i", self.archive + ".saved")
+        self.sound()
+        self.assertEqual(os.listdir(self.home + "/store/containers"), [])
+
+    def test_many_at_once_wait_for_each_other(self):
+        running = [subprocess.Popen(["kelp", "import", self.archive, f"many{at}:1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                   for at in range(4)]
+        for process in running:
+            _, err = process.communicate(timeout=100)
+            self.assertEqual(process.returncode, 0, err)
+        self.sound()
+
+    def test_what_is_killed_leaves_a_store_that_is_whole(self):
+        for at in range(5):
+            process = subprocess.Popen(["kelp", "import", self.archive, "killed:1"], stdout=subprocess.DEVNULL, start_new_session=True)
+            try:
+                process.wait(0.3 * at)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            self.sound()
+        self.kelp("import", self.archive, "killed:1")
+        self.assertEqual(os.listdir(self.home + "/store/tmp"), [])
+
+    @classmethod
+    def tearDownClass(cls):
+        ended = kelp("system", "reset", "-f")
+        left = os.listdir(cls.home + "/store")
+        assert (ended.returncode, left) == (0, []), (ended.stderr, left)
 
 
 if __name__ == "__main__":

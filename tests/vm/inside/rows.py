@@ -78,6 +78,16 @@ def set_clock_back():
        f"{run_as_bob} --name ended @host true && date -s '-2 hours'")
 
 
+def serve_nfs():
+    """The kernel's own server, and the kernel's own client over loopback; root is nobody there."""
+    sh("mkdir -p /srv/nfs /mnt/nfs; chmod 1777 /srv/nfs; echo '/srv/nfs 127.0.0.1(rw,no_subtree_check,root_squash,fsid=1)' >/etc/exports")
+    sh("systemctl start nfs-server.service; mount -t nfs4 127.0.0.1:/srv/nfs /mnt/nfs")
+
+
+def end_nfs():
+    sh("umount -f /mnt/nfs || umount -l /mnt/nfs; systemctl stop nfs-server.service")
+
+
 def nothing():
     pass
 
@@ -98,6 +108,8 @@ ROWS = [
     ("clock-set-back", set_clock_back, bare, "bob", "one", ["ClockSetBack"], [], lambda: sh("date -s '+2 hours'")),
     ("userns-clone-0", lambda: sh("sysctl -qw kernel.unprivileged_userns_clone=0"), bare, "ann", "one", ["NoUserNamespaces"], [],
      lambda: sh("sysctl -qw kernel.unprivileged_userns_clone=1")),
+    ("nfs", serve_nfs, bare, "ann", "ids", ["Nfs"], [], end_nfs),
+    ("nfs-one-id", serve_nfs, bare, "bob", "one", ["Nfs"], [], end_nfs),
     ("max-userns-0", lambda: sh("sysctl -qw user.max_user_namespaces=0"), bare, "ann", "one", ["NoUserNamespaces"], [],
      lambda: sh("sysctl -qw user.max_user_namespaces=10000")),
 ]
