@@ -5,12 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::container::lines::{Lines, is_at};
 use crate::units;
 
 /// The file in the store; the one before it has `.1` behind.
@@ -86,14 +87,6 @@ impl Journal {
     }
 }
 
-/// Whether the file was not put aside or removed.
-fn is_at(file: &File, path: &Path) -> bool {
-    let Ok((own, named)) = file.metadata().and_then(|own| Ok((own, fs::metadata(path)?))) else {
-        return false;
-    };
-    (own.dev(), own.ino()) == (named.dev(), named.ino())
-}
-
 /// One of those who see that it is full puts it aside; a file that was put aside meanwhile stays where it is.
 fn turn_over(path: &Path, full: &File) -> io::Result<()> {
     if full.try_lock().is_ok() && is_at(full, path) {
@@ -104,50 +97,19 @@ fn turn_over(path: &Path, full: &File) -> io::Result<()> {
 
 /// What is read of a journal, from the oldest event on, also while others append and put it aside.
 #[derive(Debug)]
-pub struct Reader {
-    path: PathBuf,
-    file: Option<File>,
-    rest: Vec<u8>,
-}
+pub struct Reader(Lines);
 
 impl Reader {
     /// The journal of `store`, and what has happened so far.
     pub fn open(store: &Path) -> io::Result<(Self, Vec<Event>)> {
-        let path = store.join(NAME);
-        let mut reader = Self { file: File::open(path.with_extension("1")).ok(), path, rest: Vec::new() };
+        let mut reader = Self(Lines::of(store.join(NAME)));
         let events = reader.more()?;
         Ok((reader, events))
     }
 
     /// What has happened since.
     pub fn more(&mut self) -> io::Result<Vec<Event>> {
-        let mut events = Vec::new();
-        // At most: the rest of one that was put aside, and the one that follows.
-        for _ in 0..3 {
-            if let Some(mut file) = self.file.take() {
-                self.read(&mut file, &mut events)?;
-                if is_at(&file, &self.path) {
-                    self.file = Some(file);
-                    break;
-                }
-            }
-            self.rest.clear();
-            match File::open(&self.path) {
-                Ok(file) => self.file = Some(file),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(events)
-    }
-
-    fn read(&mut self, file: &mut File, events: &mut Vec<Event>) -> io::Result<()> {
-        let mut bytes = std::mem::take(&mut self.rest);
-        file.read_to_end(&mut bytes)?;
-        let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        self.rest = bytes.split_off(whole);
-        events.extend(bytes.split(|byte| *byte == b'\n').filter_map(parse));
-        Ok(())
+        self.0.more(parse)
     }
 }
 

@@ -1,13 +1,12 @@
 //! Reading a log: the files of a container from the oldest on, line by line, also while its monitor writes and
-//! turns them over. A line that is not whole yet is left for later; one that can't be understood is passed over.
+//! turns them over. A line that can't be understood is passed over.
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
 
 use serde::Deserialize;
 
+use crate::container::lines::Lines;
 use crate::container::log::NAME;
 use crate::spec::life::Stream;
 
@@ -29,60 +28,19 @@ struct Json {
 
 /// The log of one container.
 #[derive(Debug)]
-pub struct Reader {
-    path: PathBuf,
-    file: Option<File>,
-    rest: Vec<u8>,
-}
+pub struct Reader(Lines);
 
 impl Reader {
     /// The log in `folder`, and what has been written so far.
     pub fn open(folder: &Path) -> io::Result<(Self, Vec<Entry>)> {
-        let path = folder.join(NAME);
-        let mut older = Vec::new();
-        while let Ok(file) = File::open(path.with_extension((older.len() + 1).to_string())) {
-            older.push(file);
-        }
-        let mut reader = Self { path, file: None, rest: Vec::new() };
-        let mut entries = Vec::new();
-        for mut file in older.into_iter().rev() {
-            reader.read(&mut file, &mut entries)?;
-        }
-        entries.extend(reader.more()?);
+        let mut reader = Self(Lines::of(folder.join(NAME)));
+        let entries = reader.more()?;
         Ok((reader, entries))
     }
 
     /// What has been written since.
     pub fn more(&mut self) -> io::Result<Vec<Entry>> {
-        let mut entries = Vec::new();
-        if let Some(mut file) = self.file.take() {
-            self.read(&mut file, &mut entries)?;
-            let same = |found: std::fs::Metadata| {
-                file.metadata().is_ok_and(|own| (own.dev(), own.ino()) == (found.dev(), found.ino()))
-            };
-            if std::fs::metadata(&self.path).is_ok_and(same) {
-                self.file = Some(file);
-                return Ok(entries);
-            }
-        }
-        match File::open(&self.path) {
-            Ok(mut file) => {
-                self.read(&mut file, &mut entries)?;
-                self.file = Some(file);
-                Ok(entries)
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(entries),
-            Err(error) => Err(error),
-        }
-    }
-
-    fn read(&mut self, file: &mut File, entries: &mut Vec<Entry>) -> io::Result<()> {
-        let mut bytes = std::mem::take(&mut self.rest);
-        file.read_to_end(&mut bytes)?;
-        let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        self.rest = bytes.split_off(whole);
-        entries.extend(bytes.split(|byte| *byte == b'\n').filter_map(entry));
-        Ok(())
+        self.0.more(entry)
     }
 }
 

@@ -6,6 +6,7 @@ pub mod files;
 pub mod folder;
 pub mod health;
 pub mod journal;
+pub mod lines;
 pub mod list;
 pub mod log;
 pub mod logged;
