@@ -53,6 +53,13 @@ pub enum End {
     Restart,
 }
 
+impl End {
+    /// Whether no restart policy is asked.
+    pub fn is_for_good(self) -> bool {
+        matches!(self, Self::Stopped | Self::Killed)
+    }
+}
+
 pub struct Monitor {
     pub signals: SignalFd,
     pub callers: Callers,
@@ -182,13 +189,13 @@ impl Monitor {
     pub fn rest(&mut self, container: &mut Container, pause: Duration) -> Result<bool> {
         self.end = End::Itself;
         let until = Instant::now() + pause;
-        while Instant::now() < until && !matches!(self.end, End::Stopped | End::Killed) {
+        while Instant::now() < until && !self.end.is_for_good() {
             self.turn(container, None, Some(until))?;
             if self.end == End::Restart {
                 return Ok(true);
             }
         }
-        Ok(!matches!(self.end, End::Stopped | End::Killed))
+        Ok(!self.end.is_for_good())
     }
 
     /// Waits once and does what there is to do; says whether the program has ended.

@@ -76,7 +76,7 @@ fn starts(
             End::Stopped | End::Killed => false,
             End::Itself => policy.after(status, container.status.restarts),
         };
-        container.status.stopped = matches!(how, End::Stopped | End::Killed);
+        container.status.stopped = how.is_for_good();
         restarted = how == End::Restart;
         if !again {
             end(container, status, State::Exited)?;
