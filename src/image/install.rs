@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use crate::error::Error;
 use crate::image::manifest::Compression;
 use crate::image::reference::Digest;
-use crate::image::store::{LayerRecord, Store};
+use crate::image::store::{LayerRecord, Store, whole_layer};
 use crate::image::stream::{self, Hashing, PIECE, PipeWriter};
 use crate::image::unpack::{self, Limits, Owners, Unpacked};
 use crate::image::workspace::Workspace;
@@ -82,12 +82,14 @@ impl Installer<'_> {
         let lock = self.store.lock("placing a layer")?;
         self.workspace.lease(&lock, std::slice::from_ref(&layer.diff_id), &[])?;
         let place = self.store.layer_path(&layer.diff_id);
-        if fs::symlink_metadata(&place).is_ok() {
-            // It was not whole, or had other owners: what is in its place now is nobody's.
-            fs::rename(&place, self.workspace.fresh())
-                .with_context(|| format!("cannot replace layer {}", layer.diff_id))?;
+        let known = whole_layer(&place)?;
+        if known.is_some_and(|known| known.is_settled() && known.owners == layer.owners) {
+            // Containers may stand on it: what is right stays where it is.
+            return crate::image::workspace::remove(folder);
         }
-        fs::rename(folder, &place).with_context(|| format!("cannot put layer {} in its place", layer.diff_id))
+        self.workspace
+            .replace(folder, &place)
+            .with_context(|| format!("cannot put layer {} in its place", layer.diff_id))
     }
 }
 

@@ -17,7 +17,7 @@ use crate::image::holding;
 use crate::image::manifest::{Compression, Platform};
 use crate::image::reference::{Digest, Reference};
 use crate::image::unpack::{Owners, Unpacked};
-use crate::image::workspace::Workspace;
+use crate::image::workspace::{self, Workspace};
 use crate::paths::{self, Paths};
 use crate::record::{self, Durability, Lock};
 
@@ -157,7 +157,7 @@ impl Store {
 
     pub fn workspace(&self, purpose: &str) -> Result<Workspace> {
         let tmp = self.path("tmp");
-        crate::image::workspace::sweep(&tmp)?;
+        workspace::sweep(&tmp)?;
         Workspace::create(&tmp, purpose)
     }
 
@@ -333,7 +333,13 @@ fn image_in(root: &Path, id: &Digest) -> Result<Option<Image>> {
     let (mut layers, mut unsettled) = (Vec::new(), Vec::new());
     for layer in &image.layers {
         let folder = root.join("layers").join(layer.diff_id.hex());
-        let Some(found) = whole_layer(&folder)? else { return Ok(None) };
+        let mut found = whole_layer(&folder)?;
+        if found.is_none() {
+            // A kelp that was killed while it replaced the layer may have it still.
+            let _ = workspace::sweep(&root.join("tmp"));
+            found = whole_layer(&folder)?;
+        }
+        let Some(found) = found else { return Ok(None) };
         if !found.is_settled() {
             unsettled.push(layer.diff_id.clone());
         }

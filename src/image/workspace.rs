@@ -4,12 +4,14 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use serde::{Deserialize, Serialize};
 
 use crate::image::reference::Digest;
@@ -76,6 +78,23 @@ impl Workspace {
         self.folder.join(self.numbers.fetch_add(1, Ordering::Relaxed).to_string())
     }
 
+    /// Puts a folder that was made here in the place of another, which stays here. There is no moment without
+    /// one of them: where the file system can't exchange two names, the next sweep makes up for a crash.
+    pub fn replace(&self, made: &Path, place: &Path) -> Result<()> {
+        let missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+        match exchange(made, place) {
+            Err(error) if missing(&error) => return Ok(fs::rename(made, place)?),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) => {}
+            other => return Ok(other?),
+        }
+        let aside = self.folder.join(place.file_name().context("a layer has a name")?);
+        match fs::rename(place, &aside) {
+            Err(error) if !missing(&error) => return Err(error.into()),
+            _ => {}
+        }
+        fs::rename(made, place).inspect_err(|_| give_back(&aside, place)).map_err(Into::into)
+    }
+
     /// Says which further layers and blobs this process counts on. Under the store's lock, so that nobody is
     /// just about to collect them.
     pub fn lease(&self, _: &Lock, layers: &[Digest], blobs: &[Digest]) -> Result<()> {
@@ -104,6 +123,29 @@ fn is_fresh_ground(folder: &Path) -> bool {
     fs::metadata(folder).is_ok_and(|found| found.ino().wrapping_sub(1) % INODES_OF_GROUP < FEW)
 }
 
+/// `renameat2(2)`; EINVAL from file systems that don't know how.
+fn exchange(one: &Path, other: &Path) -> io::Result<()> {
+    Ok(renameat2(AT_FDCWD, one, AT_FDCWD, other, RenameFlags::RENAME_EXCHANGE)?)
+}
+
+/// What stands in its place already stays there.
+fn give_back(aside: &Path, place: &Path) {
+    if fs::symlink_metadata(place).is_err() {
+        let _ = fs::rename(aside, place);
+    }
+}
+
+/// A layer that its killed owner was about to replace goes back (`Workspace::replace`).
+fn give_layers_back(tmp: &Path, folder: &Path) {
+    let layers = tmp.with_file_name("layers");
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if name.to_str().is_some_and(|name| Digest::from_hex(name).is_some()) {
+            give_back(&entry.path(), &layers.join(name));
+        }
+    }
+}
+
 fn is_linked(path: &Path, lock: &Lock) -> bool {
     use std::os::unix::fs::MetadataExt;
     let (Ok(linked), Ok(held)) = (fs::metadata(path), lock.metadata()) else { return false };
@@ -113,7 +155,7 @@ fn is_linked(path: &Path, lock: &Lock) -> bool {
 /// Removes a folder and all in it; one that is not there is removed already.
 pub fn remove(folder: &Path) -> Result<()> {
     match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", folder.display()))
         }
         _ => Ok(()),
@@ -132,6 +174,7 @@ pub fn sweep(tmp: &Path) -> Result<usize> {
     for lock_path in locks(tmp)? {
         let Some(lock) = Lock::now(&lock_path)? else { continue };
         if is_linked(&lock_path, &lock) {
+            give_layers_back(tmp, &lock_path.with_extension(""));
             remove(&lock_path.with_extension(""))?;
             let _ = fs::remove_file(&lock_path);
             swept += 1;

@@ -61,6 +61,9 @@ class Kill(Containers):
     def test_load(self):
         self.kill_at_random(self.gone, "load", "-i", self.archive)
 
+    def test_load_of_what_is_there(self):
+        self.kill_at_random(self.here, "load", "-i", self.archive)
+
     def test_commit(self):
         self.kill_at_random(self.gone, "commit", "c", "committed:1")
         self.assertEqual(self.in_image("committed:1", "ls /made | busybox wc -l; test -e /gone; echo $?").split(), ["60", "1"])
@@ -219,6 +222,14 @@ class Plain(Containers):
         self.quietly("rm", "c")
         self.assertEqual(os.listdir(self.store + "/containers"), [])
         self.sound()
+
+    def test_a_layer_that_is_not_whole_is_replaced(self):
+        """Two names can't be exchanged here."""
+        for part in ("layer", "skeleton"):
+            os.truncate(os.path.join(os.path.dirname(self.tree(self.image, 0)), part), 0)
+        self.kelp("pull", "-q", self.name)
+        self.sound()
+        self.assertEqual(self.left(), [])
 
     def test_two_pulls_and_a_kill(self):
         self.kelp("rmi", self.name)

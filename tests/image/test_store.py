@@ -201,6 +201,26 @@ class Store(Case):
         self.kelp("pull", "-q", self.name)
         self.whole()
 
+    def test_a_layer_that_is_there_stays_when_it_comes_again(self):
+        """Else a kill between its going and the coming of the new one takes it from the images that have it."""
+        archive = self.home + "/a.tar"
+        with open(archive, "wb") as file:
+            file.write(self.image.layers[0])
+        self.kelp("import", archive, "first:1")
+        found = os.stat(self.tree(self.image, 0)).st_ino
+        self.kelp("import", archive, "second:1")
+        self.assertEqual(os.stat(self.tree(self.image, 0)).st_ino, found)
+        self.sound()
+
+    def test_a_layer_whose_replacement_was_killed_is_given_back(self):
+        self.kelp("pull", "-q", self.name)
+        layer = os.path.dirname(self.tree(self.image, 0))
+        os.mkdir(self.store + "/tmp/1-0")
+        os.rename(layer, self.store + "/tmp/1-0/" + os.path.basename(layer))
+        open(self.store + "/tmp/1-0.lock", "w").close()
+        self.whole()
+        self.assertEqual(os.listdir(self.store + "/tmp"), [])
+
     def test_tags_ids_and_removal(self):
         self.kelp("pull", "-q", self.name)
         self.kelp("tag", self.name, "one", "two:2")

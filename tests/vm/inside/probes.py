@@ -432,7 +432,7 @@ class Nfs(unittest.TestCase):
 
     def kelp(self, *words):
         ended = kelp(*words)
-        self.assertEqual(ended.returncode, 0, ended.stderr)
+        self.assertEqual(ended.returncode, 0, ended.stdout + ended.stderr)
         self.assertNotIn("cannot remove", ended.stderr)
         return ended.stdout
 
