@@ -63,6 +63,8 @@ pub enum ToMonitor {
     /// Other limits from now on.
     Update(Limits),
     Pause,
+    /// A pause that ends with the caller, if it is not ended before.
+    StandStill,
     Unpause,
     Rename(Name),
     /// Starts a program in the container, with the streams that were sent; from then on the caller talks with the

@@ -70,6 +70,8 @@ pub struct Monitor {
     pub window: Option<(u16, u16)>,
     buffer: Vec<u8>,
     pub restraint: Restraint,
+    /// The caller with whom a pause ends.
+    pub still_for: Option<u64>,
     pub checkup: Option<Checkup>,
     /// Processes that run further programs: to be reaped, no more.
     pub stages: Vec<Child>,
@@ -105,6 +107,7 @@ impl Monitor {
             window: None,
             buffer: Vec::new(),
             restraint: Restraint::default(),
+            still_for: None,
             checkup: None,
             stages: Vec::new(),
             servers: Vec::new(),

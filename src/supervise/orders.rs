@@ -39,6 +39,9 @@ impl Monitor {
     ) -> Result<Heard> {
         let Some(order) = self.callers.hear(caller) else {
             self.inlet.forget(caller);
+            if self.still_for == Some(caller) {
+                told(container, "unpause", |it| self.unpause(it));
+            }
             return Ok(Heard::Last);
         };
         let answer = match order {
@@ -83,6 +86,11 @@ impl Monitor {
             Order::Rename(name) => Some(answer(container.rename(name))),
             Order::Update(limits) => Some(told(container, "update", |it| self.update(it, &limits))),
             Order::Pause => Some(told(container, "pause", |it| self.pause(it))),
+            Order::StandStill => {
+                let answer = told(container, "pause", |it| self.pause(it));
+                self.still_for = matches!(answer, FromMonitor::Done).then_some(caller);
+                Some(answer)
+            }
             Order::Unpause => Some(told(container, "unpause", |it| self.unpause(it))),
             Order::Exec { exec, streams } => {
                 self.exec(caller, container, *exec, &streams);
@@ -179,6 +187,7 @@ impl Monitor {
     }
 
     fn unpause(&mut self, container: &mut Container) -> Result<()> {
+        self.still_for = None;
         if container.status.state != State::Paused {
             return Err(Error::usage("the container is not paused").into());
         }

@@ -6,44 +6,45 @@ use std::ffi::OsStr;
 use anyhow::Result;
 use kelp_net::config::Config;
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
+use crate::container::call::Line;
 use crate::container::list;
 use crate::container::state::State;
 use crate::image::config::RunConfig;
 use crate::paths::Paths;
+use crate::spec::life::{Health, HealthChoice};
+use crate::spec::mount::MountKind;
 use crate::spec::request::{Network, Request};
 use crate::verbs::contents::Contents;
 use crate::verbs::restrain;
 
-/// A container that stands still until this is dropped.
+/// A container that stands still until this is dropped, or this process is killed.
 #[derive(Debug)]
-pub struct Still<'a> {
-    paths: &'a Paths,
-    /// Whom we have paused; one that was paused before stays so.
-    paused: Option<&'a str>,
+pub struct Still {
+    /// To the monitor of the one that we have paused; one that was paused before stays so.
+    line: Option<Line>,
 }
 
-impl<'a> Still<'a> {
-    pub fn new(paths: &'a Paths, contents: &'a Contents) -> Result<Self> {
+impl Still {
+    pub fn new(paths: &Paths, contents: &Contents) -> Result<Self> {
         let runs =
             || list::find(paths, &contents.name).is_ok_and(|known| known.status.state == State::Running);
-        let mut paused = None;
-        if contents.process.is_some() && runs() {
-            match restrain::pause(paths, &contents.name) {
-                Ok(()) => paused = Some(contents.name.as_str()),
-                Err(error) if runs() => return Err(error),
-                Err(_has_ended) => {}
-            }
+        if contents.process.is_none() || !runs() {
+            return Ok(Self { line: None });
         }
-        Ok(Self { paths, paused })
+        match restrain::stand_still(paths, &contents.name) {
+            Ok(line) => Ok(Self { line: Some(line) }),
+            Err(error) if runs() => Err(error),
+            Err(_has_ended) => Ok(Self { line: None }),
+        }
     }
 }
 
-impl Drop for Still<'_> {
+impl Drop for Still {
     fn drop(&mut self) {
-        if let Some(name) = self.paused {
-            let _may_have_ended = restrain::unpause(self.paths, name);
+        if let Some(line) = &self.line {
+            let _may_have_ended = restrain::go_on(line);
         }
     }
 }
@@ -80,7 +81,34 @@ pub fn run_config(image: &RunConfig, request: &Request) -> RunConfig {
     let exposed = request.image.exposed.iter().cloned().chain(published(&request.network));
     config.exposed_ports.extend(exposed.map(|port| (port, json!({}))));
     config.labels.extend(request.life.labels.clone());
+    let own = request.mounts.iter().filter(|mount| mount.kind == MountKind::Anonymous);
+    config.volumes.extend(own.map(|mount| (text(mount.target.as_os_str()), json!({}))));
+    if let Some(said) = request.life.health.as_ref().filter(|said| **said != HealthChoice::default()) {
+        let merged = request.health();
+        config.healthcheck = merged.or_else(|| said.test.as_ref().map(|_| Health::default())).map(health);
+    }
     config
+}
+
+/// Docker's object, in nanoseconds.
+fn health(health: Health) -> Value {
+    let mut value = json!({ "Test": health.test.words() });
+    let usual = Health::default();
+    let times = [
+        ("Interval", health.interval, usual.interval),
+        ("Timeout", health.timeout, usual.timeout),
+        ("StartPeriod", health.start_period, usual.start_period),
+        ("StartInterval", health.start_interval, usual.start_interval),
+    ];
+    for (key, time, usual) in times {
+        if time != usual {
+            value[key] = json!(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+        }
+    }
+    if health.retries != usual.retries {
+        value["Retries"] = json!(health.retries);
+    }
+    value
 }
 
 fn published(network: &Network) -> Vec<String> {

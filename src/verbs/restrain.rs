@@ -8,7 +8,7 @@ use anyhow::Result;
 use crate::cgroup::hold;
 use crate::cgroup::stats::Usage;
 use crate::cgroup::tree::Processes;
-use crate::container::call::{FromMonitor, ToMonitor};
+use crate::container::call::{FromMonitor, Line, ToMonitor};
 use crate::container::folder::{Container, Known};
 use crate::container::list;
 use crate::paths::Paths;
@@ -42,6 +42,18 @@ pub fn pause(paths: &Paths, word: &str) -> Result<()> {
 
 pub fn unpause(paths: &Paths, word: &str) -> Result<()> {
     order(paths, word, &ToMonitor::Unpause)
+}
+
+/// Pauses it until the line is closed, or `go_on`, whoever ends this process and how.
+pub fn stand_still(paths: &Paths, word: &str) -> Result<Line> {
+    let (known, line) = reach(paths, word)?;
+    let line = line.ok_or_else(|| refusal(format!("container {} is not running", known.name())))?;
+    heard(word, line.ask(&ToMonitor::StandStill)?)?;
+    Ok(line)
+}
+
+pub fn go_on(line: &Line) -> Result<()> {
+    line.ask(&ToMonitor::Unpause).map(drop)
 }
 
 fn order(paths: &Paths, word: &str, order: &ToMonitor) -> Result<()> {

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import tarfile
 import unittest
 
@@ -127,6 +128,56 @@ class Commit(Containers):
         self.kelp("commit", "d", "run:2")
         config = json.loads(self.kelp("image", "inspect", "-f", "{{json .Config}}", "run:2")[0])
         self.assertEqual(config, {"Env": ["A=1"], "Cmd": ["sh", "-c", "true"]})
+
+    def test_volumes_and_the_health_check_go_along(self):
+        health = ["--health-cmd", "test -e /well", "--health-interval", "7s", "--health-retries", "2"]
+        self.kelp("run", "--name", "c", "-v", "/data", "-v", self.home + ":/bound", *health, self.name, "sh", "-c", "")
+        self.kelp("commit", "-c", "VOLUME /more", "c", "run:1")
+        config = json.loads(self.kelp("image", "inspect", "-f", "{{json .Config}}", "run:1")[0])
+        self.assertEqual((config["Volumes"], config["Healthcheck"]),
+                         ({"/data": {}, "/more": {}},
+                          {"Test": ["CMD-SHELL", "test -e /well"], "Interval": 7_000_000_000, "Retries": 2}))
+        self.kelp("run", "--name", "d", "--no-healthcheck", "run:1")
+        self.kelp("commit", "d", "run:2")
+        self.assertEqual(self.kelp("image", "inspect", "-f", "{{json .Config.Healthcheck}}", "run:2")[0], '{"Test":["NONE"]}\n')
+
+    def test_the_images_health_check_is_run(self):
+        """As docker has it in the image's configuration; what it finds is seen from outside."""
+        health = {"Test": ["CMD-SHELL", "test -e /well || { echo ill; exit 1; }"], "Interval": 50_000_000, "Retries": 1}
+        image = Image(root(), config={"architecture": "amd64", "os": "linux",
+                                      "config": {"Cmd": ["sh", "-c", "sleep 100"], "Healthcheck": health},
+                                      "rootfs": {"type": "layers", "diff_ids": Image(root()).diff_ids}})
+        name = self.registry().add("healthy", image)
+        with self.start("events", "--since", "1m", "--filter", "container=c", "--format", "{{.Status}}") as events:
+            self.kelp("run", "-d", "--name", "c", name)
+            told = (line for line in events.stdout if line.startswith(b"health_status"))
+            self.assertEqual(next(told), b"health_status: unhealthy\n")
+            self.assertIn("ill", self.kelp("inspect", "-f", "{{json .State.Health.Log}}", "c")[0])
+            self.kelp("exec", "c", "touch", "/well")
+            self.assertEqual(next(told), b"health_status: healthy\n")
+            events.kill()
+        self.kelp("rm", "-f", "c")
+        self.kelp("run", "-d", "--name", "d", "--no-healthcheck", name)
+        self.assertEqual(self.kelp("inspect", "-f", "{{json .State.Health}}", "d")[0], "null\n")
+        self.kelp("rm", "-f", "d")
+
+    def test_a_killed_commit_lets_the_container_go_on(self):
+        self.kelp("run", "-d", "--name", "c", self.name, "sh", "-c", "busybox head -c 300000000 /dev/zero > /large; echo up; while :; do :; done")
+        logs = self.start("logs", "-f", "c")
+        self.assertEqual(logs.stdout.readline(), b"up\n")
+        logs.kill()
+        logs.communicate()
+        with self.start("events", "--since", "1m", "--filter", "container=c", "--format", "{{.Status}}") as events:
+            told = (line for line in events.stdout if line in (b"pause\n", b"unpause\n"))
+            commit = self.start("commit", "c", "still:1", start_new_session=True)
+            self.assertEqual(next(told), b"pause\n")
+            os.killpg(commit.pid, signal.SIGKILL)
+            commit.communicate()
+            self.assertEqual(next(told), b"unpause\n")
+            events.kill()
+        self.assertEqual(self.kelp("inspect", "-f", "{{.State.Status}}", "c")[0], "running\n")
+        self.kelp("rm", "-f", "c")
+        self.sound()
 
     def test_a_running_container_stands_still_meanwhile(self):
         script = "busybox head -c 300000000 /dev/zero > /large; echo up; while :; do :; done"
