@@ -196,7 +196,8 @@ impl Monitor {
         container.become_state(State::Running)
     }
 
-    /// Sends the stop signal, and a kill later.
+    /// Sends the stop signal, and a kill later; with no seconds to wait for only the kill, as podman does, since which
+    /// of two signals sent at once a program sees first is chance.
     pub fn stop(
         &mut self,
         container: &mut Container,
@@ -207,7 +208,7 @@ impl Monitor {
         let _ = self.restraint.unpause();
         let request = &container.made.request;
         let patience = seconds.or(request.life.stop_timeout).unwrap_or(GRACE.as_secs() as i64);
-        let signal = signal.unwrap_or_else(|| request.stop_signal());
+        let signal = if patience == 0 { libc::SIGKILL } else { signal.unwrap_or_else(|| request.stop_signal()) };
         send(running, signal);
         if let Ok(seconds) = u64::try_from(patience) {
             self.kill_at = Some(Instant::now() + Duration::from_secs(seconds));
