@@ -34,6 +34,7 @@ pub mod moment;
 pub mod mount;
 mod network;
 pub mod orders;
+mod parse;
 pub mod pattern;
 pub mod port;
 pub mod progress;
@@ -58,11 +59,10 @@ pub mod unshare;
 pub mod volume;
 pub mod words;
 
-use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::error;
 use crate::sys::process;
@@ -125,7 +125,7 @@ pub fn main() -> ExitCode {
     if complete::answered(Cli::command) {
         return ExitCode::SUCCESS;
     }
-    let parsed = parse();
+    let parsed = parse::words();
     let (cli, matches) = match parsed {
         Ok(parsed) => parsed,
         Err(error) if error.use_stderr() => {
@@ -195,32 +195,6 @@ pub fn main() -> ExitCode {
             ExitCode::from(report(&error))
         }
     }
-}
-
-/// `run` is parsed without building the tables of all other verbs: its start is what people wait for.
-fn parse() -> Result<(Cli, ArgMatches), clap::Error> {
-    let mut words: Vec<OsString> = std::env::args_os().collect();
-    if words.get(1).is_some_and(|word| word == "run") {
-        words.remove(0);
-        let command = run::RunArgs::augment_args(Command::new("run").bin_name("kelp run"));
-        // As in docker, the last of a flag counts.
-        let command = command.args_override_self(true);
-        let matches = command.try_get_matches_from(words)?;
-        let arguments = run::RunArgs::from_arg_matches(&matches)?;
-        let verb = Verb::OnContainer(container::Verb::Run(Box::new(arguments)));
-        return Ok((Cli { verb }, matches));
-    }
-    if words.get(1).is_some_and(|word| word == "exec") {
-        words.remove(0);
-        let command = exec::ExecArgs::augment_args(Command::new("exec").bin_name("kelp exec"));
-        let command = command.args_override_self(true);
-        let matches = command.try_get_matches_from(words)?;
-        let arguments = exec::ExecArgs::from_arg_matches(&matches)?;
-        let verb = Verb::OnContainer(container::Verb::Exec(arguments));
-        return Ok((Cli { verb }, matches));
-    }
-    let matches = Cli::command().try_get_matches_from(words)?;
-    Ok((Cli::from_arg_matches(&matches)?, matches))
 }
 
 /// Prints an error with its hint; gives its exit status.
