@@ -208,7 +208,8 @@ impl Monitor {
         let _ = self.restraint.unpause();
         let request = &container.made.request;
         let patience = seconds.or(request.life.stop_timeout).unwrap_or(GRACE.as_secs() as i64);
-        let signal = if patience == 0 { libc::SIGKILL } else { signal.unwrap_or_else(|| request.stop_signal()) };
+        let signal =
+            if patience == 0 { libc::SIGKILL } else { signal.unwrap_or_else(|| request.stop_signal()) };
         send(running, signal);
         if let Ok(seconds) = u64::try_from(patience) {
             self.kill_at = Some(Instant::now() + Duration::from_secs(seconds));

@@ -1,16 +1,24 @@
 //! newuidmap and newgidmap: the setuid programs that write maps of more than one id for users who own ranges
 //! (`newuidmap(1)`). Both run side by side: each costs milliseconds, most of them its own start.
 
-use serde::{Deserialize, Serialize};
+use std::ffi::CString;
 use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result};
+use nix::fcntl::OFlag;
+use nix::sys::signal::SigSet;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{Pid, pipe2};
+use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
+use crate::sys::clone::{self, Cloned};
+use crate::sys::process;
 use crate::userns::maps::{IdMaps, Line};
 
 /// The programs found.
@@ -67,23 +75,55 @@ pub fn write(programs: &SetuidPrograms, pid: i32, maps: &IdMaps, meanwhile: impl
     uids
 }
 
-fn start(program: &Path, pid: i32, lines: &[Line]) -> Result<Child> {
-    let mut command = Command::new(program);
-    command.arg(pid.to_string());
-    for line in lines {
-        command.args([line.container.to_string(), line.host.to_string(), line.count.to_string()]);
-    }
-    let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    quiet.spawn().with_context(|| format!("cannot start {}", program.display()))
+/// A program that was started, and what it says.
+struct Started {
+    pid: Pid,
+    said: File,
 }
 
-fn finish(program: &Path, child: Child) -> Result<()> {
-    let output =
-        child.wait_with_output().with_context(|| format!("cannot wait for {}", program.display()))?;
-    if output.status.success() {
+/// Starts a program without waiting until it runs, which the standard library does: on a small machine the scheduler runs
+/// the first of two to its end before the second is started.
+fn start(program: &Path, pid: i32, lines: &[Line]) -> Result<Started> {
+    let mut words = vec![CString::new(program.as_os_str().as_bytes())?, CString::new(pid.to_string())?];
+    for line in lines {
+        let numbers = [line.container.to_string(), line.host.to_string(), line.count.to_string()];
+        for number in numbers {
+            words.push(CString::new(number)?);
+        }
+    }
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    let (said, says) = pipe2(OFlag::O_CLOEXEC)?;
+    match clone::clone(0, None).with_context(|| format!("cannot start {}", program.display()))? {
+        Cloned::Parent { pid, .. } => Ok(Started { pid: Pid::from_raw(pid), said: said.into() }),
+        Cloned::Child => {
+            let failed = become_program(&words, null.as_fd(), says.as_fd());
+            let _ = nix::unistd::write(&says, format!("cannot start it: {failed}").as_bytes());
+            clone::exit(127)
+        }
+    }
+}
+
+fn become_program(words: &[CString], null: BorrowedFd<'_>, says: BorrowedFd<'_>) -> io::Error {
+    let streams = [(null, 0), (null, 1), (says, 2)];
+    let placed = streams.iter().try_for_each(|(stream, number)| process::become_stream(*stream, *number));
+    if let Err(error) = placed.and_then(|()| Ok(SigSet::empty().thread_set_mask()?)) {
+        return error;
+    }
+    match words.first().map(|program| nix::unistd::execv(program, words)) {
+        Some(Err(error)) => error.into(),
+        _ => io::ErrorKind::InvalidInput.into(),
+    }
+}
+
+fn finish(program: &Path, mut started: Started) -> Result<()> {
+    let mut said = Vec::new();
+    let cannot_wait = || format!("cannot wait for {}", program.display());
+    started.said.read_to_end(&mut said).with_context(cannot_wait)?;
+    let status = waitpid(started.pid, None).with_context(cannot_wait)?;
+    if status == WaitStatus::Exited(started.pid, 0) {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    let said = String::from_utf8_lossy(&said).trim().to_owned();
     Err(Error::host(format!("cannot map ids: {said}")).hint(hint(&said)).into())
 }
 
