@@ -8,7 +8,7 @@ use clap::Args;
 
 use crate::cli::inside;
 use crate::cli::pull::RegistryArgs;
-use crate::image::push::{self, Event, Options};
+use crate::image::push::{self, Event, Journey, Options};
 use crate::image::reference::Reference;
 use crate::image::store::Store;
 use crate::paths::Paths;
@@ -33,23 +33,25 @@ pub struct PushArgs {
 }
 
 pub fn run(arguments: PushArgs) -> Result<i32> {
-    let paths = Paths::find()?;
-    inside::run(move || {
-        let store = Store::open(&paths)?;
-        let image = store.expect(&arguments.image)?;
-        let target = arguments.destination.map_or_else(|| arguments.image.parse(), Ok)?;
-        let options = Options {
-            manner: arguments.registry.manner(),
-            compression: push::compression(&arguments.compression_format)?,
-            parallel: 3,
-        };
-        let say = |event: Event<'_>| match event {
-            _ if arguments.quiet => {}
-            Event::Existed(layer) => eprintln!("{}: already there", layer.short()),
-            Event::Mounted(layer) => eprintln!("{}: mounted from another repository", layer.short()),
-            Event::Done(layer) => eprintln!("{}: pushed", layer.short()),
-        };
-        let digest = push::send(&store, &image, &target, &options, &say)?.digest;
+    let store = Store::open(&Paths::find()?)?;
+    let image = store.expect(&arguments.image)?;
+    let target = arguments.destination.map_or_else(|| arguments.image.parse(), Ok)?;
+    let options = Options {
+        manner: arguments.registry.manner(),
+        compression: push::compression(&arguments.compression_format)?,
+        parallel: 3,
+    };
+    let say = |event: Event<'_>| match event {
+        _ if arguments.quiet => {}
+        Event::Existed(layer) => eprintln!("{}: already there", layer.short()),
+        Event::Mounted(layer) => eprintln!("{}: mounted from another repository", layer.short()),
+        Event::Done(layer) => eprintln!("{}: pushed", layer.short()),
+    };
+    let journey = Journey::begin(&store, &image, &target, &options)?;
+    let known = journey.known(&say)?;
+    let is_all = known.iter().all(Option::is_some);
+    let end = || {
+        let digest = journey.end(known, &say)?.digest;
         if let Some(path) = &arguments.digestfile {
             std::fs::write(path, digest.to_string())
                 .with_context(|| format!("cannot write {}", path.display()))?;
@@ -58,5 +60,7 @@ pub fn run(arguments: PushArgs) -> Result<i32> {
             println!("{target}: digest: {digest}");
         }
         Ok(0)
-    })
+    };
+    // Only who reads layers needs the rights of their owners.
+    if is_all { end() } else { inside::run(end) }
 }

@@ -25,6 +25,7 @@ pub mod reference;
 pub mod registries_conf;
 pub mod registry;
 pub mod save;
+pub mod sent;
 pub mod skeleton;
 pub mod snapshot;
 pub mod sparse;

@@ -1,11 +1,11 @@
-//! Push, as one story: the layers that the registry does not have go there, then the configuration, then the
-//! manifest. A layer is sent as it came if its blob was kept or the registry has it or can mount it; else its
-//! tar stream is made again and packed on the way. If every layer is as it came, so is the manifest, and the
+//! Push, as one story: the layers and the configuration that the registry does not have go there, then the
+//! manifest. A layer is sent as it came if its blob was kept or the registry has it or can mount it, or not at
+//! all if it was sent there before; else its tar stream is made again and packed on the way. If every layer is as it came, so is the manifest, and the
 //! image keeps its digest.
 
 use std::fs::File;
-use std::io::{Read, Write};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use anyhow::{Context, Result, bail};
 
@@ -13,12 +13,14 @@ use crate::error::Error;
 use crate::image::manifest::{
     Compression, Descriptor, Document, Manifest, OCI_CONFIG, OCI_MANIFEST, oci_layer,
 };
+use crate::image::pack;
 use crate::image::reference::{Digest, Reference};
 use crate::image::registries_conf::RegistriesConf;
+use crate::image::registry::upload::Found;
 use crate::image::registry::{Client, Manner};
 use crate::image::save::{self, Layer};
+use crate::image::sent;
 use crate::image::store::{Image, LayerReference, Store};
-use crate::image::stream;
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -46,23 +48,170 @@ pub fn send(
     options: &Options,
     progress: &Progress<'_>,
 ) -> Result<Descriptor> {
-    let endpoint = RegistriesConf::load()?.endpoints(target)?.pop();
-    let endpoint = endpoint.context("registries.conf leaves no place to push to")?;
-    let client = Client::new(endpoint, options.manner.clone())?;
-    let sent = layers(store, &client, image, target, options, progress)
-        .with_context(|| format!("cannot push {target}"))?;
-    let config = store.blob(&image.id)?;
-    client.put_blob(&config)?;
-    let (bytes, media_type) = manifest(store, image, &config, &sent)?;
-    let digest = Digest::of(&bytes);
-    let selector = target.tag.clone().unwrap_or_else(|| digest.to_string());
-    client.put_manifest(&selector, &media_type, &bytes)?;
-    let mut record = image.record.clone();
-    record.repo_digests = vec![format!("{}@{digest}", target.name())];
-    if record.manifest == digest {
-        store.put_image(&record)?;
+    let journey = Journey::begin(store, image, target, options)?;
+    let known = journey.known(progress)?;
+    journey.end(known, progress)
+}
+
+/// A push, from the store to a registry.
+#[derive(Debug)]
+pub struct Journey<'a> {
+    store: &'a Store,
+    image: &'a Image,
+    target: &'a Reference,
+    options: &'a Options,
+    client: Client,
+}
+
+impl<'a> Journey<'a> {
+    pub fn begin(
+        store: &'a Store,
+        image: &'a Image,
+        target: &'a Reference,
+        options: &'a Options,
+    ) -> Result<Self> {
+        let endpoint = RegistriesConf::load()?.endpoints(target)?.pop();
+        let endpoint = endpoint.context("registries.conf leaves no place to push to")?;
+        let client = Client::new(endpoint, options.manner.clone())?;
+        Ok(Self { store, image, target, options, client })
     }
-    Ok(Descriptor::new(media_type, digest, bytes.len() as u64))
+
+    /// What the registry has of the layers, or can mount; the configuration is put there. No layer is read, so
+    /// this needs nobody's rights. The caller has one thread again afterwards.
+    pub fn known(&self, progress: &Progress<'_>) -> Result<Vec<Option<Descriptor>>> {
+        let find = || {
+            let config = self.store.blob(&self.image.id)?;
+            let neighbours: Vec<String> = self.neighbours(&self.image.record.repo_digests).collect();
+            // Both ask the registry and wait for it.
+            std::thread::scope(|scope| {
+                let put = scope.spawn(|| self.client.put_blob(&config, &neighbours));
+                let found = self.each_layer(|layer, _| self.find(layer, &neighbours, progress));
+                put.join().unwrap_or_else(|_| bail!("a thread of the push panicked"))?;
+                found
+            })
+        };
+        find().with_context(|| format!("cannot push {}", self.target))
+    }
+
+    /// Sends the layers that are not known, then the manifest.
+    pub fn end(&self, known: Vec<Option<Descriptor>>, progress: &Progress<'_>) -> Result<Descriptor> {
+        let Self { store, image, target, .. } = self;
+        let sent = self.each_layer(|layer, at| match known.get(at).cloned().flatten() {
+            Some(blob) => Ok(blob),
+            None => self.send_layer(layer, progress),
+        });
+        let sent = sent.with_context(|| format!("cannot push {target}"))?;
+        let config = store.blob(&image.id)?;
+        let (bytes, media_type) = manifest(store, image, &config, &sent)?;
+        let digest = Digest::of(&bytes);
+        let selector = target.tag.clone().unwrap_or_else(|| digest.to_string());
+        self.client.put_manifest(&selector, &media_type, &bytes)?;
+        let mut record = image.record.clone();
+        record.repo_digests = vec![format!("{}@{digest}", target.name())];
+        if record.manifest == digest {
+            store.put_image(&record)?;
+        }
+        Ok(Descriptor::new(media_type, digest, bytes.len() as u64))
+    }
+
+    /// Does something with every layer, a few at a time; the first failure ends it.
+    fn each_layer<T: Send>(
+        &self,
+        work: impl Fn(&LayerReference, usize) -> Result<T> + Sync,
+    ) -> Result<Vec<T>> {
+        let layers = &self.image.record.layers;
+        let next = AtomicUsize::new(0);
+        let done: Mutex<Vec<Option<T>>> = Mutex::new(layers.iter().map(|_| None).collect());
+        let failure: OnceLock<anyhow::Error> = OnceLock::new();
+        let run = || {
+            while failure.get().is_none() {
+                let at = next.fetch_add(1, Ordering::Relaxed);
+                let Some(layer) = layers.get(at) else { return };
+                match work(layer, at) {
+                    Ok(value) => done.lock().unwrap_or_else(PoisonError::into_inner)[at] = Some(value),
+                    Err(error) => {
+                        let _first = failure.set(error.context(format!("layer {}", layer.diff_id.short())));
+                    }
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            let others = 1..self.options.parallel.clamp(1, layers.len().max(1));
+            let others: Vec<_> = others.map(|_| scope.spawn(run)).collect();
+            run();
+            // A join waits for the end of the thread, the scope only for that of its work.
+            others.into_iter().for_each(|other| drop(other.join()));
+        });
+        if let Some(error) = failure.into_inner() {
+            return Err(error);
+        }
+        let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+        done.into_iter().collect::<Option<Vec<_>>>().context("a thread of the push panicked")
+    }
+
+    /// A layer that need not be sent: by the digest that it came with, or by one under which it was sent before.
+    fn find(
+        &self,
+        layer: &LayerReference,
+        neighbours: &[String],
+        progress: &Progress<'_>,
+    ) -> Result<Option<Descriptor>> {
+        let as_it_came = Descriptor::new(layer.media_type.clone(), layer.digest.clone(), layer.size);
+        let mut candidates: Vec<(Descriptor, Vec<String>)> = Vec::new();
+        if layer.digest != layer.diff_id || self.store.blob_path(&layer.digest).exists() {
+            candidates.push((as_it_came, neighbours.to_vec()));
+        }
+        for sent in sent::read(self.store, &layer.diff_id) {
+            let places: Vec<String> = self.neighbours(&sent.places).collect();
+            let is_wanted = sent.blob.media_type == self.options.compression.media_type();
+            if is_wanted && (!places.is_empty() || sent.places.contains(&self.target.name())) {
+                candidates.push((sent.blob, places));
+            }
+        }
+        for (blob, places) in candidates {
+            match self.client.find(&blob.digest, &places)? {
+                Found::Existed => progress(Event::Existed(&blob.digest)),
+                Found::Mounted => progress(Event::Mounted(&blob.digest)),
+                Found::Missing => continue,
+            }
+            return Ok(Some(blob));
+        }
+        Ok(None)
+    }
+
+    /// Sends a layer as it came, if its blob was kept, or packs it.
+    fn send_layer(&self, layer: &LayerReference, progress: &Progress<'_>) -> Result<Descriptor> {
+        let kept = self.store.blob_path(&layer.digest);
+        let mut upload = self.client.open()?;
+        let blob = if kept.exists() {
+            upload.send(&|out| {
+                let file = File::open(&kept).with_context(|| format!("cannot open {}", kept.display()))?;
+                pack::exactly(&mut &file, layer.size, out)?;
+                Ok(Descriptor::new(layer.media_type.clone(), layer.digest.clone(), layer.size))
+            })?
+        } else {
+            upload.send(&|out| {
+                let mut content = Layer::open(self.store, &layer.diff_id)?;
+                save::compress(&mut content, self.options.compression, out)
+            })?
+        };
+        upload.finish(&blob.digest)?;
+        if blob.digest != layer.digest {
+            sent::write(self.store, &layer.diff_id, &blob, self.target)?;
+        }
+        progress(Event::Done(&blob.digest));
+        Ok(blob)
+    }
+
+    /// Other repositories of the registry among `places`, which may be followed by a digest.
+    fn neighbours<'b>(&'b self, places: &'b [String]) -> impl Iterator<Item = String> + 'b {
+        let known = places.iter().filter_map(|text| text.parse::<Reference>().ok());
+        let target = self.target;
+        let same = move |known: &Reference| {
+            known.registry == target.registry && known.repository != target.repository
+        };
+        known.filter(same).map(|known| known.repository)
+    }
 }
 
 fn manifest(store: &Store, image: &Image, config: &[u8], sent: &[Descriptor]) -> Result<(Vec<u8>, String)> {
@@ -80,117 +229,6 @@ fn manifest(store: &Store, image: &Image, config: &[u8], sent: &[Descriptor]) ->
         |layer: &Descriptor| Descriptor { media_type: oci_layer(&layer.media_type), ..layer.clone() };
     let layers = sent.iter().map(as_oci).collect();
     Ok((serde_json::to_vec(&Manifest::new(config, layers))?, OCI_MANIFEST.to_owned()))
-}
-
-fn layers(
-    store: &Store,
-    client: &Client,
-    image: &Image,
-    target: &Reference,
-    options: &Options,
-    progress: &Progress<'_>,
-) -> Result<Vec<Descriptor>> {
-    let jobs: Vec<(usize, &LayerReference)> = image.record.layers.iter().enumerate().collect();
-    let sent: Mutex<Vec<Option<Descriptor>>> = Mutex::new(vec![None; jobs.len()]);
-    let failure = Mutex::new(None);
-    let workers = options.parallel.clamp(1, jobs.len().max(1));
-    let queue = Mutex::new(jobs.into_iter());
-    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-    let failed = || failure.lock().unwrap_or_else(PoisonError::into_inner).is_some();
-    std::thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(|| {
-                while let (false, Some((at, layer))) = (failed(), next()) {
-                    match layer_of(store, client, image, layer, target, options, progress) {
-                        Ok(blob) => sent.lock().unwrap_or_else(PoisonError::into_inner)[at] = Some(blob),
-                        Err(error) => {
-                            let error = error.context(format!("layer {}", layer.diff_id.short()));
-                            failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-                        }
-                    }
-                }
-            });
-        }
-    });
-    if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        return Err(error);
-    }
-    let sent = sent.into_inner().unwrap_or_else(PoisonError::into_inner);
-    sent.into_iter().collect::<Option<Vec<_>>>().context("a layer was not sent")
-}
-
-fn layer_of(
-    store: &Store,
-    client: &Client,
-    image: &Image,
-    layer: &LayerReference,
-    target: &Reference,
-    options: &Options,
-    progress: &Progress<'_>,
-) -> Result<Descriptor> {
-    let as_it_came = Descriptor::new(layer.media_type.clone(), layer.digest.clone(), layer.size);
-    let packed = layer.digest != layer.diff_id;
-    if packed && client.has_blob(&layer.digest)? {
-        progress(Event::Existed(&layer.digest));
-        return Ok(as_it_came);
-    }
-    if let Ok(mut file) = File::open(store.blob_path(&layer.digest)) {
-        if let Some(mut upload) = client.start_upload(None, None)? {
-            upload.send(&mut file)?;
-            upload.finish(&layer.digest)?;
-        }
-        progress(Event::Done(&layer.digest));
-        return Ok(as_it_came);
-    }
-    for repository in neighbours(image, target).filter(|_| packed) {
-        match client.start_upload(Some(&layer.digest), Some(&repository))? {
-            None => {
-                progress(Event::Mounted(&layer.digest));
-                return Ok(as_it_came);
-            }
-            // The registry opened an upload instead, which expires by itself.
-            Some(_unused) => {}
-        }
-    }
-    let sent = pack(store, client, layer, options)?;
-    progress(Event::Done(&layer.digest));
-    Ok(sent)
-}
-
-/// Other repositories of the same registry that the image is known to be in.
-fn neighbours<'a>(image: &'a Image, target: &'a Reference) -> impl Iterator<Item = String> + 'a {
-    let known = image.record.repo_digests.iter().filter_map(|text| text.parse::<Reference>().ok());
-    let same =
-        move |known: &Reference| known.registry == target.registry && known.repository != target.repository;
-    known.filter(same).map(|known| known.repository)
-}
-
-/// Makes the tar stream again, packs it in one thread and sends it from another.
-fn pack(store: &Store, client: &Client, layer: &LayerReference, options: &Options) -> Result<Descriptor> {
-    let mut content = Layer::open(store, &layer.diff_id)?;
-    let Some(mut upload) = client.start_upload(None, None)? else { bail!("the registry opens no upload") };
-    let (mut writer, mut reader) = stream::pipe();
-    let (packed, sent) = std::thread::scope(|scope| {
-        let packing = scope.spawn(move || -> Result<Descriptor> {
-            let packed = save::compress(&mut content as &mut dyn Read, options.compression, &mut writer)?;
-            writer.flush()?;
-            writer.finish()?;
-            Ok(packed)
-        });
-        let sent = upload.send(&mut reader);
-        drop(reader);
-        (packing.join(), sent)
-    });
-    let packed = packed.unwrap_or_else(|_| bail!("the packing thread panicked"));
-    let packed = match (packed, sent) {
-        (Ok(packed), Ok(())) => packed,
-        (Err(error), Ok(())) | (Ok(_), Err(error)) => return Err(error),
-        (Err(packing), Err(sending)) => {
-            return Err(if stream::is_echo(&sending) { packing } else { sending });
-        }
-    };
-    upload.finish(&packed.digest)?;
-    Ok(packed)
 }
 
 /// `--compression-format`

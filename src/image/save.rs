@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::json;
 
 use crate::error::Error;
@@ -20,7 +20,7 @@ use crate::image::pack;
 use crate::image::reference::{Digest, Reference};
 use crate::image::skeleton;
 use crate::image::store::{Image, Store};
-use crate::image::stream::{Hashing, PIECE};
+use crate::image::stream::{self, Hashing, PIECE};
 use crate::image::tar::{Entry, Kind};
 use crate::image::workspace::Workspace;
 
@@ -115,6 +115,25 @@ impl Layer {
             .with_context(|| format!("cannot read layer {}", diff_id.short()))?;
         Ok(Self { stream: Hashing::new(stream), diff_id: diff_id.clone() })
     }
+
+    /// Makes the stream in a thread of its own, while `take` reads it.
+    fn meanwhile(mut self, take: impl FnOnce(&mut dyn Read) -> Result<()>) -> Result<()> {
+        let (mut writer, mut reader) = stream::pipe();
+        let (made, taken) = std::thread::scope(|scope| {
+            let making = scope.spawn(move || -> Result<()> {
+                pump(&mut self, &mut writer)?;
+                Ok(writer.finish()?)
+            });
+            let taken = take(&mut reader);
+            drop(reader);
+            (making.join(), taken)
+        });
+        match (made.unwrap_or_else(|_| bail!("the reading thread panicked")), taken) {
+            (Err(making), Err(taking)) if stream::is_echo(&making) => Err(taking),
+            (Err(making), _) => Err(making),
+            (Ok(()), taken) => taken,
+        }
+    }
 }
 
 impl Read for Layer {
@@ -137,7 +156,8 @@ fn docker(store: &Store, images: &[Chosen], target: &mut dyn Target) -> Result<(
         for layer in &layers {
             if written.insert(layer.digest.clone()) {
                 let name = format!("{}.tar", layer.digest.hex());
-                target.file(&name, layer.size, &mut Layer::open(store, &layer.digest)?)?;
+                Layer::open(store, &layer.digest)?
+                    .meanwhile(|stream| target.file(&name, layer.size, stream))?;
             }
         }
         let config = format!("{}.json", image.id.hex());

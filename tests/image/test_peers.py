@@ -103,6 +103,23 @@ class Peers(Standing):
         out, err = self.kelp("push", f"{host}/team/a:1", f"{host}/team/b:2")
         self.assertEqual(err.count("already there"), 2, err)
 
+    def test_a_layer_that_was_made_here_is_packed_once(self):
+        host, _ = self.docker_registry()
+        archive = self.home + "/root.tar"
+        with open(archive, "wb") as file:
+            file.write(tar(("x", os.urandom(50_000))))
+        self.kelp("import", archive, "local:1")
+        words = [("a:1", "pushed"), ("a:2", "already there"), ("b:1", "mounted")]
+        for name, word in words:
+            self.assertIn(word, self.kelp("push", "local:1", f"{host}/{name}")[1])
+        digests = {json.loads(self.skopeo("inspect", "--tls-verify=false", f"docker://{host}/{name}"))["Digest"] for name, _ in words}
+        self.assertEqual(len(digests), 1)
+        # Packed in another way it is another blob, and a registry that has lost it gets it again.
+        self.assertIn("pushed", self.kelp("push", "--compression-format", "zstd", "local:1", f"{host}/a:3")[1])
+        other, _ = self.docker_registry()
+        self.assertIn("pushed", self.kelp("push", "local:1", f"{other}/a:1")[1])
+        self.sound()
+
     def test_archives_go_both_ways(self):
         self.kelp("pull", "-q", self.source)
         home = self.home
