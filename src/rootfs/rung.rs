@@ -2,7 +2,7 @@
 //! when it was refused on this boot. The launch tries them for real; `doctor` prints the notes.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -60,24 +60,74 @@ pub struct Refusal {
     pub boot: String,
 }
 
+impl Refusal {
+    /// Whether what was refused for one root is refused for another: the layers of a store lie on one file system,
+    /// and where some are too many for the kernel, more are as well.
+    fn holds_for(&self, root: &Root) -> bool {
+        match (&self.root, root) {
+            (Root::Layers(here), Root::Layers(there)) => {
+                store_of(here) == store_of(there) && here.len() <= there.len()
+            }
+            (here, there) => here == there,
+        }
+    }
+}
+
+/// `layers/` of `layers/DIFFID/tree`.
+fn store_of(layers: &[PathBuf]) -> Option<&Path> {
+    layers.first()?.parent()?.parent()
+}
+
+/// How many are kept.
+const MOST: usize = 16;
+
 fn note(paths: &Paths) -> PathBuf {
-    paths.runtime.join("rootfs-refusal.json")
+    paths.runtime.join("rootfs-refusals.json")
+}
+
+fn refusals(paths: &Paths) -> Vec<Refusal> {
+    let mut all: Vec<Refusal> = record::read(&note(paths)).ok().flatten().unwrap_or_default();
+    let boot = paths::boot_id();
+    all.retain(|refusal| refusal.boot == boot);
+    all
 }
 
 /// Keeps why `rung` was refused.
 pub fn refuse(paths: &Paths, rung: Rung, root: &Root, reason: &str) -> Result<()> {
-    let root = root.clone();
-    let refusal = Refusal { rung, root, reason: reason.to_owned(), boot: paths::boot_id() };
-    record::write(&note(paths), &refusal, Durability::Boot)
+    let new = Refusal { rung, root: root.clone(), reason: reason.to_owned(), boot: paths::boot_id() };
+    let mut all = refusals(paths);
+    all.retain(|known| !new.holds_for(&known.root));
+    all.insert(0, new);
+    all.truncate(MOST);
+    record::write(&note(paths), &all, Durability::Boot)
 }
 
 /// What was refused for `root` on this boot.
 pub fn refused(paths: &Paths, root: &Root) -> Option<Refusal> {
-    let refusal: Option<Refusal> = record::read(&note(paths)).ok().flatten();
-    refusal.filter(|refusal| refusal.root == *root && refusal.boot == paths::boot_id())
+    refusals(paths).into_iter().find(|refusal| refusal.holds_for(root))
 }
 
-/// Forgets the refusal, when the rung works again.
+/// Forgets the refusals, when the rung works again.
 pub fn allow(paths: &Paths) {
     let _ = std::fs::remove_file(note(paths));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_holds_for_as_many_layers_of_the_same_store() {
+        let layers = |store: &str, count: usize| {
+            Root::Layers((0..count).map(|at| format!("/{store}/layers/{at}/tree").into()).collect())
+        };
+        let refused =
+            |root| Refusal { rung: Rung::KernelOverlay, root, reason: String::new(), boot: String::new() };
+        assert!(refused(layers("a", 2)).holds_for(&layers("a", 2)));
+        assert!(refused(layers("a", 1)).holds_for(&layers("a", 3)));
+        assert!(!refused(layers("a", 300)).holds_for(&layers("a", 2)));
+        assert!(!refused(layers("a", 1)).holds_for(&layers("b", 1)));
+        assert!(!refused(layers("a", 1)).holds_for(&Root::Host));
+        assert!(refused(Root::Host).holds_for(&Root::Host));
+    }
 }

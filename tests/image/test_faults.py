@@ -231,6 +231,13 @@ class Plain(Containers):
         self.sound()
         self.assertEqual(self.left(), [])
 
+    def test_a_refused_overlay_is_told_once(self):
+        """Kernel overlay wants attributes: what is refused for one image of a store is refused for all."""
+        other = self.registry().add("other", Image(root(), tar(("other", b"1")), tar(("third", b"1"))))
+        self.kelp("pull", "-q", other)
+        warned = ["refused" in self.kelp("run", "--rm", name, "sh", "-c", "")[1] for name in (self.name, other, self.name, "@host", other)]
+        self.assertEqual(warned, [True, False, False, False, False])
+
     def test_two_pulls_and_a_kill(self):
         self.kelp("rmi", self.name)
         pulls = [self.start("pull", "-q", self.name) for _ in range(3)]
