@@ -5,7 +5,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -72,7 +72,12 @@ fn served(step: &RootStep, socket: BorrowedFd<'_>) -> Result<OwnedFd> {
         RootSource::Host(_) => Path::new("/"),
     };
     if step.upper == Upper::Fresh {
-        let mode = below.metadata().map_or(0o755, |found| found.permissions().mode() & 0o7777);
+        let found = below.metadata();
+        if let (Ok(found), RootSource::Layers(_)) = (&found, &step.source) {
+            // The image's root folder is its root's, whoever that is here.
+            let _ = std::os::unix::fs::chown("upper", Some(found.uid()), Some(found.gid()));
+        }
+        let mode = found.map_or(0o755, |found| found.permissions().mode() & 0o7777);
         fs::set_permissions("upper", fs::Permissions::from_mode(mode))?;
         if let RootSource::Host(pieces) = &step.source {
             replace(pieces).context("make the container's own folders")?;

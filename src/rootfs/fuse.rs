@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use fuse_overlay::config::{Config, Directory, Limits, Lower, Owner};
+use fuse_overlay::config::{Config, Directory, IdRange, Limits, Lower, Owner};
 use fuse_overlay::overlay::Overlay;
 use fuse_overlay::transport::{mounting, session};
 use nix::sched::CloneFlags;
@@ -20,6 +20,7 @@ use crate::spec::resources::Throttle;
 use crate::stage::{self, Number};
 use crate::sys::mount::{FsOption, fsmount};
 use crate::sys::{memory, process};
+use crate::userns::numbers::{Numbers, Run};
 
 /// `argv[0]` of the helper.
 pub const NAME: &str = "kelp-fuse";
@@ -49,6 +50,8 @@ pub struct Request {
     pub volatile: bool,
     /// Whether the user namespace has an id 0.
     pub has_root: bool,
+    /// How the container sees the owners of files, if that is not how they carry them.
+    pub numbers: Option<Numbers>,
     pub bytes: u64,
     pub inodes: u64,
     pub throttle: Throttle,
@@ -132,6 +135,8 @@ fn prepare(request: &Request) -> Result<(Arc<Overlay>, OwnedFd)> {
 }
 
 fn config(request: &Request) -> Config {
+    let numbers = request.numbers.clone().unwrap_or_default();
+    let (uid, gid) = numbers.of_root();
     let lower = |layer: &Layer| Lower {
         directory: Directory::Path(layer.path.clone()),
         xdev: false,
@@ -142,7 +147,9 @@ fn config(request: &Request) -> Config {
         lowers: request.layers.iter().map(lower).collect(),
         upper: Some(Directory::Path(request.folder.join("upper"))),
         work: Some(Directory::Path(request.folder.join("work"))),
-        squash_unmapped: request.has_root.then_some(Owner { uid: 0, gid: 0 }),
+        squash_unmapped: request.has_root.then_some(Owner { uid, gid }),
+        uid_map: ranges(&numbers.uid),
+        gid_map: ranges(&numbers.gid),
         limits: Limits {
             bytes: request.bytes,
             inodes: request.inodes,
@@ -154,6 +161,10 @@ fn config(request: &Request) -> Config {
         volatile: request.volatile,
         ..Config::default()
     }
+}
+
+fn ranges(runs: &[Run]) -> Vec<IdRange> {
+    runs.iter().map(|run| IdRange { inside: run.shown, outside: run.carried, count: run.count }).collect()
 }
 
 fn relative(path: &Path) -> Vec<u8> {

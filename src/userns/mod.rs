@@ -3,6 +3,7 @@
 
 pub mod check;
 pub mod maps;
+pub mod numbers;
 pub mod refusal;
 pub mod setuid;
 pub mod subordinate;

@@ -37,6 +37,7 @@ use crate::supervise::service::{Server, Service};
 use crate::supervise::{secrets, signals};
 use crate::sys::process;
 use crate::userns::maps::{self, IdMaps};
+use crate::userns::numbers::Numbers;
 use crate::view::numbers::Subject;
 use crate::view::server::{self, View};
 
@@ -179,8 +180,9 @@ fn attempt(
     if request.resources.strict && hold.served != hold.enforced {
         leave_out_the_server(&mut ladder)?;
     }
-    let from = if hold.wants_server() {
-        // Only our own overlay can be slow on purpose.
+    let numbers = numbers(request, maps)?;
+    let from = if hold.wants_server() || (used.is_none() && numbers.is_some()) {
+        // Only our own overlay can be slow on purpose, or give owners other numbers.
         ladder.sort_by_key(|rung| *rung != Rung::FuseOverlay);
         ladder.first().copied().unwrap_or(Rung::Through)
     } else {
@@ -190,8 +192,8 @@ fn attempt(
     let may_clear = used.is_none() && !container.is_filled();
     let mut reasons = Vec::new();
     for rung in ladder.iter().skip_while(|rung| **rung != from) {
-        let most = hold.inherited.processes;
-        spec.process.inherited.processes = most.map(|most| most.saturating_add(served_by(&spec, *rung)));
+        say_owners(*rung, numbers.as_ref(), warn);
+        spec.process.inherited.processes = most_processes(hold, &spec, *rung);
         let layer = Layer { upper, remove: request.remove };
         let plan = plan_for(&spec, &container.folder, maps, *rung, layer, secrets.clone())?;
         let streams = monitor.connect(request.terminal, request.interactive)?;
@@ -201,6 +203,7 @@ fn attempt(
             container,
             warn,
             root: &spec.root,
+            numbers: numbers.clone(),
             storage: request.storage,
             throttle: hold.throttle,
             maps,
@@ -249,12 +252,28 @@ fn attempt(
         .into())
 }
 
+fn say_owners(rung: Rung, numbers: Option<&Numbers>, warn: &mut dyn FnMut(&str)) {
+    if rung == Rung::KernelOverlay && numbers.is_some() {
+        warn("kernel overlay shows the image's files with other owners under these id maps");
+    }
+}
+
+/// How a container with these maps is to see the owners of an image's files, which every container has in common.
+fn numbers(request: &Request, maps: &IdMaps) -> Result<Option<Numbers>> {
+    match request.root {
+        Root::Layers(_) if request.userns != UserNamespace::Auto => {
+            Ok(Numbers::between(&maps::choose(&UserNamespace::Auto)?, maps))
+        }
+        _ => Ok(None),
+    }
+}
+
 /// The helpers are in the container's user namespace, where the kernel counts its processes.
-fn served_by(spec: &Spec, rung: Rung) -> u64 {
+fn most_processes(hold: &Hold, spec: &Spec, rung: Rung) -> Option<u64> {
     let root = if rung == Rung::FuseOverlay { fuse::threads() } else { 0 };
     let network = if spec.engine.is_some() { engine::THREADS } else { 0 };
     let view = if spec.view { server::THREADS } else { 0 };
-    root + network + view
+    hold.inherited.processes.map(|most| most.saturating_add(root + network + view))
 }
 
 /// Whom the view is about; the number of its first process is not known yet.
@@ -357,6 +376,7 @@ struct Watch<'a, 'b> {
     container: &'a mut Container,
     warn: &'b mut dyn FnMut(&str),
     root: &'a Root,
+    numbers: Option<Numbers>,
     storage: Storage,
     throttle: Throttle,
     maps: &'a IdMaps,
@@ -424,6 +444,7 @@ impl Watcher for Watch<'_, '_> {
             folder: self.container.folder.clone(),
             volatile: self.container.status.remove,
             has_root: self.maps.has_root(),
+            numbers: self.numbers.take(),
             bytes: self.storage.bytes,
             inodes: self.storage.inodes,
             throttle: self.throttle,

@@ -13,9 +13,10 @@ use crate::error::Error;
 use crate::image::store::{Image, Store};
 use crate::paths::Paths;
 use crate::rootfs::rung::Rung;
-use crate::spec::request::{Request, UserNamespace};
+use crate::spec::request::{Driver, Request, UserNamespace};
 use crate::sys::process;
 use crate::userns::maps::{self, IdMaps, Shift};
+use crate::userns::numbers::Numbers;
 use crate::userns::within;
 
 /// A container's layers.
@@ -82,8 +83,25 @@ impl Contents {
         Ok(())
     }
 
+    /// Whether the files lie as those of the image do, and the user-space overlay shows the container other owners
+    /// than they carry in its user namespace.
+    pub fn is_renumbered(&self) -> Result<bool> {
+        let is_served = match self.rung {
+            Some(rung) => rung == Rung::FuseOverlay,
+            None => self.request.storage.driver != Some(Driver::Overlay),
+        };
+        if !is_served || self.request.userns == UserNamespace::Auto {
+            return Ok(false);
+        }
+        let (files, own) = (maps::choose(&UserNamespace::Auto)?, maps::choose(&self.request.userns)?);
+        Ok(Numbers::between(&files, &own).is_some())
+    }
+
     /// The id maps under which the container's files got their owners.
     pub fn maps(&self) -> Result<IdMaps> {
+        if self.is_renumbered()? {
+            return maps::choose(&UserNamespace::Auto);
+        }
         match &self.process {
             Some(process) => IdMaps::of_process(process.pid),
             None => maps::choose(&self.request.userns),
@@ -99,6 +117,6 @@ impl Contents {
     /// Maps in which somebody is root who may read and write what the container has.
     pub fn root_maps(&self) -> Result<IdMaps> {
         let maps = maps::choose(&self.request.userns)?;
-        if maps.has_root() { Ok(maps) } else { maps::choose(&UserNamespace::Auto) }
+        if maps.has_root() && !self.is_renumbered()? { Ok(maps) } else { maps::choose(&UserNamespace::Auto) }
     }
 }

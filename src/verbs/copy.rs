@@ -159,9 +159,10 @@ fn inside(
             let Some(mut container) = Container::open(&contents.folder)? else {
                 bail!("container {name} is just being started or removed");
             };
+            let is_renumbered = contents.is_renumbered()?;
             let mut open = || -> Result<View> {
                 let view = View::open(&contents.lowers, Access::Write(&contents.folder))?;
-                keep_rung(&mut container, &view)?;
+                keep_rung(&mut container, &view, is_renumbered)?;
                 Ok(view)
             };
             let work =
@@ -178,12 +179,12 @@ fn inside(
 }
 
 /// A container that has never started has a layer now, which its start must not take for the remains of a failure.
-fn keep_rung(container: &mut Container, view: &View) -> Result<()> {
+fn keep_rung(container: &mut Container, view: &View, is_renumbered: bool) -> Result<()> {
     if container.status.rung.is_some() {
         return Ok(());
     }
-    let asked = container.made.request.storage.driver;
-    container.status.rung = Some(if asked == Some(Driver::Fuse) { Rung::FuseOverlay } else { view.rung() });
+    let is_served = is_renumbered || container.made.request.storage.driver == Some(Driver::Fuse);
+    container.status.rung = Some(if is_served { Rung::FuseOverlay } else { view.rung() });
     container.keep()
 }
 

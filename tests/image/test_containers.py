@@ -214,6 +214,41 @@ class Commit(Containers):
                     name, uid, gid = line.split()
                     self.assertEqual(found[name[1:]], (int(uid), int(gid)), line)
 
+    def test_an_images_files_are_the_images_under_other_id_maps(self):
+        """Layers lie as the automatic maps have them; the user-space overlay shows their owners to containers with others."""
+        if KIND == "one":
+            # The one id can be called otherwise, and then all files are its own.
+            stat = ["stat", "-c", "%u", "/etc/passwd"]
+            return self.assertEqual(self.kelp("run", "--rm", "--userns", "keep-id", self.name, *stat)[0], f"{os.getuid()}\n")
+        self.kelp("commit", self.owned(), "owned:1")
+        stat = "stat -c '%n %u %g' / /etc/shadow /etc/passwd /mine"
+        wanted = "/ 0 0\n/etc/shadow 0 42\n/etc/passwd 0 0\n/mine 5 7\n"
+        for userns in ("keep-id", "keep-id:uid=200000,gid=200000"):
+            with self.subTest(userns):
+                flags = ["--userns", userns, "owned:1", "sh", "-c"]
+                self.assertEqual(self.kelp("run", "--rm", *flags, stat)[0], wanted)
+                script = "echo x > /tmp/own; echo x > /new; chown 8:9 /new; echo y >> /mine; stat -c '%u %g' /new /mine"
+                self.assertEqual(self.kelp("run", "--name", "k", "--user", "0:0", *flags, script)[0], "8 9\n5 7\n")
+                self.kelp("commit", "k", "kept:1")
+                self.assertEqual(self.in_image("kept:1", stat + " /new"), wanted + "/new 8 9\n")
+                with tarfile.open(fileobj=io.BytesIO(self.kelp("export", "k", text=False)[0])) as archive:
+                    found = {member.name: (member.uid, member.gid) for member in archive}
+                self.assertEqual((found["new"], found["mine"], found["etc/shadow"]), ((8, 9), (5, 7), (0, 42)))
+                self.kelp("rm", "k")
+                # What is copied to one that has not started yet lies there in the same way.
+                self.kelp("create", "--name", "k", *flags, "stat -c '%u %g' / /mine /etc/copied")
+                with open(self.home + "/copied", "w") as file:
+                    file.write("copied")
+                self.kelp("cp", self.home + "/copied", "k:/etc/copied")
+                self.assertEqual(self.kelp("start", "-a", "k")[0], "0 0\n5 7\n0 0\n")
+                self.kelp("rm", "k")
+        warned = self.kelp("run", "--rm", "--storage-driver", "overlay", "--userns", "keep-id", "owned:1", "sh", "-c", "")[1]
+        self.assertIn("other owners", warned)
+
+    def owned(self):
+        self.run_in("echo x > /mine; chown 5:7 /mine", name="owned")
+        return "owned"
+
     def test_only_what_changed_is_in_the_layer(self):
         for driver in DRIVERS:
             with self.subTest(driver):

@@ -1,0 +1,151 @@
+//! The ids of files that were laid out under one id map, for a container that has another: how the container is to
+//! see each, and how its user namespace numbers the same id of the host. Pure arithmetic on ranges.
+
+use serde::{Deserialize, Serialize};
+
+use crate::userns::maps::{IdMaps, Line};
+
+/// A run of ids: the first as it is shown, the first as files carry it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    pub shown: u32,
+    pub carried: u32,
+    pub count: u32,
+}
+
+/// For both kinds of ids.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Numbers {
+    pub uid: Vec<Run>,
+    pub gid: Vec<Run>,
+}
+
+impl Numbers {
+    /// Of files that were laid out under `files`, in a container with `container`; `None` if its numbers are theirs, or
+    /// if it has no id 0 to show.
+    pub fn between(files: &IdMaps, container: &IdMaps) -> Option<Self> {
+        let numbers = Self { uid: runs(&files.uid, &container.uid), gid: runs(&files.gid, &container.gid) };
+        let differs = |runs: &[Run]| runs.iter().any(|run| run.shown != run.carried);
+        (container.has_root() && (differs(&numbers.uid) || differs(&numbers.gid))).then_some(numbers)
+    }
+
+    /// The numbers that files of root carry.
+    pub fn of_root(&self) -> (u32, u32) {
+        let root = |runs: &[Run]| runs.iter().find(|run| run.shown == 0).map_or(0, |run| run.carried);
+        (root(&self.uid), root(&self.gid))
+    }
+}
+
+/// First and end.
+type Span = (u32, u32);
+
+fn runs(files: &[Line], container: &[Line]) -> Vec<Run> {
+    let own = spans(container);
+    let mut runs = Vec::new();
+    for file in files {
+        for line in container {
+            let first = file.host.0.max(line.host.0);
+            let end = file.host.0.saturating_add(file.count).min(line.host.0.saturating_add(line.count));
+            if first < end {
+                let shown = file.container.0 + (first - file.host.0);
+                let carried = line.container.0 + (first - line.host.0);
+                runs.extend(within(Run { shown, carried, count: end - first }, &own));
+            }
+        }
+    }
+    // What is left on both sides, such as a large id of the user's own and the last of the files', goes together.
+    let mut shown = without(own.clone(), runs.iter().map(|run| (run.shown, run.shown + run.count)));
+    let mut carried = without(own, runs.iter().map(|run| (run.carried, run.carried + run.count)));
+    while let (Some(to), Some(from)) = (shown.first_mut(), carried.first_mut()) {
+        let count = (to.1 - to.0).min(from.1 - from.0);
+        runs.push(Run { shown: to.0, carried: from.0, count });
+        (to.0, from.0) = (to.0 + count, from.0 + count);
+        shown.retain(|span| span.0 < span.1);
+        carried.retain(|span| span.0 < span.1);
+    }
+    runs
+}
+
+/// The ids that the container has, what touches as one.
+fn spans(container: &[Line]) -> Vec<Span> {
+    let mut all: Vec<Span> = container
+        .iter()
+        .map(|line| (line.container.0, line.container.0.saturating_add(line.count)))
+        .collect();
+    all.sort_unstable();
+    let mut whole: Vec<Span> = Vec::new();
+    for span in all {
+        match whole.last_mut() {
+            Some(last) if last.1 >= span.0 => last.1 = last.1.max(span.1),
+            _ => whole.push(span),
+        }
+    }
+    whole
+}
+
+/// The parts of a run that the container can show.
+fn within(run: Run, own: &[Span]) -> impl Iterator<Item = Run> {
+    own.iter().filter_map(move |(first, end)| {
+        let (from, to) = (run.shown.max(*first), (run.shown + run.count).min(*end));
+        let part = |()| Run { shown: from, carried: run.carried + (from - run.shown), count: to - from };
+        (from < to).then_some(()).map(part)
+    })
+}
+
+fn without(mut spans: Vec<Span>, taken: impl Iterator<Item = Span>) -> Vec<Span> {
+    for (first, end) in taken {
+        let cut = |span: Span| [(span.0, span.1.min(first)), (span.0.max(end), span.1)];
+        spans = spans.into_iter().flat_map(cut).filter(|span| span.0 < span.1).collect();
+    }
+    spans
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{ContainerId, HostId};
+    use crate::userns::maps::Writer;
+
+    fn maps(lines: &[(u32, u32, u32)]) -> IdMaps {
+        let line = |&(container, host, count): &(u32, u32, u32)| Line {
+            container: ContainerId(container),
+            host: HostId(host),
+            count,
+        };
+        let lines: Vec<Line> = lines.iter().map(line).collect();
+        IdMaps {
+            uid: lines.clone(),
+            gid: lines,
+            writer: Writer::Direct,
+            deny_setgroups: false,
+            weaker_because: None,
+        }
+    }
+
+    #[test]
+    fn a_kept_id_changes_places_with_root() {
+        let files = maps(&[(0, 1000, 1), (1, 100_000, 65_536)]);
+        let kept = maps(&[(0, 100_000, 1000), (1000, 1000, 1), (1001, 101_000, 64_536)]);
+        let numbers = Numbers::between(&files, &kept).unwrap();
+        let run = |shown, carried, count| Run { shown, carried, count };
+        assert_eq!(numbers.uid, [run(0, 1000, 1), run(1, 0, 1000), run(1001, 1001, 64_536)]);
+        assert_eq!(numbers.of_root(), (1000, 1000));
+    }
+
+    #[test]
+    fn an_id_beyond_those_of_files_takes_the_place_of_the_last() {
+        let files = maps(&[(0, 200_000, 1), (1, 100_000, 65_536)]);
+        let kept = maps(&[(0, 100_000, 65_536), (200_000, 200_000, 1)]);
+        let numbers = Numbers::between(&files, &kept).unwrap();
+        let run = |shown, carried, count| Run { shown, carried, count };
+        assert_eq!(numbers.uid, [run(0, 200_000, 1), run(1, 0, 65_535), run(200_000, 65_535, 1)]);
+    }
+
+    #[test]
+    fn the_same_numbers_and_a_namespace_without_root_need_nothing() {
+        let files = maps(&[(0, 1000, 1), (1, 100_000, 65_536)]);
+        assert_eq!(Numbers::between(&files, &files), None);
+        assert_eq!(Numbers::between(&files, &maps(&[(0, 1000, 1)])), None);
+        assert_eq!(Numbers::between(&files, &maps(&[(1000, 1000, 1)])), None);
+    }
+}
