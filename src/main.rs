@@ -59,7 +59,6 @@ fn stage_by_name() -> Option<std::process::ExitCode> {
         launch::stage::NAME => launch::stage::resume,
         rootfs::fuse::NAME => rootfs::fuse::serve,
         network::engine::NAME => network::engine::serve,
-        verbs::monitor::NAME => verbs::monitor::serve,
         supervise::member::NAME => supervise::member::serve,
         view::server::NAME => view::server::serve,
         _ => return None,

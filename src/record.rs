@@ -5,7 +5,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -158,16 +158,9 @@ impl Lock {
         inscription(&self.0)
     }
 
-    /// The lock's descriptor, for the process that takes the lock over.
+    /// The lock's descriptor: a lock belongs to the open file, so it is held for as long as a process has it open.
     pub fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
-    }
-
-    /// Takes a lock over from the process that started this one: a lock belongs to the open file.
-    pub fn inherited(fd: OwnedFd) -> Result<Self> {
-        let file = File::from(fd);
-        file.try_lock().context("cannot take the lock over")?;
-        Ok(Self(file))
     }
 }
 

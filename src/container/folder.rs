@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -212,16 +212,9 @@ impl Container {
             .with_context(|| format!("cannot write {}/lock", self.folder.display()))
     }
 
-    /// Takes over the lock that the process which started this one held.
-    pub fn inherited(folder: &Path, lock: OwnedFd) -> Result<Self> {
-        let lock = Lock::inherited(lock)?;
-        let container = Self::read(folder, lock)?;
-        container.with_context(|| format!("{} has no record", folder.display()))
-    }
-
-    /// The lock's descriptor, for `inherited`.
-    pub fn lock(&self) -> BorrowedFd<'_> {
-        self.lock.as_fd()
+    /// Its lock, and whatever else it has open: for a process that goes on with it and nothing else.
+    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.journal.descriptor().into_iter().chain([self.lock.as_fd()])
     }
 
     /// Takes the lock of a container that nobody watches; `None` while somebody does, and if it is gone.

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -60,6 +61,11 @@ pub struct Journal {
 impl Journal {
     pub fn of(store: &Path) -> Self {
         Self { path: store.join(NAME), file: None }
+    }
+
+    /// Its file, if it has been opened.
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.file.as_ref().map(AsFd::as_fd)
     }
 
     /// Appends an event of now.

@@ -165,12 +165,13 @@ impl Monitor {
             let ended = self.turn(container, Some(running), due)?;
             self.restraint.turn();
             self.check(container, Some(running));
-            if !ended {
-                self.miss(container, running, warn)?;
-            }
+            // A program may end by the loss of its root before the loss is seen.
+            self.servers_ended |= ended;
+            self.miss(container, running, warn)?;
             if settled.take_if(|at| *at <= Instant::now()).is_some() {
                 // Only memory is at stake.
                 let _ = memory::release_code();
+                memory::release_heap();
             }
             if self.kill_at.is_some_and(|at| at <= Instant::now()) {
                 self.kill_at = None;

@@ -20,6 +20,12 @@ pub fn release_code() -> io::Result<()> {
     outcome
 }
 
+/// Gives free heap back (`malloc_trim(3)`).
+pub fn release_heap() {
+    // SAFETY: the call takes a number and touches nothing that is allocated.
+    unsafe { libc::malloc_trim(0) };
+}
+
 /// The first object that dl_iterate_phdr(3) shows is the program; the others are not looked at.
 unsafe extern "C" fn release(
     object: *mut libc::dl_phdr_info,

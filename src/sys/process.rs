@@ -2,9 +2,10 @@
 //! wrappers would synchronise threads that do not exist, or where `nix` has no wrapper.
 #![allow(unsafe_code)]
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
 
 fn done(value: libc::c_long) -> io::Result<()> {
     if value < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
@@ -116,6 +117,25 @@ pub fn rename(name: &CString) -> io::Result<()> {
     done(unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr(), 0, 0, 0) }.into())
 }
 
+/// The same, and in place of the words that the program was started with, so that all of `ps` shows the new name alone.
+///
+/// # Errors
+/// The words can't be found or written, as in a process that is not dumpable; the name is taken all the same.
+pub fn retitle(name: &CStr) -> io::Result<()> {
+    rename(&name.to_owned())?;
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    // proc_pid_stat(5): after the name in parentheses comes the third field; arg_start and arg_end are 48 and 49.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let mut places = fields.split_whitespace().skip(45).map_while(|field| field.parse::<u64>().ok());
+    let (Some(start), Some(end)) = (places.next(), places.next()) else {
+        return Err(io::ErrorKind::NotFound.into());
+    };
+    let room = usize::try_from(end.saturating_sub(start)).unwrap_or(0).saturating_sub(1);
+    let name = name.to_bytes();
+    let words: Vec<u8> = name.iter().copied().take(room).chain(std::iter::repeat(0)).take(room).collect();
+    std::fs::File::options().write(true).open("/proc/self/mem")?.write_all_at(&words, start)
+}
+
 /// `setresuid(2)` of the calling thread by the raw call: all three ids.
 pub fn setresuid(uid: u32) -> io::Result<()> {
     // SAFETY: the ids are passed by value.
@@ -146,6 +166,21 @@ pub fn close_from(first: RawFd, at_exec: bool) -> io::Result<()> {
         }
         other => other,
     }
+}
+
+/// Closes whatever is no standard stream and not `kept`.
+pub fn close_others(kept: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut numbers: Vec<RawFd> = kept.iter().map(AsRawFd::as_raw_fd).collect();
+    numbers.sort_unstable();
+    let mut first = 3;
+    for number in numbers {
+        for closed in first..number {
+            // SAFETY: the caller owns no other descriptor that it uses later; a number that is not open gives EBADF.
+            unsafe { libc::close(closed) };
+        }
+        first = first.max(number + 1);
+    }
+    close_from(first, false)
 }
 
 fn close_each(first: RawFd, at_exec: bool) -> io::Result<()> {

@@ -66,7 +66,7 @@ pub fn detached(request: Request, made: Made<'_>, warn: &mut dyn FnMut(&str)) ->
     let container = Container::create(&paths, request, Naming::Reserved)?;
     made(&container.made.id)?;
     let id = container.made.id.clone();
-    let line = monitor::start(container)?;
+    let line = monitor::start(&paths, container)?;
     line.say(&ToMonitor::Begin, None)?;
     await_running(&line, warn)?;
     Ok(id)
@@ -103,7 +103,7 @@ fn attached_to(
     let container = Container::create(&paths, request, Naming::Reserved)?;
     made(&container.made.id)?;
     let folder = container.folder.clone();
-    let line = monitor::start(container)?;
+    let line = monitor::start(&paths, container)?;
     let attached = Attached::new(&line, what)?;
     line.say(&ToMonitor::Begin, None)?;
     let left = attached.serve(&signals, warn)?;

@@ -47,7 +47,7 @@ pub fn begin(paths: &Paths, word: &str) -> Result<Option<(Known, Line)>> {
     }
     container.status.restarts = 0;
     container.become_state(State::Starting)?;
-    Ok(Some((known, monitor::start(container)?)))
+    Ok(Some((known, monitor::start(paths, container)?)))
 }
 
 /// Starts a container and waits until its program runs.

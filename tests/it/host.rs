@@ -32,6 +32,19 @@ fn processes() -> Vec<(i32, i32, String)> {
     read.collect()
 }
 
+/// The processes of this name whose parent is `parent`, those that have ended too.
+pub(crate) fn children_called(parent: i32, name: &str) -> Vec<i32> {
+    let parent = parent.to_string();
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let found = entries.filter_map(|entry| {
+        let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+        let (head, tail) = stat.rsplit_once(')')?;
+        let (pid, called) = head.split_once(" (")?;
+        (called == name && tail.split_whitespace().nth(1) == Some(&parent)).then(|| pid.parse().ok())?
+    });
+    found.collect()
+}
+
 /// Everything alive below a process, itself left out.
 pub(crate) fn below(top: i32) -> Vec<(i32, String)> {
     let all = processes();

@@ -38,6 +38,12 @@ pub(crate) fn reap() {
     while unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) } > 0 {}
 }
 
+/// Reaps one child, if it has ended.
+pub(crate) fn reap_one(pid: i32) {
+    // SAFETY: a null status is allowed.
+    unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::WNOHANG) };
+}
+
 /// A new terminal: the end that a person sits at, and the end that a program gets.
 pub(crate) fn terminal() -> (OwnedFd, OwnedFd) {
     let (mut ours, mut theirs) = (-1, -1);
