@@ -1,6 +1,9 @@
 //! The verbs that give an order to containers by name: start, stop, restart, kill, wait, rm, rename. Each takes
 //! several; one that fails does not keep the others from it.
 
+use std::fs;
+use std::path::PathBuf;
+
 use anyhow::Result;
 use clap::Args;
 
@@ -56,11 +59,35 @@ fn together(words: &[String], paths: &Paths, give: impl Fn(&str) -> Result<Given
     Ok(status)
 }
 
+/// Containers by name and by files that hold an id, as `run --cidfile` writes them.
+#[derive(Debug, Args)]
+struct Named {
+    #[arg(value_name = "CONTAINER", required_unless_present_any = ["all", "cidfile"])]
+    containers: Vec<String>,
+    /// A container whose id is in the file
+    #[arg(long, value_name = "FILE")]
+    cidfile: Vec<PathBuf>,
+}
+
+impl Named {
+    /// # Errors
+    /// A file can't be read.
+    fn words(&self) -> Result<Vec<String>> {
+        let mut words = self.containers.clone();
+        for file in &self.cidfile {
+            let refused = |error| Error::usage(format!("cannot read --cidfile {}: {error}", file.display()));
+            let text = fs::read_to_string(file).map_err(refused)?;
+            words.push(text.lines().next().unwrap_or_default().to_owned());
+        }
+        Ok(words)
+    }
+}
+
 /// Stop containers
 #[derive(Debug, Args)]
 pub struct StopArgs {
-    #[arg(value_name = "CONTAINER", required_unless_present = "all")]
-    containers: Vec<String>,
+    #[command(flatten)]
+    named: Named,
     /// Seconds until the container is killed; -1 waits for ever
     #[arg(short, long, visible_alias = "timeout", value_name = "SECONDS", allow_negative_numbers = true)]
     time: Option<i64>,
@@ -78,8 +105,8 @@ pub struct StopArgs {
 pub fn stop(arguments: StopArgs) -> Result<i32> {
     let paths = Paths::find()?;
     let signal = arguments.signal.as_deref().map(words::signal).transpose()?;
-    let mut containers =
-        chosen(&paths, &arguments.containers, arguments.all, |known| known.status.state.is_live());
+    let named = arguments.named.words()?;
+    let mut containers = chosen(&paths, &named, arguments.all, |known| known.status.state.is_live());
     if arguments.ignore {
         containers.retain(|word| list::find(&paths, word).is_ok());
     }
@@ -111,8 +138,8 @@ pub fn restart(arguments: RestartArgs) -> Result<i32> {
 /// Send a signal to containers
 #[derive(Debug, Args)]
 pub struct KillArgs {
-    #[arg(value_name = "CONTAINER", required_unless_present = "all")]
-    containers: Vec<String>,
+    #[command(flatten)]
+    named: Named,
     /// Signal to send
     #[arg(short, long, default_value = "KILL")]
     signal: String,
@@ -124,8 +151,8 @@ pub struct KillArgs {
 pub fn kill(arguments: KillArgs) -> Result<i32> {
     let paths = Paths::find()?;
     let signal = words::signal(&arguments.signal)?;
-    let containers =
-        chosen(&paths, &arguments.containers, arguments.all, |known| known.status.state.is_live());
+    let named = arguments.named.words()?;
+    let containers = chosen(&paths, &named, arguments.all, |known| known.status.state.is_live());
     each(&containers, |word| order::kill(&paths, word, signal).map(|()| word.to_owned()))
 }
 
@@ -168,8 +195,8 @@ pub fn wait(arguments: WaitArgs) -> Result<i32> {
 /// Remove containers
 #[derive(Debug, Args)]
 pub struct RmArgs {
-    #[arg(value_name = "CONTAINER", required_unless_present = "all")]
-    containers: Vec<String>,
+    #[command(flatten)]
+    named: Named,
     /// Kill a container that runs
     #[arg(short, long)]
     force: bool,
@@ -189,7 +216,8 @@ pub struct RmArgs {
 
 pub fn rm(arguments: RmArgs) -> Result<i32> {
     let paths = Paths::find()?;
-    let mut containers = chosen(&paths, &arguments.containers, arguments.all, |_| true);
+    let named = arguments.named.words()?;
+    let mut containers = chosen(&paths, &named, arguments.all, |_| true);
     if arguments.ignore {
         containers.retain(|word| list::find(&paths, word).is_ok());
     }

@@ -2,7 +2,7 @@
 //! containers take no longer than a few.
 
 use anyhow::Result;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use crate::cli::choice::{self, Choice};
@@ -34,6 +34,10 @@ pub struct PsArgs {
     /// The last one that was made
     #[arg(short, long, conflicts_with = "last")]
     latest: bool,
+    /// The order of the rows: command, created, id, image, names, runningfor, size or status [default: created, the last
+    /// first]
+    #[arg(long, value_name = "KEY")]
+    sort: Option<SortKey>,
     /// Say how much each has written
     #[arg(short, long)]
     size: bool,
@@ -51,6 +55,35 @@ pub struct PsArgs {
     noheading: bool,
 }
 
+/// What podman's `ps --sort` knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum SortKey {
+    Command,
+    Created,
+    Id,
+    Image,
+    Names,
+    Runningfor,
+    Size,
+    Status,
+}
+
+impl SortKey {
+    fn sort(self, containers: &mut [Known]) {
+        let request = |known: &Known| known.made.request.clone();
+        match self {
+            Self::Command => containers.sort_by_cached_key(|known| request(known).arguments().to_vec()),
+            Self::Created => containers.sort_by_key(|known| known.made.created),
+            Self::Id => containers.sort_by_cached_key(|known| known.made.id.to_string()),
+            Self::Image => containers.sort_by_cached_key(|known| request(known).root_name),
+            Self::Names => containers.sort_by_cached_key(|known| known.name().to_string()),
+            Self::Runningfor => containers.sort_by_key(|known| known.status.started),
+            Self::Size => containers.sort_by_cached_key(|known| volume::size(&known.folder)),
+            Self::Status => containers.sort_by_cached_key(|known| known.status.state.word()),
+        }
+    }
+}
+
 pub fn run(arguments: &PsArgs) -> Result<i32> {
     let paths = Paths::find()?;
     let choice = Choice::of(&paths, &arguments.filter)?;
@@ -60,6 +93,9 @@ pub fn run(arguments: &PsArgs) -> Result<i32> {
     let mut known = list::all(&paths);
     known.retain(|known| (all || known.status.state.is_live()) && choice.fits(known));
     known.truncate(last.unwrap_or(usize::MAX));
+    if let Some(key) = arguments.sort {
+        key.sort(&mut known);
+    }
     if arguments.quiet {
         for known in &known {
             println!("{}", id(known, arguments.no_trunc));

@@ -125,6 +125,30 @@ class Life(Pair):
             podman rm                                                               #= 125
         """)
 
+    def test_files_of_ids(self):
+        self.script("""
+            podman run -d --name a --cidfile "$HOME/$(command -v podman | tr / -)" reef sleep 1000
+            podman kill -s KILL --cidfile "$HOME/$(command -v podman | tr / -)" | wc -l
+            podman start a
+            podman stop -t 0 --cidfile "$HOME/$(command -v podman | tr / -)" | wc -l
+            podman rm --cidfile "$HOME/$(command -v podman | tr / -)" | wc -l
+            podman ps -aq
+            podman stop --cidfile "$HOME/nope"                                      #= 125
+            podman rm --cidfile "$HOME/nope"                                        #= 125
+            podman rm --ignore --cidfile "$HOME/nope"                               #= 125
+            rm "$HOME/$(command -v podman | tr / -)"
+        """)
+
+    def test_ps_in_order(self):
+        self.script("""
+            podman create --name b reef true; podman create --name c reef sleep 9; podman create --name a reef echo
+            podman ps -a --sort names --format '{{.Names}}'
+            podman ps -a --sort created --format '{{.Names}}'
+            podman ps -a --sort command --format '{{.Names}}'
+            podman ps -a --sort image -q | wc -l
+            podman ps -a --sort nope                                                #= 125
+        """)
+
     def test_rename(self):
         self.script("""
             podman create --name a reef; podman create --name b reef
