@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
+use nix::sys::signal::{SigSet, Signal};
 
 use crate::cli::{inside, progress, tag};
 use crate::image::auth::Credentials;
@@ -134,7 +135,11 @@ impl FetchArgs {
 
 pub fn run(arguments: PullArgs) -> Result<i32> {
     let paths = Paths::find()?;
+    // The process inside says what an interrupt leaves; this one outlives it.
+    let interrupt = (!is_ignored(Signal::SIGINT)).then(|| SigSet::from(Signal::SIGINT));
+    interrupt.map_or(Ok(()), |interrupt| interrupt.thread_block())?;
     inside::run(move || {
+        interrupt.map(|interrupt| std::thread::spawn(move || leave(&interrupt)));
         let store = Store::open(&paths)?;
         let options = arguments.fetch.options(arguments.policy.into());
         for word in &arguments.images {
@@ -151,6 +156,22 @@ pub fn run(arguments: PullArgs) -> Result<i32> {
         }
         Ok(0)
     })
+}
+
+/// As a shell's jobs in the background ignore interrupts (`proc_pid_status(5)`, SigIgn).
+fn is_ignored(signal: Signal) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    ignored >> (signal as i32 - 1) & 1 == 1
+}
+
+/// Ends the process at an interrupt, as the signal would: the store is whole at every moment.
+fn leave(interrupt: &SigSet) {
+    if interrupt.wait().is_ok() {
+        eprintln!("kelp: interrupted: what has come so far is kept, and the same command goes on from there");
+        std::process::exit(128 + Signal::SIGINT as i32);
+    }
 }
 
 fn get(store: &Store, word: &str, options: &Options, quiet: bool) -> Result<String> {

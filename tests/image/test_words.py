@@ -99,7 +99,7 @@ class Words(Case):
         self.assertEqual((posted[0]["grant_type"], posted[0]["refresh_token"], posted[0]["scope"]),
                          ("refresh_token", "identity", "repository:team/app:pull"))
 
-    def test_an_interrupted_pull_goes_on(self):
+    def test_an_interrupted_pull_says_that_it_can_go_on_and_does(self):
         blob = self.image.layers[0]
 
         def slow(request, path):
@@ -115,8 +115,9 @@ class Words(Case):
             self.assertIsNone(pull.poll())
             time.sleep(0.01)
         os.killpg(pull.pid, signal.SIGINT)
-        pull.communicate(timeout=10)
-        self.assertNotEqual(pull.returncode, 0)
+        _, err = pull.communicate(timeout=10)
+        self.assertEqual(pull.returncode, 130, err)
+        self.assertIn(b"the same command goes on from there", err)
         self.server.fault = lambda request, path: False
         self.server.log.clear()
         self.kelp("pull", "-q", self.name)
