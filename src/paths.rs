@@ -16,7 +16,7 @@ use crate::error::Error;
 pub struct Paths {
     /// `$KELP_ROOT`, `$XDG_DATA_HOME/kelp` or `~/.local/share/kelp`.
     pub store: PathBuf,
-    /// `$KELP_RUNDIR`, `$XDG_RUNTIME_DIR/kelp` if that is ours, `/run/user/UID/kelp`, `$TMPDIR/kelp-UID`.
+    /// `$KELP_RUNDIR`, `$XDG_RUNTIME_DIR/kelp` if that is ours, `/run/user/UID/kelp`, `kelp-UID` in `$TMPDIR`, /tmp or /dev/shm.
     pub runtime: PathBuf,
 }
 
@@ -86,6 +86,7 @@ fn runtime_folder() -> Result<PathBuf> {
         Some(PathBuf::from(format!("/run/user/{uid}"))).filter(|path| is_ours(path)).map(|p| p.join("kelp")),
         variable("TMPDIR").map(|path| path.join(format!("kelp-{uid}"))),
         Some(PathBuf::from(format!("/tmp/kelp-{uid}"))),
+        Some(PathBuf::from(format!("/dev/shm/kelp-{uid}"))),
     ];
     for folder in candidates.into_iter().flatten() {
         match private_folder(&folder) {

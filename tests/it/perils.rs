@@ -225,6 +225,19 @@ fn a_full_disk_costs_neither_the_container_nor_its_end() {
     assert_eq!(seen.out, "running\ninside\nreef\nexited 7\nreef\n", "{}", seen.err);
 }
 
+#[test]
+fn a_full_tmp_is_no_obstacle() {
+    needs!(userns);
+    let dir = Dir::new();
+    dir.root();
+    let line = "kelp=$1 root=$5; unset KELP_RUNDIR XDG_RUNTIME_DIR TMPDIR; mount -t tmpfs none /dev/shm && mount -t tmpfs -o size=64k,nr_inodes=2 none /tmp && \
+                { cat /dev/zero >/tmp/fill 2>/dev/null; \
+                \"$kelp\" run -d --name reef --network none --rootfs \"$root\" /bin/guest sleep 100 >/dev/null && \
+                \"$kelp\" exec reef /bin/guest say inside && \"$kelp\" stop -t 0 reef && \"$kelp\" rm reef; }";
+    let seen = Nested::new(&dir).shell(line).run(&dir).ok();
+    assert_eq!(seen.out, "inside\nreef\nreef\n", "{}", seen.err);
+}
+
 fn kill_all(name: &str) {
     let found = below(std::process::id() as i32);
     let called = found.iter().filter(|(_, called)| called == name);
