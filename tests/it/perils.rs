@@ -1,6 +1,6 @@
 //! What may befall a container that lives: anybody killed at any moment of any order, a reboot, folders that vanish or
 //! are full, programs that misbehave. The next command finds the truth, and can remove everything. These tests run
-//! alone. `KELP_TEST_ROUNDS` is how often each order is disturbed in each way.
+//! alone. `KELP_TEST_ROUNDS` is how often each order is disturbed in each way, at moments that `KELP_TEST_SEED` gives.
 
 use crate::dir::Dir;
 use crate::faults::Dice;
@@ -79,8 +79,9 @@ fn disturb(victim: Option<&str>) {
     sys::adopt_orphans();
     let dir = Dir::new();
     dir.root();
-    let rounds = std::env::var("KELP_TEST_ROUNDS").map_or(2, |rounds| rounds.parse().unwrap());
-    let mut dice = Dice(0x7065_7269);
+    let number = |name| std::env::var(name).ok().map(|number| number.parse::<u64>().unwrap());
+    let rounds = number("KELP_TEST_ROUNDS").unwrap_or(2);
+    let mut dice = Dice(number("KELP_TEST_SEED").unwrap_or(0x7065_7269));
     let me = std::process::id() as i32;
     for order in ORDERS {
         for round in 0..rounds {
