@@ -60,7 +60,6 @@ fn stage_by_name() -> Option<std::process::ExitCode> {
         rootfs::fuse::NAME => rootfs::fuse::serve,
         network::engine::NAME => network::engine::serve,
         supervise::member::NAME => supervise::member::serve,
-        view::server::NAME => view::server::serve,
         _ => return None,
     };
     // Started through /proc/self/exe it would be called `exe` in ps.

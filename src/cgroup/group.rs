@@ -65,12 +65,13 @@ impl Group {
         self.number("memory.events", "oom_kill").unwrap_or(0)
     }
 
-    /// `cgroup.freeze`; returns when every process has stopped or goes on.
-    pub fn freeze(&self, frozen: bool) -> Result<()> {
+    /// `cgroup.freeze`; returns when every process has stopped or goes on. One that waits for an answer of ours can't
+    /// stop before it has it: `answer` is called meanwhile.
+    pub fn freeze(&self, frozen: bool, answer: &mut dyn FnMut()) -> Result<()> {
         let word = if frozen { "1" } else { "0" };
         fs::write(self.folder.join("cgroup.freeze"), word)
             .with_context(|| format!("cannot write {}/cgroup.freeze", self.folder.display()))?;
-        self.wait("frozen", u64::from(frozen))
+        self.wait("frozen", u64::from(frozen), answer)
     }
 
     /// Ends every process of the group at once (`cgroup.kill`, Linux 5.14), or one by one.
@@ -90,7 +91,7 @@ impl Group {
         }
         if self.number("cgroup.events", "populated") != Some(0) {
             self.kill();
-            self.wait("populated", 0)?;
+            self.wait("populated", 0, &mut || ())?;
         }
         remove_tree(&self.folder)
             .with_context(|| format!("cannot remove the cgroup {}", self.folder.display()))
@@ -98,12 +99,13 @@ impl Group {
 
     /// `cgroup.events` changes without a descriptor that a timeout could be given to on every kernel, and changes
     /// within microseconds.
-    fn wait(&self, key: &str, value: u64) -> Result<()> {
+    fn wait(&self, key: &str, value: u64, meanwhile: &mut dyn FnMut()) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         while self.number("cgroup.events", key).is_some_and(|now| now != value) {
             if Instant::now() > deadline {
                 anyhow::bail!("the cgroup {} does not get {key} {value}", self.folder.display());
             }
+            meanwhile();
             std::thread::sleep(Duration::from_micros(200));
         }
         Ok(())

@@ -3,7 +3,7 @@
 //! | parent | | child |
 //! |---|---|---|
 //! | clone, id maps, `Proceed` | -> | blocks, then becomes root inside and runs the steps |
-//! | has it served, `Served` | <-> | `Device` with the opened /dev/fuse, on rung T2; `View` with one more |
+//! | has it served, `Served` | <-> | `Device` with the opened /dev/fuse, on rung T2; `View` with one more, unanswered |
 //! | | <- | `Warn` (any number), `Console` with the terminal's master |
 //! | keeps the record | <- | `Ready`, or `Failed` and the end |
 //! | `Start` | -> | credentials, seccomp, exec |
@@ -19,7 +19,7 @@ use crate::sys::socket;
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToChild {
     Proceed,
-    /// The user-space overlay, or the view, is served.
+    /// The user-space overlay is served.
     Served,
     Start,
 }

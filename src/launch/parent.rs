@@ -46,8 +46,6 @@ pub trait Watcher {
     fn group(&self) -> Option<BorrowedFd<'_>>;
     /// The child exists and waits; its maps are written.
     fn cloned(&mut self, pid: i32) -> Result<()>;
-    /// The child carries out its steps; what it asks for later is started meanwhile.
-    fn proceeding(&mut self) -> Result<()>;
     fn warn(&mut self, sentence: &str);
     /// The container is made; returns once everything outside is ready for the program.
     fn ready(&mut self) -> Result<()>;
@@ -56,8 +54,11 @@ pub trait Watcher {
     fn serve_root(&mut self, device: OwnedFd) -> Result<()>;
     /// A signal arrived that does not end the start.
     fn signal(&mut self, found: &siginfo);
-    /// The container's own numbers are asked on `device`; returns once they are served.
-    fn serve_view(&mut self, device: OwnedFd) -> Result<()>;
+    /// The container's own numbers are asked on `device`.
+    fn begin_view(&mut self, device: OwnedFd) -> Result<()>;
+    /// What can be read when the numbers are asked.
+    fn view(&self) -> Option<BorrowedFd<'_>>;
+    fn answer_view(&mut self);
     /// The container's terminal was made; the program does not run yet.
     fn terminal(&mut self, master: &OwnedFd);
 }
@@ -111,7 +112,6 @@ impl Child {
         prepared?;
         watcher.cloned(self.pid)?;
         message::send(self.socket.as_fd(), &ToChild::Proceed, None)?;
-        watcher.proceeding()?;
         let mut master = None;
         let mut started = false;
         loop {
@@ -137,8 +137,7 @@ impl Child {
                 }
                 Some((ToParent::View, fd)) => {
                     watcher
-                        .serve_view(fd.ok_or_else(|| Error::new(Kind::Bug, "the device did not arrive"))?)?;
-                    message::send(self.socket.as_fd(), &ToChild::Served, None)?;
+                        .begin_view(fd.ok_or_else(|| Error::new(Kind::Bug, "the device did not arrive"))?)?;
                 }
                 Some((ToParent::Ready, _)) => {
                     watcher.ready()?;
@@ -168,20 +167,23 @@ impl Child {
     /// Waits for the child's next word, or for a signal that asks us to end.
     fn wait(&self, signals: &SignalFd, watcher: &mut dyn Watcher) -> Result<Option<i32>> {
         loop {
-            let mut polled = [
-                PollFd::new(self.socket.as_fd(), PollFlags::POLLIN),
-                PollFd::new(signals.as_fd(), PollFlags::POLLIN),
-            ];
+            let all = [Some(self.socket.as_fd()), Some(signals.as_fd()), watcher.view()];
+            let polled = all.into_iter().flatten().map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+            let mut polled: Vec<PollFd<'_>> = polled.collect();
             match poll(&mut polled, PollTimeout::NONE) {
                 Ok(_) => {}
                 Err(nix::errno::Errno::EINTR) => continue,
                 Err(errno) => return Err(errno.into()),
             }
             let ready = |at: usize| polled.get(at).and_then(PollFd::any).unwrap_or(false);
-            if ready(0) {
+            let (word, signal, asked) = (ready(0), ready(1), ready(2));
+            if word {
                 return Ok(None);
             }
-            if ready(1) {
+            if asked {
+                watcher.answer_view();
+            }
+            if signal {
                 let Some(found) = signals.read_signal()? else { continue };
                 let signal = found.ssi_signo as i32;
                 if [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT].contains(&signal) {

@@ -1,16 +1,19 @@
-//! The container's own numbers: a file system of kelp's is mounted for a moment, served by a helper of the parent's, and
-//! its files are bound over those of /proc and /sys. Where there is no /dev/fuse, the container sees the machine's.
+//! The container's own numbers: a file system of kelp's is mounted for a moment, served by the parent, and its files are
+//! bound over those of /proc and /sys. Where there is no /dev/fuse, the container sees the machine's.
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use nix::dir::Dir;
+use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, umount2};
+use nix::sys::stat::Mode;
 use nix::sys::statfs::{FsType, PROC_SUPER_MAGIC, SYSFS_MAGIC};
 
-use crate::launch::message::{self, ToChild, ToParent};
+use crate::launch::message::{self, ToParent};
 use crate::launch::step::Site;
 use crate::rootfs::{fuse, target};
 use crate::sys::mount::{Depth, move_mount, open_tree};
@@ -30,10 +33,7 @@ pub fn bind(site: &Site<'_>) -> Result<()> {
     };
     message::send(site.socket, &ToParent::View, Some(device.as_fd()))?;
     drop(device);
-    match message::receive::<ToChild>(site.socket)? {
-        Some((ToChild::Served, _)) => {}
-        _ => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
-    }
+    learn_names(mount.as_fd())?;
     let place = target::open_unlinked(site.root()?, Path::new(PLACE))?;
     move_mount(mount.as_fd(), place.as_fd())?;
     let bound = FILES.iter().try_for_each(|file| {
@@ -43,8 +43,16 @@ pub fn bind(site: &Site<'_>) -> Result<()> {
     bound
 }
 
+/// The kernel asks for all files at once when the folder is listed, and for none of them again.
+fn learn_names(mount: BorrowedFd<'_>) -> Result<()> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let mut folder = Dir::openat(mount, ".", flags, Mode::empty()).context("open the view")?;
+    folder.iter().next().transpose().context("list the view")?;
+    Ok(())
+}
+
 /// A file that the kernel lacks needs no cover.
-fn one(site: &Site<'_>, mount: std::os::fd::BorrowedFd<'_>, name: &str, at: &str) -> Result<()> {
+fn one(site: &Site<'_>, mount: BorrowedFd<'_>, name: &str, at: &str) -> Result<()> {
     let magic: FsType = if at.starts_with("/proc") { PROC_SUPER_MAGIC } else { SYSFS_MAGIC };
     let place = match target::open_file_of(site.root()?, Path::new(at), magic) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

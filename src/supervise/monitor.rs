@@ -29,6 +29,7 @@ use crate::supervise::service::{Server, Service};
 use crate::supervise::signals;
 use crate::supervise::streams::{self, Audience, Inlet, Outlet, Wants};
 use crate::sys::{memory, process};
+use crate::view::server::View;
 
 /// Once its first process has ended, what it wrote is still moved, but nobody is waited for longer than this:
 /// a process that it left to the host's pid namespace may hold a pipe open.
@@ -76,6 +77,8 @@ pub struct Monitor {
     /// Processes that run further programs: to be reaped, no more.
     pub stages: Vec<Child>,
     pub servers: Vec<Server>,
+    /// The container's own numbers in /proc.
+    pub view: Option<View>,
     servers_ended: bool,
     /// When the container is killed.
     pub kill_at: Option<Instant>,
@@ -92,6 +95,7 @@ enum Whose {
     Inlet,
     Checkup,
     Server,
+    View,
 }
 
 impl Monitor {
@@ -111,6 +115,7 @@ impl Monitor {
             checkup: None,
             stages: Vec::new(),
             servers: Vec::new(),
+            view: None,
             servers_ended: false,
             kill_at: None,
             end: End::Itself,
@@ -183,6 +188,7 @@ impl Monitor {
                     let ended = FromMonitor::Refused("the container has ended meanwhile".to_owned());
                     self.callers.tell(asker, &ended);
                 }
+                self.view = None;
                 self.finish();
                 return Ok((status, self.end));
             }
@@ -228,6 +234,7 @@ impl Monitor {
         self.inlet.waits_on().into_iter().for_each(|(fd, wants)| add(fd, wants, Whose::Inlet));
         self.checkup.iter().flat_map(Checkup::waits_on).for_each(|fd| add(fd, Wants::Read, Whose::Checkup));
         self.servers.iter().for_each(|server| add(server.as_fd(), Wants::Read, Whose::Server));
+        self.view.iter().for_each(|view| add(view.as_fd(), Wants::Read, Whose::View));
         match poll(&mut polled, remaining(until)) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
@@ -254,6 +261,7 @@ impl Monitor {
                 Whose::Outlet(number) if served.insert(number) => self.pour(number),
                 Whose::Outlet(_) | Whose::Inlet | Whose::Checkup => {}
                 Whose::Server => self.servers_ended = true,
+                Whose::View => drop(self.view.take_if(|view| !view.turn())),
             }
         }
         Ok(ended)

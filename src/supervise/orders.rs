@@ -181,7 +181,8 @@ impl Monitor {
 
     fn pause(&mut self, container: &mut Container) -> Result<()> {
         container.status.state.moved(State::Paused)?;
-        self.restraint.pause()?;
+        let view = &mut self.view;
+        self.restraint.pause(&mut || drop(view.take_if(|view| !view.turn())))?;
         self.checkup.iter_mut().for_each(Checkup::pause);
         container.become_state(State::Paused)
     }

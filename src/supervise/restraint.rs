@@ -60,9 +60,10 @@ impl Restraint {
         }
     }
 
-    pub fn pause(&mut self) -> Result<()> {
+    /// Its processes may wait for an answer of ours before they can stop: `answer` gives it.
+    pub fn pause(&mut self, answer: &mut dyn FnMut()) -> Result<()> {
         if let Some(group) = &self.hold.group {
-            return group.freeze(true);
+            return group.freeze(true, answer);
         }
         let processes = Processes::of(self.first)?;
         // What the watcher has stopped goes on with the rest.
@@ -79,7 +80,7 @@ impl Restraint {
 
     pub fn unpause(&mut self) -> Result<()> {
         if let Some(group) = &self.hold.group {
-            return group.freeze(false);
+            return group.freeze(false, &mut || ());
         }
         if let Some(stopped) = self.paused.take() {
             Processes::of(self.first)?.go_on(&stopped);

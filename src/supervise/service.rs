@@ -10,7 +10,6 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 pub enum Service {
     Root,
     Network,
-    View,
 }
 
 impl Service {
@@ -19,7 +18,6 @@ impl Service {
         match self {
             Self::Root => "the server of its root file system was killed, and the container with it",
             Self::Network => "its network engine was killed: it has its own loopback interface only",
-            Self::View => "the server of its numbers in /proc was killed: they can't be read any more",
         }
     }
 }

@@ -39,7 +39,7 @@ use crate::sys::process;
 use crate::userns::maps::{self, IdMaps};
 use crate::userns::numbers::Numbers;
 use crate::view::numbers::Subject;
-use crate::view::server::{self, View};
+use crate::view::server::View;
 
 /// A program that runs, and what it needs outside.
 #[derive(Debug)]
@@ -219,7 +219,8 @@ fn attempt(
             calls: Vec::new(),
         };
         let launched = parent::launch(&plan, streams, &monitor.signals, &mut watch);
-        let serving = Serving { root: RootServer(watch.server), engine: watch.engine, view: watch.view };
+        let serving = Serving { root: RootServer(watch.server), engine: watch.engine };
+        let view = watch.view;
         watch.calls.into_iter().for_each(|line| monitor.admit(line));
         if may_clear && !matches!(launched, Ok(Launched::Running(_))) {
             let _ = container.clear_layers(maps);
@@ -231,6 +232,7 @@ fn attempt(
                     container.status.enforced = hold.enforced.clone();
                     say_unenforced(&hold.lost(), warn);
                 }
+                monitor.view = view;
                 let begun = Begun { running, spec, serving };
                 return Ok(Attempt::Done(Start::Begun(Box::new(begun))));
             }
@@ -272,8 +274,7 @@ fn numbers(request: &Request, maps: &IdMaps) -> Result<Option<Numbers>> {
 fn most_processes(hold: &Hold, spec: &Spec, rung: Rung) -> Option<u64> {
     let root = if rung == Rung::FuseOverlay { fuse::threads() } else { 0 };
     let network = if spec.engine.is_some() { engine::THREADS } else { 0 };
-    let view = if spec.view { server::THREADS } else { 0 };
-    hold.inherited.processes.map(|most| most.saturating_add(root + network + view))
+    hold.inherited.processes.map(|most| most.saturating_add(root + network))
 }
 
 /// Whom the view is about; the number of its first process is not known yet.
@@ -347,17 +348,15 @@ fn plan_for(
 struct Serving {
     root: RootServer,
     engine: Option<Engine>,
-    view: Option<View>,
 }
 
 impl Begun {
     /// The processes that serve the container, to be watched.
     pub fn servers(&self) -> Vec<Server> {
-        let Serving { root, engine, view } = &self.serving;
+        let Serving { root, engine } = &self.serving;
         let pids = [
             (Service::Root, root.0.as_ref().map(Child::id)),
             (Service::Network, engine.as_ref().map(Engine::pid)),
-            (Service::View, view.as_ref().map(View::pid)),
         ];
         let watched = pids.into_iter().filter_map(|(service, pid)| {
             let pidfd = process::pidfd_open(i32::try_from(pid?).ok()?).ok()?;
@@ -404,8 +403,20 @@ impl Watcher for Watch<'_, '_> {
         self.group.map(AsFd::as_fd)
     }
 
-    fn serve_view(&mut self, device: OwnedFd) -> Result<()> {
-        self.view.as_ref().context("the view was not asked for")?.serve(device)
+    fn begin_view(&mut self, device: OwnedFd) -> Result<()> {
+        let subject = self.subject.take().context("the view was not asked for")?;
+        self.view = Some(View::new(subject, device)?);
+        Ok(())
+    }
+
+    fn view(&self) -> Option<BorrowedFd<'_>> {
+        self.view.as_ref().map(View::as_fd)
+    }
+
+    fn answer_view(&mut self) {
+        if !self.view.as_mut().is_none_or(View::turn) {
+            self.view = None;
+        }
     }
 
     fn cloned(&mut self, pid: i32) -> Result<()> {
@@ -417,14 +428,6 @@ impl Watcher for Watch<'_, '_> {
             self.engine = Some(Engine::start(config, pid)?);
         }
         self.container.watch(pid)
-    }
-
-    fn proceeding(&mut self) -> Result<()> {
-        if let Some(subject) = self.subject.take() {
-            let namespace = self.namespace.as_ref().context("the user namespace was not kept")?;
-            self.view = Some(View::start(subject, self.maps.has_root(), namespace.as_fd())?);
-        }
-        Ok(())
     }
 
     fn warn(&mut self, sentence: &str) {

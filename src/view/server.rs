@@ -1,94 +1,57 @@
-//! The process that serves the view: a helper of the monitor's in the container's user namespace and outside its pid
-//! namespace, as the server of a root is. It is started while the child makes the root, and given the device later.
+//! The view, served by the monitor in the loop in which it waits for everything else: no process and no thread is
+//! started for it, and a container that never looks costs nothing. Each request is answered before the next is read,
+//! so that none is in our hands while we wait, and whoever asks can be killed.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::process::Child;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use anyhow::{Context, Result};
-use nix::sched::CloneFlags;
-use serde::{Deserialize, Serialize};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::unistd::{read, write};
 
-use crate::stage::{self, Number};
-use crate::sys::{memory, process, socket};
-use crate::view::files;
+use crate::view::files::Files;
 use crate::view::numbers::{Source, Subject};
+use crate::view::wire;
 
-/// `argv[0]` of the helper.
-pub const NAME: &str = "kelp-view";
+/// Whoever asks without end must not keep the monitor from its other duties.
+const AT_ONCE: usize = 64;
 
-/// How many threads it has.
-pub const THREADS: u64 = 2;
-
-#[derive(Debug, Serialize, Deserialize)]
-struct Ask {
-    subject: Subject,
-    has_root: bool,
-    user_namespace: Number,
-    line: Number,
-}
-
-/// A started helper; it is ended with the value.
+/// A mounted view; its files can't be read any more once this is dropped.
 #[derive(Debug)]
 pub struct View {
-    helper: Child,
-    line: OwnedFd,
+    device: OwnedFd,
+    files: Files,
+    buffer: Vec<u8>,
 }
 
 impl View {
-    /// Starts it in the user namespace.
-    pub fn start(subject: Subject, has_root: bool, namespace: BorrowedFd<'_>) -> Result<Self> {
-        let (ours, theirs) = socket::pair()?;
-        let ask = Ask { subject, has_root, user_namespace: namespace.as_raw_fd(), line: theirs.as_raw_fd() };
-        let helper = stage::start(NAME, &ask, &[namespace, theirs.as_fd()])?;
-        Ok(Self { helper, line: ours })
+    /// Serves what the child has mounted, from the first turn on.
+    pub fn new(subject: Subject, device: OwnedFd) -> std::io::Result<Self> {
+        fcntl(&device, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        let files = Files::new(Source::new(subject));
+        Ok(Self { device, files, buffer: vec![0; wire::LARGEST] })
     }
 
-    /// The number of its process.
-    pub fn pid(&self) -> u32 {
-        self.helper.id()
+    /// It can be read when there is something to answer.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.device.as_fd()
     }
 
-    /// Gives it the device that the child has mounted; returns when it is served.
-    pub fn serve(&self, device: OwnedFd) -> Result<()> {
-        socket::send(self.line.as_fd(), b"device", Some(device.as_fd())).context("send the device")?;
-        drop(device);
-        match socket::receive(self.line.as_fd())? {
-            (words, _) if words == b"1" => Ok(()),
-            (words, _) if words.is_empty() => anyhow::bail!("the view's helper ended without a word"),
-            (words, _) => anyhow::bail!("{}", String::from_utf8_lossy(&words)),
+    /// Answers what was asked; says whether the view is still mounted somewhere.
+    pub fn turn(&mut self) -> bool {
+        for _ in 0..AT_ONCE {
+            let length = match read(&self.device, &mut self.buffer) {
+                Ok(length) => length,
+                Err(Errno::EAGAIN) => return true,
+                // The asker gave up meanwhile.
+                Err(Errno::EINTR | Errno::ENOENT) => continue,
+                Err(_) => return false,
+            };
+            let request = self.buffer.get(..length).and_then(wire::parse);
+            if let Some(answer) = request.and_then(|request| self.files.answer(request)) {
+                // Likewise.
+                let _ = write(&self.device, &answer.0);
+            }
         }
+        true
     }
-}
-
-impl Drop for View {
-    fn drop(&mut self) {
-        let _ = self.helper.kill();
-        let _ = self.helper.wait();
-    }
-}
-
-/// The helper.
-pub fn serve() -> Result<()> {
-    let ask: Ask = stage::request()?;
-    let line = stage::take(ask.line)?;
-    process::parent_death_signal(libc::SIGKILL)?;
-    let namespace = stage::take(ask.user_namespace)?;
-    nix::sched::setns(namespace, CloneFlags::CLONE_NEWUSER).context("join the user namespace")?;
-    if ask.has_root {
-        process::setresgid(0)?;
-        process::setresuid(0)?;
-    }
-    process::no_new_privileges()?;
-    process::not_dumpable()?;
-    process::parent_death_signal(libc::SIGKILL)?;
-    let source = Source::new(ask.subject);
-    let (_, device) = socket::receive(line.as_fd())?;
-    let device = device.context("the device did not arrive")?;
-    files::serve(source, device, || {
-        // Only memory is at stake.
-        let _ = memory::release_code();
-        let _ = socket::send(line.as_fd(), b"1", None);
-        drop(line);
-    })
-    .context("cannot serve the container's numbers")
 }

@@ -243,3 +243,20 @@ fn nothing_of_the_view_is_left_in_a_container() {
     let seen = dir.run(&["-m", "256m"], &["/bin/guest", "list", "/dev/pts"]).ok().json();
     assert_eq!(seen["names"], serde_json::json!(["ptmx"]), "{seen}");
 }
+
+/// Whoever waits for an answer of the monitor's can't stop, and the monitor waits until everybody has.
+#[test]
+fn a_container_that_reads_its_numbers_without_end_can_be_paused() {
+    needs!(userns, fuse);
+    let dir = Dir::new();
+    let words = ["run", "-d", "--name", "reader", "-m", "200m", "--cpus", "1.5", "@host", "python3", "-c"];
+    dir.kelp(&[&words[..], &["while True: open('/proc/meminfo').read()"]].concat()).ok();
+    for _ in 0..5 {
+        dir.kelp(&["pause", "reader"]).ok();
+        dir.kelp(&["unpause", "reader"]).ok();
+    }
+    says(&dir.kelp(&["ps", "--format", "{{.State}}"]).ok().out, &["running"]);
+    let logged = dir.kelp(&["logs", "reader"]).ok();
+    assert_eq!((logged.out.as_str(), logged.err.as_str()), ("", ""), "a reader was refused");
+    dir.kelp(&["rm", "-f", "reader"]).ok();
+}
