@@ -21,7 +21,6 @@ const LONGEST: usize = 1 << 16;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
     Boolean(bool),
-    Long(u64),
     Text(String),
     Numbers(Vec<u32>),
     /// `a(sv)`.
@@ -34,7 +33,6 @@ impl Value {
     fn signature(&self) -> &'static str {
         match self {
             Self::Boolean(_) => "b",
-            Self::Long(_) => "t",
             Self::Text(_) => "s",
             Self::Numbers(_) => "au",
             Self::Properties(_) => "a(sv)",
@@ -181,10 +179,6 @@ impl Wire {
     fn value(&mut self, value: &Value) {
         match value {
             Value::Boolean(truth) => self.number(u32::from(*truth)),
-            Value::Long(number) => {
-                self.align(8);
-                self.0.extend(number.to_le_bytes());
-            }
             Value::Text(text) => self.text(text),
             Value::Numbers(list) => self.array(4, |wire| list.iter().for_each(|number| wire.number(*number))),
             Value::Properties(list) => self.array(8, |wire| {

@@ -66,7 +66,7 @@ fn offered(rung: &'static str, folder: &Path) -> Check {
     Check::works(LIMITS, rung, format!("{reason}; without {}{stop}", missing.join(" "))).mend(mend)
 }
 
-const SCOPE_MEND: &str = "none is needed: your own systemd gives each container a scope";
+const SCOPE_MEND: &str = "none is needed: your own systemd gives your containers a scope";
 
 const MEND: &str = "an administrator can run: mkdir -p /etc/systemd/system/user@.service.d && printf \
                     '[Service]\\nDelegate=cpu cpuset io memory pids\\n' >/etc/systemd/system/user@.service.d/delegate.conf \

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use nix::unistd::{AccessFlags, access};
 
-use crate::cgroup::scope::{self, Weight};
+use crate::cgroup::scope::{self, Standing};
 use crate::error::Error;
 
 /// A folder of the hierarchy in which groups with these controllers can be made.
@@ -49,18 +49,15 @@ pub enum Found {
     Manager(PathBuf),
 }
 
-/// The ground for a group called `name`; the calling process moves where it must.
+/// The ground for a group; the calling process moves where it must.
 ///
 /// # Errors
 /// Why there is none, with the mend as its hint.
-pub fn take(name: &str, weights: &[Weight]) -> Result<Ground> {
-    if let Some(folder) = scope::entered(name)? {
-        return Ok(Ground { controllers: hand_on(&folder), folder, by: By::Scope });
-    }
+pub fn take(standing: Standing) -> Result<Ground> {
     match find()? {
         Found::Writable(folders) => clear(&folders),
         Found::Manager(runtime) => {
-            let folder = scope::enter(&runtime, name, weights)?;
+            let folder = scope::enter(&runtime, standing)?;
             Ok(Ground { controllers: hand_on(&folder), folder, by: By::Scope })
         }
     }

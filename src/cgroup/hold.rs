@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::cgroup::delegation::{self, By, Ground};
 use crate::cgroup::device;
 use crate::cgroup::group::Group;
-use crate::cgroup::scope;
+use crate::cgroup::scope::Standing;
 use crate::cgroup::soft::Watched;
 use crate::error::Error;
 use crate::spec::Inherited;
@@ -61,22 +61,30 @@ impl Drop for Hold {
     }
 }
 
-/// Makes what holds `resources`, for a container called `name` here, whose root lies in `store`.
+/// The container that is to be held.
+#[derive(Clone, Copy, Debug)]
+pub struct Held<'a> {
+    pub name: &'a str,
+    /// Where its root lies.
+    pub store: &'a Path,
+    pub standing: Standing,
+}
+
+/// Makes what holds `resources`.
 ///
 /// # Errors
 /// A limit that the kernel refuses, or, with `strict`, one that the kernel does not enforce.
-pub fn take(resources: &Resources, name: &str, store: &Path) -> Result<Hold> {
+pub fn take(resources: &Resources, held: Held<'_>) -> Result<Hold> {
     if !resources.wants_anything() {
         return Ok(Hold::default());
     }
     check_processors(&resources.limits)?;
-    let ground = ground(resources, name);
     let wants_group = resources.groups == Some(Groups::Enabled) || resources.parent.is_some();
-    let devices = if resources.limits.has_devices() { device::behind(store) } else { BTreeSet::new() };
+    let devices = if resources.limits.has_devices() { device::behind(held.store) } else { BTreeSet::new() };
     let mut hold = Hold::default();
-    let refused = match ground {
+    let refused = match ground(resources, held.standing) {
         Ok(ground) => {
-            let group = make(&ground, name)?;
+            let (ground, group) = group(ground, resources, held)?;
             hold.group = Some(group.clone());
             hold.apply(&resources.limits, Some((&group, ground.by, &ground.controllers)), &devices)?;
             None
@@ -112,9 +120,6 @@ pub fn update(
     let mut hold = Hold::default();
     let made = group.map(|group| (group, by.unwrap_or(By::Cgroup), &controllers));
     hold.apply(limits, made, &BTreeSet::new())?;
-    if let (Some(group), Some(By::Scope)) = (group, by) {
-        scope::set_weights(&group.folder, &scope::weights(&limits.writes()))?;
-    }
     Ok(hold)
 }
 
@@ -122,18 +127,28 @@ fn words(text: &str) -> BTreeSet<String> {
     text.split_whitespace().map(str::to_owned).collect()
 }
 
-fn ground(resources: &Resources, name: &str) -> Result<Ground> {
+/// A scope whose last container ends at this moment is asked for anew.
+fn group(first: Ground, resources: &Resources, held: Held<'_>) -> Result<(Ground, Group)> {
+    match make(&first, held.name) {
+        Err(_) if first.by == By::Scope && !first.folder.exists() => {
+            let second = ground(resources, held.standing)?;
+            make(&second, held.name).map(|group| (second, group))
+        }
+        made => made.map(|group| (first, group)),
+    }
+}
+
+fn ground(resources: &Resources, standing: Standing) -> Result<Ground> {
     match (resources.groups, &resources.parent) {
         (Some(Groups::Disabled), _) => Err(Error::usage("--cgroups=disabled was asked").into()),
         (_, Some(parent)) => delegation::below(parent),
         (Some(Groups::Split), None) => delegation::split(),
-        _ => delegation::take(name, &scope::weights(&resources.limits.writes())),
+        _ => delegation::take(standing),
     }
 }
 
 fn make(ground: &Ground, name: &str) -> Result<Group> {
-    let leaf = if ground.by == By::Scope { "container" } else { name };
-    let group = Group::make(&ground.folder, leaf)?;
+    let group = Group::make(&ground.folder, name)?;
     // One process that is killed for memory would leave the others half alive; and pid 1 is not the one that grows.
     let together = Write { flag: MEMORY, file: "memory.oom.group".to_owned(), text: "1".to_owned() };
     let _ = group.write(&together);
@@ -195,6 +210,11 @@ impl Hold {
         let none = self.enforced.iter().filter(|(_, enforcer)| **enforcer == Enforcer::None);
         let lost = none.filter(|(flag, _)| self.served.get(*flag) != Some(&Enforcer::None));
         lost.map(|(flag, enforcer)| (flag.clone(), *enforcer)).collect()
+    }
+
+    /// Whether the group was removed by systemd, which found its scope empty before the container was born.
+    pub fn is_gone(&self) -> bool {
+        self.group.as_ref().is_some_and(|group| !group.folder.exists())
     }
 
     pub fn wants_server(&self) -> bool {

@@ -1,5 +1,6 @@
-//! A scope of the systemd user manager's: the group that a user may have without an administrator. The manager is asked
-//! over its own socket; no bus has to run. A scope that is empty goes away by itself, whoever is killed.
+//! A scope of the systemd user manager's: the group that a user may have without an administrator. All containers of the
+//! user stand in the same one, so only the first asks the manager, over its own socket (no bus has to run), and the others
+//! make a folder in it. It goes away by itself when the last process has left it, whoever was killed.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -7,14 +8,17 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::unistd::{AccessFlags, access};
 
 use crate::cgroup::bus::{self, Value};
 use crate::cgroup::delegation;
 use crate::error::Error;
-use crate::spec::resources::Write;
 
-/// The leaf of a scope in which kelp itself stands, beside its container.
-const MONITOR: &str = "monitor";
+/// The scope.
+const UNIT: &str = "kelp.scope";
+
+/// The leaf in which monitors stand, beside the containers.
+const MONITORS: &str = "monitors";
 
 /// How long the manager has.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -48,92 +52,97 @@ pub fn is_delegated(folder: &Path) -> bool {
     crate::sys::xattr::getxattr(folder, c"user.delegate").is_ok_and(|value| value == b"1")
 }
 
-/// A weight of the scope's own: siblings share by weights, and the container's siblings are its scope's, not its own.
-/// systemd keeps these files, so it is asked to write them.
+/// Whether the calling process may stay where it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Weight {
-    /// `CPUWeight` or `IOWeight` of `systemd.resource-control(5)`.
-    pub property: &'static str,
-    pub weight: u64,
+pub enum Standing {
+    /// It is part of a job of the user's, and ends with it.
+    Stays,
+    /// It outlives whoever started it, so it must not stand in somebody else's unit.
+    Moves,
 }
 
-/// The weights among what is to be written into a group.
-pub fn weights(writes: &[Write]) -> Vec<Weight> {
-    let property = |write: &Write| match write.file.as_str() {
-        "cpu.weight" => Some("CPUWeight"),
-        "io.weight" => Some("IOWeight"),
-        _ => None,
-    };
-    let weight =
-        |write: &Write| Some(Weight { property: property(write)?, weight: write.text.parse().ok()? });
-    writes.iter().filter_map(weight).collect()
-}
-
-/// The scope of that name, if this process stands in it since an earlier start of its container.
-pub fn entered(name: &str) -> Result<Option<PathBuf>> {
-    let unit = format!("{name}.scope");
-    let Ok(own) = delegation::own_path() else { return Ok(None) };
-    let scope = own.ancestors().find(|path| path.file_name().is_some_and(|last| last == unit.as_str()));
-    let Some(scope) = scope else { return Ok(None) };
-    Ok(Some(delegation::hierarchy()?.join(scope.strip_prefix("/").unwrap_or(scope))))
-}
-
-/// Makes the scope of a group called `name`, moves this process into it, and one level down, so that groups can be
-/// made beside it.
-pub fn enter(runtime: &Path, name: &str, weights: &[Weight]) -> Result<PathBuf> {
-    let unit = format!("{name}.scope");
-    start(runtime, &unit, weights).context("ask systemd for a scope")?;
-    let deadline = Instant::now() + PATIENCE;
-    let path = loop {
-        let path = delegation::own_path()?;
-        if path.file_name().is_some_and(|last| last == unit.as_str()) {
-            break path;
+/// The scope, in which groups can be made from now on. Whether it is still there when the container is born in it is
+/// seen then: another container, which was the last in it, may end meanwhile.
+pub fn enter(runtime: &Path, standing: Standing) -> Result<PathBuf> {
+    let (mount, deadline) = (delegation::hierarchy()?, Instant::now() + PATIENCE);
+    let mut asked = false;
+    loop {
+        let own = delegation::own_path()?;
+        if let Some(path) = own.ancestors().find(|path| path.file_name().is_some_and(|name| name == UNIT)) {
+            let folder = at(&mount, path);
+            delegation::move_down(&folder, MONITORS).with_context(|| format!("cannot use {UNIT}"))?;
+            return Ok(folder);
         }
-        if Instant::now() > deadline {
-            return Err(Error::host(format!("systemd did not move kelp into {unit}")).into());
+        if let Some(folder) = alive()? {
+            let reached = reaches(&mount, &own, &folder);
+            let joined = if reached && standing == Standing::Stays {
+                Ok(())
+            } else {
+                join(runtime, &folder, reached).with_context(|| format!("join {UNIT}"))
+            };
+            match joined {
+                Ok(()) => return Ok(folder),
+                Err(error) if Instant::now() > deadline => return Err(error),
+                // Whoever was the last in it has ended.
+                Err(_) => {}
+            }
+        } else if !asked {
+            match start(runtime).context("ask systemd for a scope") {
+                Ok(()) => asked = true,
+                Err(error) if Instant::now() > deadline => return Err(error),
+                // Another container makes it at this moment, or the manager has not noticed yet that it is empty.
+                Err(_) => {}
+            }
+        } else if Instant::now() > deadline {
+            return Err(Error::host(format!("systemd did not move kelp into {UNIT}")).into());
         }
         // The manager moves us when its job runs; there is no event for it.
         std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn at(mount: &Path, path: &Path) -> PathBuf {
+    mount.join(path.strip_prefix("/").unwrap_or(path))
+}
+
+/// The scope, if somebody is in it and has prepared it: older managers keep scopes beside their slices.
+fn alive() -> Result<Option<PathBuf>> {
+    let kept = delegation::kept_by_systemd()?;
+    let found = [kept.join("app.slice").join(UNIT), kept.join(UNIT)];
+    let is_alive = |folder: &PathBuf| {
+        let events = fs::read_to_string(folder.join("cgroup.events")).unwrap_or_default();
+        let prepared = folder.join(MONITORS).exists() && delegation::processes(folder).is_empty();
+        prepared && events.contains("populated 1")
     };
-    let folder = delegation::hierarchy()?.join(path.strip_prefix("/").unwrap_or(&path));
-    delegation::move_down(&folder, MONITOR).with_context(|| format!("cannot use {unit}"))?;
-    Ok(folder)
+    Ok(found.into_iter().find(is_alive))
+}
+
+/// Whether a process that stands at `own` may be moved, or its child be born, below the folder: whoever does that must
+/// be able to write to what lies above both (`cgroups(7)`, "Delegation containment").
+fn reaches(mount: &Path, own: &Path, folder: &Path) -> bool {
+    let own = at(mount, own);
+    let above = own.ancestors().find(|above| folder.starts_with(above)).unwrap_or(mount);
+    access(&above.join("cgroup.procs"), AccessFlags::W_OK).is_ok()
+}
+
+/// Moves this process in beside the other monitors.
+fn join(runtime: &Path, folder: &Path, reached: bool) -> Result<()> {
+    let own = std::process::id();
+    if reached {
+        return Ok(fs::write(folder.join(MONITORS).join("cgroup.procs"), own.to_string())?);
+    }
+    let [unit, leaf] = [UNIT.to_owned(), format!("/{MONITORS}")].map(Value::Text);
+    bus::call(&socket(runtime), "AttachProcessesToUnit", &[unit, leaf, Value::Numbers(vec![own])])
 }
 
 /// `StartTransientUnit` of org.freedesktop.systemd1(5).
-fn start(runtime: &Path, unit: &str, weights: &[Weight]) -> Result<()> {
-    let own = [
+fn start(runtime: &Path) -> Result<()> {
+    let properties = vec![
         ("PIDs", Value::Numbers(vec![std::process::id()])),
         ("Delegate", Value::Boolean(true)),
         ("CollectMode", Value::Text("inactive-or-failed".to_owned())),
     ];
-    let properties = own.into_iter().chain(weights.iter().map(property)).collect();
-    let [unit, mode] = [unit, "fail"].map(|word| Value::Text(word.to_owned()));
-    bus::call(
-        &socket(runtime),
-        "StartTransientUnit",
-        &[unit, mode, Value::Properties(properties), Value::NoUnits],
-    )
-}
-
-fn property(weight: &Weight) -> (&'static str, Value) {
-    (weight.property, Value::Long(weight.weight))
-}
-
-/// Changes the weights of the scope that the group `folder` lies in.
-pub fn set_weights(folder: &Path, weights: &[Weight]) -> Result<()> {
-    let unit = folder.parent().and_then(Path::file_name).and_then(|name| name.to_str());
-    let (Some(unit), Some(runtime)) = (unit.filter(|unit| unit.ends_with(".scope")), runtime()) else {
-        return Ok(());
-    };
-    if weights.is_empty() {
-        return Ok(());
-    }
-    let values = [
-        Value::Text(unit.to_owned()),
-        Value::Boolean(true),
-        Value::Properties(weights.iter().map(property).collect()),
-    ];
-    bus::call(&socket(&runtime), "SetUnitProperties", &values)
-        .with_context(|| format!("set the weights of {unit}"))
+    let [unit, mode] = [UNIT, "fail"].map(|word| Value::Text(word.to_owned()));
+    let values = [unit, mode, Value::Properties(properties), Value::NoUnits];
+    bus::call(&socket(runtime), "StartTransientUnit", &values)
 }

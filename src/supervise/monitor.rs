@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
 
+use crate::cgroup::scope::Standing;
 use crate::container::call::{self, FromMonitor, Line};
 use crate::container::folder::Container;
 use crate::container::log::Log;
@@ -132,6 +133,11 @@ impl Monitor {
             });
         }
         streams::connect(self.audience, interactive, &mut self.inlet, &mut self.outlets)
+    }
+
+    /// A container in the foreground ends with the job that it is part of.
+    pub fn standing(&self) -> Standing {
+        if self.audience == Audience::Nobody { Standing::Moves } else { Standing::Stays }
     }
 
     /// Somebody who is there before the container starts.

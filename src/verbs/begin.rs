@@ -9,7 +9,8 @@ use anyhow::{Context, Result};
 use nix::sys::signalfd::siginfo;
 
 use crate::cgroup::group::Group;
-use crate::cgroup::hold::{self, Enforced, Hold};
+use crate::cgroup::hold::{self, Enforced, Held, Hold};
+use crate::cgroup::scope::Standing;
 use crate::container::call::Line;
 use crate::container::folder::Container;
 use crate::container::volume::{self, Volume};
@@ -75,9 +76,16 @@ pub fn begin(
     let id = container.made.id.clone();
     let request = with_volumes(&container.made.request, paths, &id, |volume| volume::create(paths, volume))?;
     let mut maps = maps::choose(&request.userns)?;
-    let hold = hold(&request, paths, container, warn)?;
+    let standing = monitor.standing();
+    let mut hold = hold(&request, paths, container, standing, warn)?;
+    let mut again = true;
     loop {
-        match attempt(&request, paths, container, &maps, &hold, monitor, warn)? {
+        let attempt = attempt(&request, paths, container, &maps, &hold, monitor, warn);
+        if attempt.is_err() && hold.is_gone() && std::mem::take(&mut again) {
+            hold = self::hold(&request, paths, container, standing, warn)?;
+            continue;
+        }
+        match attempt? {
             Attempt::MapsRefused(error) if request.userns == UserNamespace::Auto && !maps.one_id() => {
                 warn(&format!("only one id is mapped: {error:#}"));
                 maps = IdMaps::single(format!("{error:#}"));
@@ -97,10 +105,12 @@ fn hold(
     request: &Request,
     paths: &Paths,
     container: &mut Container,
+    standing: Standing,
     warn: &mut dyn FnMut(&str),
 ) -> Result<Hold> {
     let resources = Resources { limits: container.limits(), ..request.resources.clone() };
-    let hold = hold::take(&resources, &format!("kelp-{}", container.made.id), &paths.store)?;
+    let name = format!("kelp-{}", container.made.id);
+    let hold = hold::take(&resources, Held { name: &name, store: &paths.store, standing })?;
     say_unenforced(&hold.served, warn);
     container.status.enforced = hold.served.clone();
     container.status.group = hold.group.clone();

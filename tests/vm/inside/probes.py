@@ -60,7 +60,7 @@ class Everywhere(unittest.TestCase):
 def leftovers():
     """Control groups, units and processes of kelp's own, once systemd had the time to forget an empty scope."""
     def found():
-        groups = [path for path, _, _ in os.walk("/sys/fs/cgroup") if os.path.basename(path).startswith("kelp-")]
+        groups = [path for path, _, _ in os.walk("/sys/fs/cgroup") if os.path.basename(path).startswith(("kelp-", "kelp.scope"))]
         return [path for path in groups if not path.endswith(("/kelp-rest", ".service"))] + subprocess.run(
             ["pgrep", "-a", "-u", str(os.getuid()), "^kelp"], capture_output=True, text=True).stdout.split("\n")[:-1]
     for _ in range(100):
@@ -121,7 +121,20 @@ class Limits(unittest.TestCase):
         return checks
 
 
-class Delegated(Limits):
+class Scope(Limits):
+    """The one scope of a user's containers."""
+    def test_many_begin_and_end_in_one_scope(self):
+        """Each may be the first, which has it made, or the last, with which it goes."""
+        for count in (1, 2, 8, 8, 8):
+            running = [subprocess.Popen(["kelp", "run", "--rm", "--strict-limits", "-m", "64m", "--network", "none", "@host", "true"],
+                                        stderr=subprocess.PIPE, text=True) for _ in range(count)]
+            for process in running:
+                _, err = process.communicate(timeout=100)
+                self.assertEqual(process.returncode, 0, err)
+        self.assertEqual(leftovers(), [])
+
+
+class Delegated(Scope):
     def test_doctor_finds_every_controller_in_a_scope(self):
         self.limits("systemd user scope", "cpu cpuset io memory pids")
 
@@ -156,13 +169,13 @@ class Delegated(Limits):
         self.assertEqual(self.units(), "")
 
     def units(self):
-        listed = ["systemctl", "--user", "list-units", "--all", "--plain", "--no-legend", "kelp-*"]
+        listed = ["systemctl", "--user", "list-units", "--all", "--plain", "--no-legend", "kelp*"]
         return subprocess.run(listed, capture_output=True, text=True).stdout
 
     def test_nothing_is_left_of_one_in_the_background_that_is_removed_or_whose_monitor_is_killed(self):
         for kill in (False, True):
             kelp("run", "-d", "--name", "gone", "-m", "64m", "@host", "sleep", "100")
-            self.assertIn("kelp-", self.units())
+            self.assertIn("kelp.scope", self.units())
             if kill:
                 os.kill(int(subprocess.run(["pgrep", "-u", str(os.getuid()), "kelp-monitor"], capture_output=True, text=True).stdout), 9)
             kelp("rm", "-f", "gone")
@@ -175,18 +188,34 @@ class Delegated(Limits):
         self.assertIn("--cgroup-conf", ended.stderr)
 
     def test_nothing_is_left_of_a_monitor_that_was_killed(self):
-        with subprocess.Popen(["kelp", "run", "--rm", "-m", "64m", "@host", "sh", "-c", "echo up; sleep 100"],
-                              stdout=subprocess.PIPE, text=True) as run:
-            self.assertEqual(run.stdout.readline(), "up\n")
-            with open(f"/proc/{run.pid}/cgroup") as file:
-                scope = "/sys/fs/cgroup" + file.read().strip().removeprefix("0::").removesuffix("/monitor")
-            self.assertTrue(os.path.isdir(f"{scope}/container"), scope)
-            run.kill()
-        for _ in range(100):
-            if not os.path.exists(scope):
-                return
-            time.sleep(0.1)
-        self.fail(f"{scope} is left")
+        """Neither of one whose scope goes with it, nor of one that another container shares it with."""
+        for beside in (False, True):
+            if beside:
+                kelp("run", "-d", "--name", "beside", "-m", "64m", "@host", "sleep", "100")
+            with subprocess.Popen(["kelp", "run", "-m", "64m", "--name", "killed", "@host", "sh", "-c", "echo up; sleep 100"],
+                                  stdout=subprocess.PIPE, text=True) as run:
+                self.assertEqual(run.stdout.readline(), "up\n")
+                group = self.group("killed")
+                self.assertTrue(os.path.isdir(group), group)
+                self.assertEqual(os.path.basename(os.path.dirname(group)), "kelp.scope")
+                run.kill()
+            if beside:
+                kelp("rm", "killed")
+                self.assertEqual(kelp("exec", "beside", "echo", "lives").stdout, "lives\n")
+            for _ in range(100):
+                if not os.path.exists(group):
+                    break
+                time.sleep(0.1)
+            else:
+                self.fail(f"{group} is left")
+            kelp("rm", "-f", "killed", "beside")
+        self.assertEqual(leftovers(), [])
+
+    def group(self, name):
+        pid = kelp("inspect", "-f", "{{.State.Pid}}", name).stdout.strip()
+        with open(f"/proc/{pid}/cgroup") as file:
+            return "/sys/fs/cgroup" + file.read().strip().removeprefix("0::")
+
 
 
 class Folder(Limits):
@@ -352,7 +381,7 @@ class Soft(Limits):
         self.limits("soft", "enable-linger")
 
 
-class Lingering(Limits):
+class Lingering(Scope):
     def test_a_user_without_a_session_has_a_scope_of_the_manager_that_lingers(self):
         self.limits("systemd user scope", "cpu cpuset io memory pids")
         ended = kelp("run", "--rm", "--pids-limit", "33", "--strict-limits", "@host", "cat", "/sys/fs/cgroup/pids.max")
