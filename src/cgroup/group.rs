@@ -65,6 +65,11 @@ impl Group {
         self.number("memory.events", "oom_kill").unwrap_or(0)
     }
 
+    /// The most memory that it held (`memory.peak`, Linux 5.19).
+    pub fn memory_peak(&self) -> Option<u64> {
+        self.read("memory.peak").trim().parse().ok()
+    }
+
     /// `cgroup.freeze`; returns when every process has stopped or goes on. One that waits for an answer of ours can't
     /// stop before it has it: `answer` is called meanwhile.
     pub fn freeze(&self, frozen: bool, answer: &mut dyn FnMut()) -> Result<()> {

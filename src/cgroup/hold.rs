@@ -79,7 +79,8 @@ pub fn take(resources: &Resources, held: Held<'_>) -> Result<Hold> {
         return Ok(Hold::default());
     }
     check_processors(&resources.limits)?;
-    let wants_group = resources.groups == Some(Groups::Enabled) || resources.parent.is_some();
+    let asked = matches!(resources.groups, Some(Groups::Enabled | Groups::Split));
+    let wants_group = asked || resources.parent.is_some();
     let devices = if resources.limits.has_devices() { device::behind(held.store) } else { BTreeSet::new() };
     let mut hold = Hold::default();
     let refused = match ground(resources, held.standing) {
@@ -101,15 +102,19 @@ pub fn take(resources: &Resources, held: Held<'_>) -> Result<Hold> {
     Ok(hold)
 }
 
-/// Applies changed limits to a container that runs: to its group where the controller is ours, else softly, but for
-/// those of its root's server, which asks nobody once it serves.
-pub fn update(
-    changed: &Limits,
-    together: &Limits,
-    group: Option<&Group>,
-    enforced: &Enforced,
-) -> Result<Hold> {
-    let limits = &together.affected_by(changed);
+/// Limits that change while the container runs.
+#[derive(Debug)]
+pub struct Change<'a> {
+    pub changed: &'a Limits,
+    /// All that hold from now on.
+    pub together: &'a Limits,
+    /// Behind its root, if a server of ours makes that.
+    pub devices: BTreeSet<String>,
+}
+
+/// Applies them: to its group where the controller is ours, else softly.
+pub fn update(change: &Change<'_>, group: Option<&Group>, enforced: &Enforced) -> Result<Hold> {
+    let limits = &change.together.affected_by(change.changed);
     check_processors(limits)?;
     let by = enforced.values().find_map(|enforcer| match enforcer {
         Enforcer::Cgroup => Some(By::Cgroup),
@@ -119,7 +124,7 @@ pub fn update(
     let controllers = group.map(|group| words(&group.read("cgroup.controllers"))).unwrap_or_default();
     let mut hold = Hold::default();
     let made = group.map(|group| (group, by.unwrap_or(By::Cgroup), &controllers));
-    hold.apply(limits, made, &BTreeSet::new())?;
+    hold.apply(limits, made, &change.devices)?;
     Ok(hold)
 }
 

@@ -24,13 +24,6 @@ pub struct Watched {
 }
 
 impl Watched {
-    /// `other`'s limits take the place of these.
-    pub fn update(&mut self, other: Self) {
-        self.nano_cpus = other.nano_cpus.or(self.nano_cpus);
-        self.memory = other.memory.or(self.memory);
-        self.pids = other.pids.or(self.pids);
-    }
-
     pub fn is_empty(self) -> bool {
         self == Self::default()
     }
@@ -61,6 +54,8 @@ pub struct Watcher {
     pub next: Instant,
     /// Whether it ended the container because of its memory.
     pub oom_killed: bool,
+    /// Whether nobody was told that yet.
+    pub untold: bool,
 }
 
 /// Processors' time that may be used, in nanoseconds; negative is what was used too much.
@@ -94,6 +89,7 @@ impl Watcher {
             memory: Look { again: now, proportional: 0, resident: 0 },
             next: now,
             oom_killed: false,
+            untold: false,
         })
     }
 
@@ -165,6 +161,7 @@ impl Watcher {
             self.memory = Look { again: now + (took * REST_AFTER_LOOK).max(SLEEP), proportional, resident };
             if proportional > limit {
                 self.processes.kill();
+                self.untold |= !self.oom_killed;
                 self.oom_killed = true;
             }
         }

@@ -31,7 +31,7 @@ impl Usage {
         Self {
             cpu: group.number("cpu.stat", "usage_usec").map_or(shown.cpu, |micro| micro * 1000),
             memory: number("memory.current").map_or(shown.memory, |bytes| bytes.saturating_sub(cache)),
-            memory_peak: number("memory.peak"),
+            memory_peak: group.memory_peak(),
             pids: number("pids.current").unwrap_or(shown.pids),
             read,
             written,

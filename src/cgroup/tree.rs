@@ -198,6 +198,15 @@ impl Processes {
         }
     }
 
+    /// This nice value for every thread of all of them; says whether the kernel took it. Downwards is root's.
+    pub fn renice(&self, nice: i32) -> bool {
+        let all = self.list().into_iter().filter(|_| self.root.is_some());
+        let threads = all.flat_map(|process| self.threads(process.pid));
+        let renice = |thread: i32| process::setpriority(thread.cast_unsigned(), nice);
+        let refused = |error: io::Error| matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM));
+        !threads.filter_map(|thread| renice(thread).err()).any(refused)
+    }
+
     /// SIGKILL for all, the first first: in a pid namespace of its own that ends the others.
     pub fn kill(&self) {
         for process in self.list() {

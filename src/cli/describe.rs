@@ -9,6 +9,7 @@ use kelp_net::config::Published;
 use nix::sys::signal::Signal;
 use serde_json::{Map, Value, json};
 
+use crate::cgroup::group::Group;
 use crate::cli::{choice, limits};
 use crate::container::folder::Known;
 use crate::container::health::{Entry, Findings};
@@ -91,6 +92,7 @@ fn state(known: &Known) -> Value {
         "Paused": status.state == State::Paused,
         "Restarting": status.state == State::Restarting,
         "OOMKilled": status.oom_killed,
+        "MemoryPeak": status.group.as_ref().map_or(status.memory_peak, Group::memory_peak),
         "Dead": status.state == State::Dead,
         "Pid": pid(known).unwrap_or(0),
         "ExitCode": status.exit,

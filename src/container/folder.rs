@@ -60,6 +60,8 @@ pub struct Status {
     pub exit: i32,
     pub error: String,
     pub oom_killed: bool,
+    /// The most memory that its last run held, where the kernel keeps it.
+    pub memory_peak: Option<u64>,
     /// What `update` changed of its limits.
     pub limits: Limits,
     /// Who enforces its limits, by flag.
@@ -86,6 +88,7 @@ impl Default for Status {
             exit: 0,
             error: String::new(),
             oom_killed: false,
+            memory_peak: None,
             limits: Limits::default(),
             enforced: Enforced::new(),
             group: None,

@@ -20,7 +20,7 @@ pub fn assume(inherited: &Inherited) -> Result<()> {
             .with_context(|| format!("run on processors {processors}"))?;
     }
     if inherited.nice != 0 {
-        process::setpriority(inherited.nice)
+        process::setpriority(0, inherited.nice)
             .with_context(|| format!("take nice value {}", inherited.nice))?;
     }
     if let Some(most) = inherited.processes {

@@ -3,7 +3,7 @@
 //! container's ids, and stays outside its pid namespace, so that the container can't touch it.
 
 use std::ffi::CString;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use fuse_overlay::config::{Config, Directory, IdRange, Limits, Lower, Owner};
 use fuse_overlay::overlay::Overlay;
 use fuse_overlay::transport::{mounting, session};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::CloneFlags;
 use serde::{Deserialize, Serialize};
 
@@ -19,13 +20,13 @@ use crate::spec::Root;
 use crate::spec::resources::Throttle;
 use crate::stage::{self, Number};
 use crate::sys::mount::{FsOption, fsmount};
-use crate::sys::{memory, process};
+use crate::sys::{memory, process, socket};
 use crate::userns::numbers::{Numbers, Run};
 
 /// `argv[0]` of the helper.
 pub const NAME: &str = "kelp-fuse";
 
-/// How many threads the helper has: those that serve, one that waits for them, one that settles, one that pauses.
+/// How many threads the helper has: those that serve, one that waits for them, one that heeds, one that pauses.
 pub fn threads() -> u64 {
     session::default_threads() as u64 + 3
 }
@@ -58,6 +59,23 @@ pub struct Request {
     pub device: Number,
     pub user_namespace: Number,
     pub word: Number,
+    /// Over which other rates arrive while it serves.
+    pub rates: Number,
+}
+
+/// The other end of that line.
+#[derive(Debug)]
+pub struct Rates(pub OwnedFd);
+
+impl Rates {
+    /// Returns once these hold.
+    pub fn change(&self, throttle: Throttle) -> Result<()> {
+        let lost = "the server of its root can't be told";
+        socket::send(self.0.as_fd(), &serde_json::to_vec(&throttle)?, None).context(lost)?;
+        let (answer, _) = socket::receive(self.0.as_fd()).context(lost)?;
+        anyhow::ensure!(!answer.is_empty(), lost);
+        Ok(())
+    }
 }
 
 /// The layers of `root`. Of the machine's own, all but the store, what `replaced` names and mounts of the kernel's
@@ -96,7 +114,7 @@ pub fn mount() -> Result<(OwnedFd, OwnedFd)> {
 /// The helper: serves until the mount is gone.
 pub fn serve() -> Result<()> {
     let request: Request = stage::request()?;
-    let word = stage::take(request.word)?;
+    let (word, rates) = (stage::take(request.word)?, stage::take(request.rates)?);
     let served = prepare(&request);
     let (overlay, device) = match served {
         Ok(served) => served,
@@ -105,17 +123,40 @@ pub fn serve() -> Result<()> {
             return Ok(());
         }
     };
+    let heeded = Arc::clone(&overlay);
     let ready = || {
         stage::tell(word, &Ok(()));
-        // Only memory is at stake.
-        let _ = std::thread::Builder::new().spawn(|| {
-            std::thread::sleep(memory::SETTLING);
-            let _ = memory::release_code();
-        });
+        let _ = std::thread::Builder::new().spawn(move || heed(&rates, &heeded));
     };
     let (threads, placing) = (session::default_threads(), session::Placing::Spread);
     session::serve_counted(overlay, device, threads, placing, Arc::default(), ready)
         .context("cannot serve the root file system")
+}
+
+/// The thread that waits: for the moment at which memory can be given back, and for other rates.
+fn heed(line: &OwnedFd, overlay: &Overlay) {
+    let settling = PollTimeout::try_from(memory::SETTLING).unwrap_or(PollTimeout::ZERO);
+    let _ = poll(&mut [PollFd::new(line.as_fd(), PollFlags::POLLIN)], settling);
+    // Only memory is at stake.
+    let _ = memory::release_code();
+    while let Ok((words, _)) = socket::receive(line.as_fd()) {
+        let Ok(throttle) = serde_json::from_slice(&words) else { return };
+        overlay.set_limits(limits(throttle, overlay.limits()));
+        if socket::send(line.as_fd(), b"1", None).is_err() {
+            return;
+        }
+    }
+}
+
+/// The rates, beside what the upper may hold.
+fn limits(throttle: Throttle, room: Limits) -> Limits {
+    Limits {
+        read_bytes_per_second: throttle.read_bytes,
+        write_bytes_per_second: throttle.write_bytes,
+        reads_per_second: throttle.reads,
+        writes_per_second: throttle.writes,
+        ..room
+    }
 }
 
 fn prepare(request: &Request) -> Result<(Arc<Overlay>, OwnedFd)> {
@@ -150,14 +191,10 @@ fn config(request: &Request) -> Config {
         squash_unmapped: request.has_root.then_some(Owner { uid, gid }),
         uid_map: ranges(&numbers.uid),
         gid_map: ranges(&numbers.gid),
-        limits: Limits {
-            bytes: request.bytes,
-            inodes: request.inodes,
-            read_bytes_per_second: request.throttle.read_bytes,
-            write_bytes_per_second: request.throttle.write_bytes,
-            reads_per_second: request.throttle.reads,
-            writes_per_second: request.throttle.writes,
-        },
+        limits: limits(
+            request.throttle,
+            Limits { bytes: request.bytes, inodes: request.inodes, ..Limits::default() },
+        ),
         volatile: request.volatile,
         ..Config::default()
     }

@@ -113,6 +113,15 @@ impl Limits {
         list.iter().all(|(device, _)| devices.contains(device))
     }
 
+    /// What the limits of these devices come to, of all flags.
+    pub fn throttles(&self, devices: &BTreeSet<String>) -> Throttle {
+        let mut throttle = Throttle::default();
+        for flag in self.0.keys() {
+            self.throttle(flag, devices, &mut throttle);
+        }
+        throttle
+    }
+
     /// Whether a device has a limit.
     pub fn has_devices(&self) -> bool {
         self.0.values().any(|value| matches!(value, Value::Devices(_)))

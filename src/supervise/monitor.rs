@@ -20,6 +20,7 @@ use crate::container::log::Log;
 use crate::launch::child::Streams;
 use crate::launch::orphans;
 use crate::launch::parent::Running;
+use crate::rootfs::fuse::Rates;
 use crate::spec::Spec;
 use crate::spec::life::Stream;
 use crate::supervise::callers::Callers;
@@ -80,6 +81,8 @@ pub struct Monitor {
     pub servers: Vec<Server>,
     /// The container's own numbers in /proc.
     pub view: Option<View>,
+    /// Where the server of its root hears of other rates.
+    pub rates: Option<Rates>,
     servers_ended: bool,
     /// When the container is killed.
     pub kill_at: Option<Instant>,
@@ -97,6 +100,7 @@ enum Whose {
     Checkup,
     Server,
     View,
+    Memory,
 }
 
 impl Monitor {
@@ -117,6 +121,7 @@ impl Monitor {
             stages: Vec::new(),
             servers: Vec::new(),
             view: None,
+            rates: None,
             servers_ended: false,
             kill_at: None,
             end: End::Itself,
@@ -189,12 +194,13 @@ impl Monitor {
                 let _ = process::pidfd_send_signal(running.pidfd.as_fd(), libc::SIGKILL);
             }
             if ended {
+                self.tell_of_memory(container);
                 let status = signals::reap(running.pidfd.as_fd())?;
                 for asker in self.checkup.take().map(Checkup::end).unwrap_or_default() {
                     let ended = FromMonitor::Refused("the container has ended meanwhile".to_owned());
                     self.callers.tell(asker, &ended);
                 }
-                self.view = None;
+                (self.view, self.rates) = (None, None);
                 self.finish();
                 return Ok((status, self.end));
             }
@@ -240,6 +246,7 @@ impl Monitor {
         self.inlet.waits_on().into_iter().for_each(|(fd, wants)| add(fd, wants, Whose::Inlet));
         self.checkup.iter().flat_map(Checkup::waits_on).for_each(|fd| add(fd, Wants::Read, Whose::Checkup));
         self.servers.iter().for_each(|server| add(server.as_fd(), Wants::Read, Whose::Server));
+        self.restraint.memory_events().into_iter().for_each(|fd| add(fd, Wants::Read, Whose::Memory));
         self.view.iter().for_each(|view| add(view.as_fd(), Wants::Read, Whose::View));
         match poll(&mut polled, remaining(until)) {
             Ok(_) | Err(Errno::EINTR) => {}
@@ -267,6 +274,7 @@ impl Monitor {
                 Whose::Outlet(number) if served.insert(number) => self.pour(number),
                 Whose::Outlet(_) | Whose::Inlet | Whose::Checkup => {}
                 Whose::Server => self.servers_ended = true,
+                Whose::Memory => self.tell_of_memory(container),
                 Whose::View => drop(self.view.take_if(|view| !view.turn())),
             }
         }
@@ -294,6 +302,13 @@ impl Monitor {
             }
         }
         Ok(())
+    }
+
+    /// The kernel may have killed one of several, and the container goes on.
+    fn tell_of_memory(&mut self, container: &mut Container) {
+        if self.restraint.ran_out_of_memory() {
+            container.tell("oom", &[]);
+        }
     }
 
     fn pour(&mut self, number: usize) {

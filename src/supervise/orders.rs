@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use crate::cgroup::device;
+use crate::cgroup::hold::Change;
 use crate::container::call::FromMonitor;
 use crate::container::folder::{Container, Healthiness};
 use crate::container::health::Entry;
@@ -173,7 +175,12 @@ impl Monitor {
     fn update(&mut self, container: &mut Container, limits: &Limits) -> Result<()> {
         let mut together = container.limits();
         together.update(limits);
-        let enforced = self.restraint.update(limits, &together, &container.status.enforced)?;
+        let served = self.rates.as_ref().filter(|_| limits.has_devices());
+        let devices = served.map(|_| device::behind(&container.folder)).unwrap_or_default();
+        let throttle = together.throttles(&devices);
+        let change = Change { changed: limits, together: &together, devices };
+        let enforced = self.restraint.update(&change, &container.status.enforced)?;
+        served.map_or(Ok(()), |rates| rates.change(throttle))?;
         container.status.enforced.extend(enforced);
         container.status.limits.update(limits);
         container.keep()

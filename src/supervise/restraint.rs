@@ -1,14 +1,17 @@
 //! What restrains a container while it runs: its group, or the watcher that stands in for one, and whether it is
 //! paused. The monitor gives it a turn when one is due, and asks at the end whether the container ran out of memory.
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
-use crate::cgroup::hold::{self, Enforced, Hold};
+use crate::cgroup::group::Group;
+use crate::cgroup::hold::{self, Change, Enforced, Enforcer, Hold};
 use crate::cgroup::soft::{Watched, Watcher};
 use crate::cgroup::tree::{Process, Processes};
-use crate::spec::resources::Limits;
+use crate::spec::limits::{CPU_PERIOD, CPU_QUOTA, CPU_SHARES, CPUS, MEMORY, PIDS};
 
 #[derive(Debug, Default)]
 pub struct Restraint {
@@ -18,6 +21,8 @@ pub struct Restraint {
     watcher: Option<Watcher>,
     /// A nice value that its session is to get, and when that is tried.
     session: Option<(i32, Instant)>,
+    /// What the kernel tells of its memory.
+    memory: Option<MemoryEvents>,
     /// What was stopped by a pause, where no group can be frozen.
     paused: Option<Vec<Process>>,
 }
@@ -28,7 +33,8 @@ impl Restraint {
         let watched = hold.watched;
         let nice = hold.inherited.nice;
         let session = (nice != 0).then(|| (nice, Instant::now()));
-        let mut restraint = Self { hold, first, watcher: None, session, paused: None };
+        let memory = hold.group.as_ref().and_then(|group| MemoryEvents::of(group).ok());
+        let mut restraint = Self { hold, first, watcher: None, session, memory, paused: None };
         restraint.watch(watched)?;
         Ok(restraint)
     }
@@ -88,15 +94,53 @@ impl Restraint {
         Ok(())
     }
 
-    /// Some limits have changed, so that these hold together from now on; gives who enforces them.
-    pub fn update(&mut self, changed: &Limits, together: &Limits, before: &Enforced) -> Result<Enforced> {
-        let changed = hold::update(changed, together, self.hold.group.as_ref(), before)?;
-        self.hold.watched.update(changed.watched);
+    /// Some limits have changed; gives who enforces them.
+    pub fn update(&mut self, change: &Change<'_>, before: &Enforced) -> Result<Enforced> {
+        let changed = hold::update(change, self.hold.group.as_ref(), before)?;
+        let has = |flag: &str| change.changed.0.contains_key(flag);
+        let watched = &mut self.hold.watched;
+        if has(MEMORY) {
+            watched.memory = changed.watched.memory;
+        }
+        if has(PIDS) {
+            watched.pids = changed.watched.pids;
+        }
+        if [CPUS, CPU_QUOTA, CPU_PERIOD].into_iter().any(has) {
+            watched.nano_cpus = changed.watched.nano_cpus;
+        }
         self.watch(self.hold.watched)?;
         if let Some(processors) = &changed.inherited.affinity {
             Processes::below(self.first)?.run_on(processors);
         }
-        Ok(changed.enforced.clone())
+        let mut served = changed.served.clone();
+        if served.get(CPU_SHARES) == Some(&Enforcer::Soft) && !self.renice(changed.inherited.nice) {
+            served.insert(CPU_SHARES.to_owned(), Enforcer::None);
+        }
+        Ok(served)
+    }
+
+    /// Where sessions share the processors, only the session's value counts.
+    fn renice(&mut self, nice: i32) -> bool {
+        self.session = Some((nice, Instant::now()));
+        let taken = Processes::below(self.first).is_ok_and(|processes| processes.renice(nice));
+        taken || std::fs::read_to_string(SESSIONS).is_ok_and(|text| text.trim() == "1")
+    }
+
+    /// It can be read when the kernel has something to tell of its memory.
+    pub fn memory_events(&self) -> Option<BorrowedFd<'_>> {
+        self.memory.as_ref().map(|memory| memory.changes.as_fd())
+    }
+
+    /// Whether a process of its was killed for memory since this was asked last.
+    pub fn ran_out_of_memory(&mut self) -> bool {
+        let watched = self.watcher.as_mut().is_some_and(|watcher| std::mem::take(&mut watcher.untold));
+        let kills = self.hold.group.as_ref().map_or(0, Group::oom_kills);
+        let more = self.memory.as_mut().is_some_and(|memory| memory.has_more(kills));
+        watched || more
+    }
+
+    pub fn memory_peak(&self) -> Option<u64> {
+        self.hold.group.as_ref().and_then(Group::memory_peak)
     }
 
     /// Whether memory ended it, or one of its processes.
@@ -105,6 +149,29 @@ impl Restraint {
         watched || self.hold.group.as_ref().is_some_and(|group| group.oom_kills() > 0)
     }
 }
+
+/// `memory.events` of a group.
+#[derive(Debug)]
+struct MemoryEvents {
+    changes: Inotify,
+    told: u64,
+}
+
+impl MemoryEvents {
+    fn of(group: &Group) -> nix::Result<Self> {
+        let changes = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+        changes.add_watch(&group.folder.join("memory.events"), AddWatchFlags::IN_MODIFY)?;
+        Ok(Self { changes, told: 0 })
+    }
+
+    /// Other counters change too.
+    fn has_more(&mut self, kills: u64) -> bool {
+        while self.changes.read_events().is_ok_and(|events| !events.is_empty()) {}
+        kills > std::mem::replace(&mut self.told, kills)
+    }
+}
+
+const SESSIONS: &str = "/proc/sys/kernel/sched_autogroup_enabled";
 
 /// The kernel takes the nice value of a session once in a tenth of a second, from all users together.
 const BUSY: Duration = Duration::from_millis(30);

@@ -316,10 +316,10 @@ pub fn getrlimit(resource: u32) -> io::Result<(u64, u64)> {
     Ok((limit.rlim_cur, limit.rlim_max))
 }
 
-/// `setpriority(2)` of the calling process: its nice value.
-pub fn setpriority(nice: i32) -> io::Result<()> {
+/// `setpriority(2)` of a thread: its nice value; 0 is the calling one.
+pub fn setpriority(thread: u32, nice: i32) -> io::Result<()> {
     // SAFETY: the arguments are passed by value.
-    done(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) }.into())
+    done(unsafe { libc::setpriority(libc::PRIO_PROCESS, thread, nice) }.into())
 }
 
 /// `setdomainname(2)`.

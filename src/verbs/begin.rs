@@ -23,9 +23,10 @@ use crate::launch::plan::{self, First, Plan, SecretFile, Surroundings, Upper};
 use crate::launch::stage;
 use crate::network::engine::{self, Engine};
 use crate::paths::Paths;
+use crate::rootfs::fuse::{self, Rates};
+use crate::rootfs::host;
 use crate::rootfs::overlay::Persistence;
 use crate::rootfs::rung::{self, Rung};
-use crate::rootfs::{fuse, host};
 use crate::spec::mount::{MountKind, Propagation};
 use crate::spec::request::{Driver, Request, Storage, UserNamespace};
 use crate::spec::resolve;
@@ -36,7 +37,7 @@ use crate::supervise::monitor::Monitor;
 use crate::supervise::restraint::Restraint;
 use crate::supervise::service::{Server, Service};
 use crate::supervise::{secrets, signals};
-use crate::sys::process;
+use crate::sys::{process, socket};
 use crate::userns::maps::{self, IdMaps};
 use crate::userns::numbers::Numbers;
 use crate::view::numbers::Subject;
@@ -115,6 +116,7 @@ fn hold(
     container.status.enforced = hold.served.clone();
     container.status.group = hold.group.clone();
     container.status.oom_killed = false;
+    container.status.memory_peak = None;
     Ok(hold)
 }
 
@@ -220,6 +222,7 @@ fn attempt(
             store: &paths.store,
             namespace: None,
             server: None,
+            rates: None,
             network: spec.engine.as_ref(),
             engine: None,
             window: monitor.window,
@@ -230,7 +233,7 @@ fn attempt(
         };
         let launched = parent::launch(&plan, streams, &monitor.signals, &mut watch);
         let serving = Serving { root: RootServer(watch.server), engine: watch.engine };
-        let view = watch.view;
+        let (view, rates) = (watch.view, watch.rates);
         watch.calls.into_iter().for_each(|line| monitor.admit(line));
         if may_clear && !matches!(launched, Ok(Launched::Running(_))) {
             let _ = container.clear_layers(maps);
@@ -242,9 +245,8 @@ fn attempt(
                     container.status.enforced = hold.enforced.clone();
                     say_unenforced(&hold.lost(), warn);
                 }
-                monitor.view = view;
-                let begun = Begun { running, spec, serving };
-                return Ok(Attempt::Done(Start::Begun(Box::new(begun))));
+                (monitor.view, monitor.rates) = (view, rates);
+                return Ok(Attempt::Done(Start::Begun(Box::new(Begun { running, spec, serving }))));
             }
             Launched::MapsRefused(error) => return Ok(Attempt::MapsRefused(error)),
             Launched::Interrupted(signal) => return Ok(Attempt::Done(Start::Interrupted(signal))),
@@ -393,6 +395,7 @@ struct Watch<'a, 'b> {
     /// Opened while the child can still be looked at: later it is not dumpable.
     namespace: Option<std::fs::File>,
     server: Option<Child>,
+    rates: Option<Rates>,
     network: Option<&'a kelp_net::config::Config>,
     engine: Option<Engine>,
     window: Option<(u16, u16)>,
@@ -452,6 +455,7 @@ impl Watcher for Watch<'_, '_> {
     fn serve_root(&mut self, device: OwnedFd) -> Result<()> {
         let namespace = self.namespace.as_ref().context("the user namespace was not kept")?;
         let (hear, word) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+        let (ours, theirs) = socket::pair()?;
         let request = fuse::Request {
             layers: fuse::layers(self.root, self.store, &host::replaced()?),
             folder: self.container.folder.clone(),
@@ -464,10 +468,12 @@ impl Watcher for Watch<'_, '_> {
             device: device.as_raw_fd(),
             user_namespace: namespace.as_raw_fd(),
             word: word.as_raw_fd(),
+            rates: theirs.as_raw_fd(),
         };
-        let kept = [device.as_fd(), namespace.as_fd(), word.as_fd()];
+        let kept = [device.as_fd(), namespace.as_fd(), word.as_fd(), theirs.as_fd()];
         self.server = Some(crate::stage::start(fuse::NAME, &request, &kept)?);
-        drop((device, word));
+        drop((device, word, theirs));
+        self.rates = Some(Rates(ours));
         crate::stage::hear(hear)
     }
 

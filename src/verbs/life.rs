@@ -98,9 +98,6 @@ fn starts(
 
 /// Docker's events of an end.
 fn ended(container: &mut Container, status: i32, how: End) {
-    if container.status.oom_killed {
-        container.tell("oom", &[]);
-    }
     let lasted = (units::now() - container.status.started) / 1_000_000_000;
     container.tell("die", &[("exitCode", status.to_string()), ("execDuration", lasted.to_string())]);
     if matches!(how, End::Stopped | End::Restart) {
@@ -149,6 +146,7 @@ fn serve(
         let _ = signals::reap(begun.running.pidfd.as_fd());
     }
     container.status.oom_killed = monitor.restraint.is_out_of_memory();
+    container.status.memory_peak = monitor.restraint.memory_peak();
     container.status.group = None;
     monitor::end_orphans(&begun.spec);
     monitor.restraint = Restraint::default();

@@ -19,7 +19,7 @@ pub(crate) fn enforcer(dir: &Dir) -> String {
     }
 }
 
-fn is_soft(dir: &Dir) -> bool {
+pub(crate) fn is_soft(dir: &Dir) -> bool {
     enforcer(dir) == "soft"
 }
 
@@ -139,6 +139,56 @@ fn strict_limits_are_the_kernels_or_an_error() {
     } else {
         strict.ok();
     }
+}
+
+#[test]
+fn without_a_cgroup_kelp_holds_the_limits_itself() {
+    needs!(userns);
+    let dir = Dir::new();
+    let options = ["--cgroups=disabled", "-m", "20m", "--memory-swap", "20m"];
+    let named = [&options[..], &["--name", "own"]].concat();
+    let root = dir.root();
+    let program = ["--rootfs", &root, "/bin/guest", "fill", "60", "10"];
+    dir.kelp(&[&["run"], &named[..], &program].concat()).fails(137);
+    let described: Value = serde_json::from_str(&dir.kelp(&["inspect", "own"]).ok().out).unwrap();
+    assert_eq!(described[0]["EnforcedBy"]["memory"], "soft");
+    assert_eq!(described[0]["State"]["OOMKilled"], true);
+    dir.kelp(&["rm", "own"]).ok();
+    let strict = [&options[..], &["--strict-limits"]].concat();
+    says(
+        &dir.run(&strict, &["/bin/guest", "exit", "0"]).fails(125),
+        &["--cgroups=disabled", "--strict-limits"],
+    );
+}
+
+#[test]
+fn a_cgroup_that_is_asked_for_and_cannot_be_made_is_an_error() {
+    needs!(userns);
+    let dir = Dir::new();
+    for option in ["--cgroups=enabled", "--cgroups=split"] {
+        if is_soft(&dir) {
+            says(&dir.run(&[option], &["/bin/guest", "exit", "0"]).fails(125), &["cannot make a cgroup"]);
+        }
+    }
+}
+
+#[test]
+fn running_out_of_memory_is_told() {
+    needs!(userns);
+    let dir = Dir::new();
+    let root = dir.root();
+    let words =
+        ["run", "--name", "big", "-m", "20m", "--memory-swap", "20m", "--rootfs", &root, "/bin/guest"];
+    dir.kelp(&[&words[..], &["fill", "60", "10"]].concat()).fails(137);
+    let events = ["events", "--since", "1h", "--until", "0s", "--format", "{{.Action}}"];
+    assert_eq!(dir.kelp(&events).ok().out, "create\nstart\noom\ndie\n");
+    let state = dir.kelp(&["inspect", "--format", "{{json .State}}", "big"]).ok().json();
+    assert_eq!((&state["OOMKilled"], &state["ExitCode"]), (&Value::from(true), &Value::from(137)), "{state}");
+    // The kernel keeps it since Linux 5.19, for a group.
+    if !is_soft(&dir) {
+        between(&state["MemoryPeak"], 19e6, 21e6);
+    }
+    dir.kelp(&["rm", "big"]).ok();
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! `ps` what is listed; `run` the main job and its options;
 //! `ids` who is who; `mounts` what is where; `process` exit codes, signals, terminals; `network` none and host; `security` attacks that must fail; `failure` sentences; `faults` kill -9
 //! and crowds; `doctor` and `explain` what kelp says of itself; `real` a Debian root; `unshare` the founding texts;
-//! `volume` folders that outlive containers; `anonymous` those that do not; `cdi` devices by name; `limits` and `disk` what holds under load;
+//! `volume` folders that outlive containers; `anonymous` those that do not; `cdi` devices by name; `limits`, `update` and `disk` what holds under load;
 //! `secret`; `words` flags about the container itself; `surroundings` of the caller; `docs` what is made from the tables of flags.
 //! The rest is the bench: `dir` folders and roots, `kelp` commands, `needs` facilities, `host` what is outside,
 //! `nested` hosts that refuse something, `pty`, `sys`.
@@ -44,5 +44,6 @@ mod secret;
 mod security;
 mod surroundings;
 mod unshare;
+mod update;
 mod volume;
 mod words;

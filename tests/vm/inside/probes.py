@@ -261,8 +261,8 @@ class Folder(Limits):
 
     def test_memory_that_is_reserved_is_not_taken_by_others(self):
         """Two containers in a parent of 100 MB: the first holds 40 MB of cache when the second wants 150."""
-        kept = {}
-        for flag in (("--memory-reservation", "50m"), ()):
+        kept, reserve = {}, ("--memory-reservation", "50m")
+        for way, flag in (("run", reserve), ("update", ()), ("nothing", ())):
             parent = [*self.pod("100M"), "-v", "/var/tmp:/s"]
             write = "dd if=/dev/zero of=/s/$0 bs=1M count=$1 conv=fsync status=none"
             kelp("run", "-d", "--name", "first", *flag, *parent, "@host", "sh", "-c",
@@ -271,35 +271,43 @@ class Folder(Limits):
                 if os.path.exists("/var/tmp/ready"):
                     break
                 time.sleep(0.1)
+            if way == "update":
+                self.changes(*reserve, "first")
             self.container(*parent, "@host", "sh", "-c", write, "other", "150")
             group = json.loads(kelp("inspect", "first").stdout)[0]["State"]["Pid"]
             with open(f"/proc/{group}/cgroup") as file:
                 path = "/sys/fs/cgroup" + file.read().strip().split("::")[1]
             with open(f"{path}/memory.stat") as file:
-                kept[flag] = next(int(line.split()[1]) for line in file if line.startswith("file ")) >> 20
+                kept[way] = next(int(line.split()[1]) for line in file if line.startswith("file ")) >> 20
             kelp("rm", "-f", "first")
             for name in ("mine", "other", "ready"):
                 os.unlink(f"/var/tmp/{name}")
-        self.assertGreaterEqual(kept[("--memory-reservation", "50m")], 38, kept)
-        self.assertLess(kept[()], 30, kept)
+        self.assertGreaterEqual(min(kept["run"], kept["update"]), 38, kept)
+        self.assertLess(kept["nothing"], 30, kept)
+
+    NODES = ("x = bytearray(20 << 20)\n"
+             "print({word[:2] for line in open('/proc/self/numa_maps') if 'anon=' in line and 'heap' not in line"
+             " for word in line.split() if word[0] == 'N' and int(word[3:]) > 1000})")
+    HUGE = ("import mmap\n"
+            "m = mmap.mmap(-1, 4 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000)\n"
+            "m[0] = 1; m[2 << 20] = 1; print('both')")
 
     def test_memory_comes_from_the_nodes_that_are_given(self):
-        script = ("x = bytearray(20 << 20)\n"
-                  "print({word[:2] for line in open('/proc/self/numa_maps') if 'anon=' in line and 'heap' not in line"
-                  " for word in line.split() if word[0] == 'N' and int(word[3:]) > 1000})")
         for node in ("0", "1"):
-            ended = self.container("--cpuset-mems", node, "@host", "python3", "-c", script)
+            ended = self.container("--cpuset-mems", node, "@host", "python3", "-c", self.NODES)
             self.assertEqual(ended.stdout, f"{{'N{node}'}}\n", ended.stderr)
 
     def test_huge_pages_are_counted(self):
-        script = ("import mmap\n"
-                  "m = mmap.mmap(-1, 4 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000)\n"
-                  "m[0] = 1; m[2 << 20] = 1; print('both')")
-        words = ["@host", "python3", "-c", script]
+        words = ["@host", "python3", "-c", self.HUGE]
         self.assertEqual(self.container("--cgroups=enabled", *words).stdout, "both\n")
         limited = self.container("--cgroup-conf", "hugetlb.2MB.max=2097152", *words)
         self.assertNotEqual(limited.returncode, 0)
         self.assertNotIn("both", limited.stdout)
+
+    WRITE = "dd if=/dev/zero of=/s/file bs={0} count={1} oflag=direct conv=notrunc status=none"
+    READ = "dd if=/s/file of=/dev/null bs={0} count={1} iflag=direct status=none"
+    RATES = (("--device-write-bps", "1mb", WRITE.format("64k", 64)), ("--device-write-iops", "16", WRITE.format("4k", 64)),
+             ("--device-read-bps", "1mb", READ.format("64k", 64)), ("--device-read-iops", "16", READ.format("4k", 64)))
 
     def rate(self, program, *limits):
         """Seconds that a program takes on the disk of its own, whose file is not in the page cache."""
@@ -309,11 +317,8 @@ class Folder(Limits):
         return time.monotonic() - began
 
     def test_each_limit_of_a_device_makes_it_slow(self):
-        write = "dd if=/dev/zero of=/s/file bs={0} count={1} oflag=direct conv=notrunc status=none"
-        read = "dd if=/s/file of=/dev/null bs={0} count={1} iflag=direct status=none"
-        self.rate(write.format("1M", 8))
-        for flag, rate, program in (("--device-write-bps", "1mb", write.format("64k", 64)), ("--device-write-iops", "16", write.format("4k", 64)),
-                                    ("--device-read-bps", "1mb", read.format("64k", 64)), ("--device-read-iops", "16", read.format("4k", 64))):
+        self.rate(self.WRITE.format("1M", 8))
+        for flag, rate, program in self.RATES:
             held, free = self.rate(program, flag, f"/dev/vdc:{rate}"), self.rate(program)
             self.assertGreater(held, 3.5, flag)
             self.assertLess(free, held - 2, flag)
@@ -330,11 +335,63 @@ class Folder(Limits):
                   "print(done)")
         end = str(time.monotonic() + 20)
         start = lambda weight, name: subprocess.Popen(
-            ["kelp", "run", "--rm", "--blkio-weight", weight, "--strict-limits", "-v", "/scratch:/s", "@host", "python3", "-c", script,
-             f"/s/{name}", end], stdout=subprocess.PIPE, text=True)
-        both = [start("800", "a"), start("200", "b")]
+            ["kelp", "run", "--rm", "--name", name, "--blkio-weight", weight, "--strict-limits", "-v", "/scratch:/s", "@host", "python3",
+             "-c", f"print('up', flush=True)\n{script}", f"/s/{name}", end], stdout=subprocess.PIPE, text=True)
+        both = [start("800", "a"), start("800", "b")]
+        # One got its weight at its start, the other later.
+        self.assertEqual([run.stdout.readline() for run in both], ["up\n", "up\n"])
+        self.changes("--blkio-weight", "200", "b")
         more, less = (int(run.communicate()[0]) for run in both)
         self.assertTrue(2 <= more / less <= 8, (more, less))
+
+    def changes(self, *words):
+        ended = kelp("update", *words)
+        self.assertEqual((ended.returncode, ended.stdout, ended.stderr), (0, f"{words[-1]}\n", ""))
+
+    def changed(self, limits, *program):
+        """A program in a container that runs already when it gets its limits."""
+        kelp("run", "-d", "--name", "changed", "--cgroups=enabled", "-v", "/scratch:/s", "-v", "/var/tmp:/v", "@host", "sleep", "1000")
+        try:
+            self.changes(*limits, "changed")
+            began = time.monotonic()
+            ended = kelp("exec", "changed", *program)
+            return ended, time.monotonic() - began
+        finally:
+            kelp("rm", "-f", "changed")
+
+    def test_each_limit_of_memory_changes_while_a_container_runs(self):
+        script = "dd if=/dev/zero of=/v/high bs=1M count=60 status=none; cat /sys/fs/cgroup/memory.current; rm /v/high"
+        ended, _ = self.changed(["--memory-high", "30m"], "sh", "-c", script)
+        self.assertLess(int(ended.stdout), 34 << 20)
+        fill = ["python3", "-c", "x = bytearray(60 << 20); print(len(x))"]
+        for limits, status in ((["-m", "20m", "--memory-swap", "150m"], 0), (["-m", "20m", "--memory-swap", "20m"], 137)):
+            self.assertEqual(self.changed(limits, *fill)[0].returncode, status)
+        ended, _ = self.changed(["--cpuset-mems", "1"], "python3", "-c", self.NODES)
+        self.assertEqual(ended.stdout, "{'N1'}\n", ended.stderr)
+        ended, _ = self.changed(["--cgroup-conf", "hugetlb.2MB.max=2097152"], "python3", "-c", self.HUGE)
+        self.assertNotIn("both", ended.stdout)
+
+    def test_each_limit_of_a_device_changes_while_a_container_runs(self):
+        self.rate(self.WRITE.format("1M", 8))
+        for flag, rate, program in self.RATES:
+            held = self.changed([flag, f"/dev/vdc:{rate}"], "sh", "-c", program)
+            self.assertEqual(held[0].returncode, 0, held[0].stderr)
+            self.assertGreater(held[1], 3.5, flag)
+
+    def test_a_process_that_is_killed_for_memory_is_told_while_its_container_lives(self):
+        """One of several, where the user has it so; and the most memory that there was."""
+        kelp("run", "-d", "--name", "several", "-m", "20m", "--memory-swap", "20m", "--cgroup-conf", "memory.oom.group=0", "@host",
+             "sleep", "1000")
+        try:
+            with subprocess.Popen(["kelp", "events", "-f", "event=oom", "--format", "{{.Action}}"], stdout=subprocess.PIPE, text=True) as events:
+                self.assertEqual(kelp("exec", "several", "python3", "-c", "bytearray(60 << 20)").returncode, 137)
+                self.assertEqual(events.stdout.readline(), "oom\n")
+                events.kill()
+            state = json.loads(kelp("inspect", "several").stdout)[0]["State"]
+            self.assertEqual(state["Status"], "running")
+            self.assertTrue(19 << 20 <= state["MemoryPeak"] <= 21 << 20, state)
+        finally:
+            kelp("rm", "-f", "several")
 
     def test_a_group_below_ones_own_is_made_by_split(self):
         own = f"{self.JOB}/split"

@@ -94,11 +94,11 @@ def nothing():
 
 # Name, preparation, session, user, kind (tests/it's word), test cases of probes.py, tests of tests/it, undoing.
 ROWS = [
-    ("delegated", nothing, service, "ann", "ids", ["Delegated", "Programs", "Everywhere"], ["limits::", "disk::", "run::", "process::exit"], nothing),
+    ("delegated", nothing, service, "ann", "ids", ["Delegated", "Programs", "Everywhere"], ["limits::", "update::", "disk::", "run::", "process::exit"], nothing),
     ("delegated-folder", give_folder, folder, "bob", "one", ["Folder", "Programs", "Everywhere"], [], take_folder),
     ("partly-delegated", delegation("pids memory"), service, "ann", "ids", ["PartlyDelegated", "Everywhere"], [], nothing),
     ("no-delegation", delegation("no"), bare, "ann", "ids", ["Soft", "Everywhere"], [], delegation("cpu cpuset io memory pids")),
-    ("no-session", nothing, bare, "bob", "one", ["Soft", "Programs", "Everywhere"], ["limits::", "disk::"], nothing),
+    ("no-session", nothing, bare, "bob", "one", ["Soft", "Programs", "Everywhere"], ["limits::", "update::", "disk::"], nothing),
     ("no-session-lingering", nothing, bare, "ann", "ids", ["Lingering", "Everywhere"], [], nothing),
     ("overlay-barred", bar_overlay, service, "ann", "ids", ["OverlayBarred", "Everywhere"], [], allow_overlay),
     ("fuse-and-overlay-barred", lambda: (bar_overlay(), sh("chmod 600 /dev/fuse")), service, "ann", "ids",

@@ -1,0 +1,140 @@
+//! Limits that change while a container runs, each under load: by the kernel where a cgroup is delegated, softly where
+//! none is. What a limit of the kernel's files does that has no soft form is in tests/vm.
+
+use crate::dir::Dir;
+use crate::disk::disk;
+use crate::kelp::{Kelp, says};
+use crate::limits::{enforcer, is_soft};
+use crate::needs;
+use serde_json::Value;
+
+/// A container that runs `command` under limits that hold nothing back.
+struct Running {
+    dir: Dir,
+}
+
+impl Running {
+    fn new(options: &[&str], command: &[&str]) -> Self {
+        let dir = Dir::new();
+        let root = dir.root();
+        let words = ["run", "-d", "--name", "live", "--network", "none", "-m", "500m"];
+        dir.kelp(&[&words, options, &["--rootfs", &root, "/bin/guest"], command].concat()).ok();
+        Self { dir }
+    }
+
+    fn update(&self, options: &[&str]) -> Kelp {
+        self.dir.kelp(&[&["update"], options, &["live"]].concat())
+    }
+
+    /// What the program said, once it has ended.
+    fn said(&self) -> Value {
+        assert_eq!(self.dir.kelp(&["wait", "live"]).ok().out, "0\n");
+        self.dir.kelp(&["logs", "live"]).ok().json()
+    }
+
+    fn exec(&self, command: &[&str]) -> Value {
+        self.dir.kelp(&[&["exec", "live", "/bin/guest"], command].concat()).ok().json()
+    }
+
+    fn enforced_by(&self, flag: &str) -> String {
+        let template = format!("{{{{index .EnforcedBy {flag:?}}}}}");
+        self.dir.kelp(&["inspect", "--format", &template, "live"]).ok().out.trim().to_owned()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.dir.kelp(&["rm", "-f", "live"]).end();
+    }
+}
+
+#[test]
+fn processors_time_changes() {
+    needs!(userns);
+    let at = (crate::sys::monotonic() + 6.0).to_string();
+    let live = Running::new(&["--cpus", "1"], &["burn", "5", &at]);
+    live.update(&["--cpus", "0.2"]).ok();
+    let part = live.said()["part"].as_f64().unwrap();
+    assert!((0.15..=0.25).contains(&part), "{part}");
+    assert_eq!(live.enforced_by("cpus"), enforcer(&live.dir));
+}
+
+#[test]
+fn shares_change() {
+    needs!(userns);
+    // Both run from then on, however long their starts take.
+    let at = (crate::sys::monotonic() + 10.0).to_string();
+    let start = || Running::new(&["--cpu-shares", "1024", "--cpuset-cpus", "0"], &["burn", "6", &at]);
+    let (more, less) = (start(), start());
+    less.update(&["--cpu-shares", "256"]).ok();
+    assert_eq!(less.enforced_by("cpu-shares"), enforcer(&less.dir));
+    let used = |live: &Running| live.said()["used"].as_f64().unwrap();
+    let (more, less) = (used(&more), used(&less));
+    assert!((2.5..=6.0).contains(&(more / less)), "{more} s to {less} s");
+}
+
+#[test]
+fn the_processors_to_run_on_change() {
+    needs!(userns);
+    let live = Running::new(&[], &["sleep", "60"]);
+    live.update(&["--cpuset-cpus", "0"]).ok();
+    let first = live.exec(&["read", "/proc/1/status"]);
+    says(first["text"].as_str().unwrap(), &["Cpus_allowed_list:\t0\n"]);
+    says(&live.update(&["--cpuset-cpus", "1000"]).fails(1), &["--cpuset-cpus 1000", "this machine has"]);
+}
+
+#[test]
+fn the_number_of_processes_changes() {
+    needs!(userns);
+    let live = Running::new(&["--pids-limit", "200"], &["sleep", "60"]);
+    let forks = || live.exec(&["forks", "60"])["living"].as_u64().unwrap();
+    assert_eq!(forks(), 60);
+    live.update(&["--pids-limit", "20"]).ok();
+    let living = forks();
+    assert!((5..=20).contains(&living), "{living}");
+}
+
+/// What has no soft form is said not to hold; what is unlimited again is.
+#[test]
+fn what_nothing_enforces_is_said_of_a_change_too() {
+    needs!(userns);
+    let live = Running::new(&["--pids-limit", "200"], &["sleep", "60"]);
+    for (flag, value) in [("memory-reservation", "8m"), ("memory-high", "400m"), ("blkio-weight", "100")] {
+        let changed = live.update(&[&format!("--{flag}"), value]).ok();
+        let described: Value = serde_json::from_str(&live.dir.kelp(&["inspect", "live"]).ok().out).unwrap();
+        let by = described[0]["EnforcedBy"][flag].as_str().unwrap();
+        if is_soft(&live.dir) {
+            assert_eq!(by, "none");
+            says(&changed.err, &["warning", flag]);
+        } else {
+            assert_eq!((by, changed.err.as_str()), (enforcer(&live.dir).as_str(), ""), "{flag}");
+        }
+    }
+    live.update(&["--pids-limit", "-1"]).ok();
+    assert_eq!(live.exec(&["forks", "300"])["living"], 300);
+}
+
+#[test]
+fn the_rates_of_a_disk_change() {
+    needs!(userns, fuse, disk);
+    let live = Running::new(&["--storage-driver", "fuse"], &["sleep", "120"]);
+    let device = disk(&live.dir.root()).unwrap();
+    let seconds = |command: &[&str]| live.exec(command)["seconds"].as_f64().unwrap();
+    for (flag, rate, least, command) in [
+        ("device-write-bps", "1mb", 1.8, &["transfer", "/tmp/new", "2"][..]),
+        ("device-write-iops", "20", 1.8, &["operations", "write", "/tmp/page", "40"]),
+    ] {
+        let free = seconds(command);
+        live.update(&[&format!("--{flag}"), &format!("{device}:{rate}")]).ok();
+        let held = seconds(command);
+        assert!(held >= least, "{flag}: {held} s");
+        assert!(free < held / 2.0, "{flag}: {free} s before, {held} s after");
+        assert_eq!(live.enforced_by(flag), "soft", "what our server writes is not the container's");
+        live.update(&[&format!("--{flag}"), &format!("{device}:{}", unlimited(flag))]).ok();
+    }
+}
+
+/// A rate that holds nothing back.
+fn unlimited(flag: &str) -> &'static str {
+    if flag.ends_with("bps") { "1gb" } else { "1000000" }
+}
