@@ -18,7 +18,7 @@ use crate::launch::{credentials, filter, hide, inherited, init, program, stage};
 use crate::spec::seccomp::Profile;
 use crate::spec::{Process, Rlimit};
 use crate::sys::seccomp::Instruction;
-use crate::sys::{clone, landlock, process, seccomp, terminal};
+use crate::sys::{clone, landlock, process, terminal};
 
 /// The standard streams of the program, as the parent prepared them; `None` keeps the caller's.
 #[derive(Debug, Default)]
@@ -227,7 +227,7 @@ fn change(
     default_signals(mask)?;
     if !process.no_new_privileges {
         scope(process, socket);
-        install(filter)?;
+        install(filter, socket)?;
     }
     let entered = enter_cwd(plan);
     credentials::assume(&identity, process, &plan.maps)?;
@@ -241,7 +241,7 @@ fn change(
     if process.no_new_privileges {
         process::no_new_privileges()?;
         scope(process, socket);
-        install(filter)?;
+        install(filter, socket)?;
     }
     let mut environment = process.environment.clone();
     if !environment.iter().any(|(name, _)| name == "HOME") {
@@ -314,9 +314,12 @@ fn scope(process: &Process, socket: BorrowedFd<'_>) {
     }
 }
 
-fn install(filter: &[Instruction]) -> Result<()> {
+fn install(filter: &[Instruction], socket: BorrowedFd<'_>) -> Result<()> {
     if filter.is_empty() {
         return Ok(());
     }
-    seccomp::install(filter).context("install the seccomp filter")
+    if let Some(listener) = filter::install(filter).context("install the seccomp filter")? {
+        message::send(socket, &ToParent::Listener, Some(listener.as_fd()))?;
+    }
+    Ok(())
 }

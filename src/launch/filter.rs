@@ -6,10 +6,12 @@
 //! reach it, or a chain of conditions on arguments each ending in a return, then the default.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::str::FromStr;
 
 use crate::spec::seccomp::{Action, Comparison, Condition, Filter, Rule};
-use crate::sys::seccomp::Instruction;
+use crate::sys::seccomp::{self, Instruction};
 
 const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
 const AND: u16 = (libc::BPF_ALU | libc::BPF_AND | libc::BPF_K) as u16;
@@ -57,6 +59,24 @@ pub fn compile(filter: &Filter) -> Vec<Instruction> {
     program.push(instruction(LOAD, ARCHITECTURE));
     program.code.reverse();
     program.code
+}
+
+fn asks(one: &Instruction) -> bool {
+    one.code == RETURN && one.k == libc::SECCOMP_RET_USER_NOTIF
+}
+
+/// Installs a program for this process and all that it starts; gives the listener, if the program asks one. Under a
+/// filter that has a listener already there can be no other, and the machine answers.
+pub fn install(program: &[Instruction]) -> io::Result<Option<OwnedFd>> {
+    if !program.iter().any(asks) {
+        return seccomp::install(program).map(|()| None);
+    }
+    if let Ok(listener) = seccomp::install_with_listener(program) {
+        return Ok(Some(listener));
+    }
+    let allow = Instruction { k: libc::SECCOMP_RET_ALLOW, ..instruction(RETURN, 0) };
+    let silent = |one: &Instruction| if asks(one) { allow } else { *one };
+    seccomp::install(&program.iter().map(silent).collect::<Vec<_>>()).map(|()| None)
 }
 
 /// A program that is written from its end, since classic BPF jumps forward only: whatever is written knows how
@@ -143,6 +163,7 @@ fn value(action: Action) -> u32 {
         Action::Trap => libc::SECCOMP_RET_TRAP,
         Action::Errno(errno) => libc::SECCOMP_RET_ERRNO | u32::from(errno),
         Action::Log => libc::SECCOMP_RET_LOG,
+        Action::Ask => libc::SECCOMP_RET_USER_NOTIF,
         Action::Allow => libc::SECCOMP_RET_ALLOW,
     }
 }
@@ -330,6 +351,16 @@ mod tests {
     fn on(program: &[Instruction], name: &str, first: u64) -> u32 {
         let (architecture, numbers) = ARCHITECTURES[0];
         answer(program, architecture, numbers(name).unwrap(), [first, 0, 0, 0, 0, 0])
+    }
+
+    #[test]
+    fn one_call_is_asked_and_no_other() {
+        let profile = docker_default(CapabilitySet::default_set());
+        let rules = [vec![crate::spec::seccomp::asked_numbers()], profile.rules].concat();
+        let program = compile(&Filter { default: profile.default, rules });
+        assert_eq!(on(&program, "sysinfo", 0), libc::SECCOMP_RET_USER_NOTIF);
+        assert_eq!(on(&program, "sendmsg", 0), libc::SECCOMP_RET_ALLOW);
+        assert_eq!(on(&program, "mount", 0), EPERM);
     }
 
     const EPERM: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;

@@ -6,7 +6,7 @@
 //! | has it served, `Served` | <-> | `Device` with the opened /dev/fuse, on rung T2; `View` with one more, unanswered |
 //! | | <- | `Warn` (any number), `Console` with the terminal's master |
 //! | keeps the record | <- | `Ready`, or `Failed` and the end |
-//! | `Start` | -> | credentials, seccomp, exec |
+//! | `Start` | -> | credentials, seccomp, whose `Listener` comes with the view, exec |
 //! | | <- | end of file: exec happened; or `Failed` and the end |
 
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -33,6 +33,8 @@ pub enum ToParent {
     Device,
     /// Comes with the one of the container's own numbers.
     View,
+    /// Comes with the one that is asked for `sysinfo(2)`.
+    Listener,
     Ready,
     /// Of `exec`: comes with the pidfd of the program's process.
     Joined,

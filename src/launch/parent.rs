@@ -56,8 +56,10 @@ pub trait Watcher {
     fn signal(&mut self, found: &siginfo);
     /// The container's own numbers are asked on `device`.
     fn begin_view(&mut self, device: OwnedFd) -> Result<()>;
+    /// They are asked by system calls too.
+    fn begin_listening(&mut self, listener: OwnedFd);
     /// What can be read when the numbers are asked.
-    fn view(&self) -> Option<BorrowedFd<'_>>;
+    fn view(&self) -> Vec<BorrowedFd<'_>>;
     fn answer_view(&mut self);
     /// The container's terminal was made; the program does not run yet.
     fn terminal(&mut self, master: &OwnedFd);
@@ -139,6 +141,9 @@ impl Child {
                     watcher
                         .begin_view(fd.ok_or_else(|| Error::new(Kind::Bug, "the device did not arrive"))?)?;
                 }
+                Some((ToParent::Listener, fd)) => {
+                    fd.into_iter().for_each(|fd| watcher.begin_listening(fd));
+                }
                 Some((ToParent::Ready, _)) => {
                     watcher.ready()?;
                     message::send(self.socket.as_fd(), &ToChild::Start, None)?;
@@ -167,16 +172,15 @@ impl Child {
     /// Waits for the child's next word, or for a signal that asks us to end.
     fn wait(&self, signals: &SignalFd, watcher: &mut dyn Watcher) -> Result<Option<i32>> {
         loop {
-            let all = [Some(self.socket.as_fd()), Some(signals.as_fd()), watcher.view()];
-            let polled = all.into_iter().flatten().map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-            let mut polled: Vec<PollFd<'_>> = polled.collect();
+            let all = [self.socket.as_fd(), signals.as_fd()].into_iter().chain(watcher.view());
+            let mut polled: Vec<PollFd<'_>> = all.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
             match poll(&mut polled, PollTimeout::NONE) {
                 Ok(_) => {}
                 Err(nix::errno::Errno::EINTR) => continue,
                 Err(errno) => return Err(errno.into()),
             }
             let ready = |at: usize| polled.get(at).and_then(PollFd::any).unwrap_or(false);
-            let (word, signal, asked) = (ready(0), ready(1), ready(2));
+            let (word, signal, asked) = (ready(0), ready(1), ready(2) || ready(3));
             if word {
                 return Ok(None);
             }

@@ -73,7 +73,7 @@ pub fn resolve(request: &Request, facts: &Facts) -> Result<Spec> {
         },
         hostname,
         domainname: request.domainname.clone(),
-        view: !request.resources.limits.is_empty() && !request.resources.host_view,
+        view: view(request),
         init: request.init,
         timeout: request.timeout,
     })
@@ -182,12 +182,23 @@ fn default_user(userns: &UserNamespace) -> String {
     }
 }
 
+/// Whether the container sees its own numbers.
+fn view(request: &Request) -> bool {
+    !request.resources.limits.is_empty() && !request.resources.host_view
+}
+
 fn profile(request: &Request, capabilities: CapabilitySet, facts: &Facts) -> Result<Profile> {
     let mut filter = match &request.security.seccomp {
         SeccompChoice::Default => seccomp::docker_default(capabilities),
         SeccompChoice::Text(file, text) => seccomp::parse(file, text, capabilities)?,
         SeccompChoice::Unconfined => return Ok(Profile::Unconfined),
     };
+    // A program may have one listener above it. Where it can't make user namespaces it starts no containers, which are
+    // what else wants one.
+    let is_default = matches!(request.security.seccomp, SeccompChoice::Default);
+    if view(request) && is_default && !capabilities.has("SYS_ADMIN") {
+        filter.rules.insert(0, seccomp::asked_numbers());
+    }
     if facts.one_id && request.security.root_emulation {
         filter = Filter { rules: [seccomp::root_emulation(), filter.rules].concat(), ..filter };
     }

@@ -106,6 +106,8 @@ pub fn facts(id: ContainerName, maps: &IdMaps) -> Facts {
 
 fn plan(request: &Request, exec: &Exec, facts: Facts, maps: IdMaps) -> Result<Plan> {
     let mut request = request.clone();
+    // The container's monitor listens to the container's own program.
+    request.resources.host_view = true;
     request.terminal = exec.terminal;
     request.interactive = exec.interactive;
     request.environment.extend(exec.environment.iter().cloned());

@@ -247,7 +247,7 @@ impl Monitor {
         self.checkup.iter().flat_map(Checkup::waits_on).for_each(|fd| add(fd, Wants::Read, Whose::Checkup));
         self.servers.iter().for_each(|server| add(server.as_fd(), Wants::Read, Whose::Server));
         self.restraint.memory_events().into_iter().for_each(|fd| add(fd, Wants::Read, Whose::Memory));
-        self.view.iter().for_each(|view| add(view.as_fd(), Wants::Read, Whose::View));
+        self.view.iter().flat_map(View::waits_on).for_each(|fd| add(fd, Wants::Read, Whose::View));
         match poll(&mut polled, remaining(until)) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
@@ -275,7 +275,7 @@ impl Monitor {
                 Whose::Outlet(_) | Whose::Inlet | Whose::Checkup => {}
                 Whose::Server => self.servers_ended = true,
                 Whose::Memory => self.tell_of_memory(container),
-                Whose::View => drop(self.view.take_if(|view| !view.turn())),
+                Whose::View => self.view.iter_mut().for_each(View::turn),
             }
         }
         Ok(ended)

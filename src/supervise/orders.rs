@@ -23,6 +23,7 @@ use crate::supervise::member::{self, Bond};
 use crate::supervise::monitor::{End, GRACE, Monitor};
 use crate::supervise::streams::Sink;
 use crate::sys::{process, terminal};
+use crate::view::server::View;
 
 /// Whether a caller may have more to say first.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -189,7 +190,7 @@ impl Monitor {
     fn pause(&mut self, container: &mut Container) -> Result<()> {
         container.status.state.moved(State::Paused)?;
         let view = &mut self.view;
-        self.restraint.pause(&mut || drop(view.take_if(|view| !view.turn())))?;
+        self.restraint.pause(&mut || view.iter_mut().for_each(View::turn))?;
         self.checkup.iter_mut().for_each(Checkup::pause);
         container.become_state(State::Paused)
     }

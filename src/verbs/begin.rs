@@ -227,8 +227,7 @@ fn attempt(
             engine: None,
             window: monitor.window,
             group: group.as_ref(),
-            subject: spec.view.then(|| subject(hold, limits.clone())),
-            view: None,
+            view: spec.view.then(|| View::new(subject(hold, limits))),
             calls: Vec::new(),
         };
         let launched = parent::launch(&plan, streams, &monitor.signals, &mut watch);
@@ -402,8 +401,7 @@ struct Watch<'a, 'b> {
     /// Who called meanwhile.
     calls: Vec<Line>,
     group: Option<&'a OwnedFd>,
-    /// Whose numbers /proc shows, if they are the container's.
-    subject: Option<Subject>,
+    /// What answers for the machine, if /proc shows the container's numbers.
     view: Option<View>,
 }
 
@@ -417,26 +415,26 @@ impl Watcher for Watch<'_, '_> {
     }
 
     fn begin_view(&mut self, device: OwnedFd) -> Result<()> {
-        let subject = self.subject.take().context("the view was not asked for")?;
-        self.view = Some(View::new(subject, device)?);
-        Ok(())
+        Ok(self.view.as_mut().context("the view was not asked for")?.mounted(device)?)
     }
 
-    fn view(&self) -> Option<BorrowedFd<'_>> {
-        self.view.as_ref().map(View::as_fd)
+    fn begin_listening(&mut self, listener: OwnedFd) {
+        if let Some(view) = &mut self.view {
+            view.listen(listener);
+        }
+    }
+
+    fn view(&self) -> Vec<BorrowedFd<'_>> {
+        self.view.iter().flat_map(View::waits_on).collect()
     }
 
     fn answer_view(&mut self) {
-        if !self.view.as_mut().is_none_or(View::turn) {
-            self.view = None;
-        }
+        self.view.iter_mut().for_each(View::turn);
     }
 
     fn cloned(&mut self, pid: i32) -> Result<()> {
         self.namespace = Some(std::fs::File::open(format!("/proc/{pid}/ns/user"))?);
-        if let Some(subject) = &mut self.subject {
-            subject.first = pid;
-        }
+        self.view.iter_mut().for_each(|view| view.is_of(pid));
         if let Some(config) = self.network {
             self.engine = Some(Engine::start(config, pid)?);
         }

@@ -11,21 +11,16 @@ use crate::view::wire::{Answer, Asked, FOLDER, Request};
 /// The number of the first file.
 const FIRST: u64 = FOLDER + 1;
 
-/// Open files, and where their texts come from.
+/// Open files.
 #[derive(Debug)]
 pub struct Files {
-    source: Source,
     open: HashMap<u64, String>,
     next: u64,
 }
 
 impl Files {
-    pub fn new(source: Source) -> Self {
-        Self { source, open: HashMap::new(), next: 1 }
-    }
-
-    /// The answer, unless the kernel waits for none.
-    pub fn answer(&mut self, request: Request) -> Option<Answer> {
+    /// The answer, with numbers of now, unless the kernel waits for none.
+    pub fn answer(&mut self, request: Request, source: &mut Source) -> Option<Answer> {
         let unique = request.unique;
         let errno = |errno| Some(Answer::error(unique, errno));
         match request.asked {
@@ -43,7 +38,7 @@ impl Files {
             Asked::Open { writes: true, .. } => errno(libc::EACCES),
             Asked::Open { file, .. } => {
                 let Some(file) = rendered(file) else { return errno(libc::EIO) };
-                let (handle, text) = (self.next, self.text(file));
+                let (handle, text) = (self.next, text(file, source));
                 self.next += 1;
                 self.open.insert(handle, text);
                 Some(Answer::opened(unique, handle))
@@ -62,16 +57,22 @@ impl Files {
             Asked::Other => errno(libc::ENOSYS),
         }
     }
+}
 
-    fn text(&mut self, file: &Rendered) -> String {
-        let numbers = self.source.numbers();
-        // Three files are the machine's with other numbers in them.
-        let host = match file.name {
-            "cpuinfo" | "diskstats" | "stat" => fs::read_to_string(file.target).unwrap_or_default(),
-            _ => String::new(),
-        };
-        (file.text)(&numbers, &host)
+impl Default for Files {
+    fn default() -> Self {
+        Self { open: HashMap::new(), next: 1 }
     }
+}
+
+fn text(file: &Rendered, source: &mut Source) -> String {
+    let numbers = source.numbers();
+    // Three files are the machine's with other numbers in them.
+    let host = match file.name {
+        "cpuinfo" | "diskstats" | "stat" => fs::read_to_string(file.target).unwrap_or_default(),
+        _ => String::new(),
+    };
+    (file.text)(&numbers, &host)
 }
 
 fn rendered(number: u64) -> Option<&'static Rendered> {

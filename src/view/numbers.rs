@@ -51,7 +51,7 @@ const FRESH: Duration = Duration::from_millis(50);
 /// The source of numbers; it remembers the last ones.
 #[derive(Debug)]
 pub struct Source {
-    subject: Subject,
+    pub subject: Subject,
     group: Option<Group>,
     processes: Option<Processes>,
     host_memory: u64,

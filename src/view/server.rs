@@ -6,8 +6,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{read, write};
 
+use crate::view::calls::Calls;
 use crate::view::files::Files;
 use crate::view::numbers::{Source, Subject};
 use crate::view::wire;
@@ -15,29 +17,60 @@ use crate::view::wire;
 /// Whoever asks without end must not keep the monitor from its other duties.
 const AT_ONCE: usize = 64;
 
-/// A mounted view; its files can't be read any more once this is dropped.
+/// What answers for the machine; its files can't be read any more once this is dropped.
 #[derive(Debug)]
 pub struct View {
+    source: Source,
+    mounted: Option<Mounted>,
+    calls: Option<Calls>,
+}
+
+#[derive(Debug)]
+struct Mounted {
     device: OwnedFd,
     files: Files,
     buffer: Vec<u8>,
 }
 
 impl View {
-    /// Serves what the child has mounted, from the first turn on.
-    pub fn new(subject: Subject, device: OwnedFd) -> std::io::Result<Self> {
+    pub fn new(subject: Subject) -> Self {
+        Self { source: Source::new(subject), mounted: None, calls: None }
+    }
+
+    /// The number of the container's first process.
+    pub fn is_of(&mut self, first: i32) {
+        self.source.subject.first = first;
+    }
+
+    /// The child has mounted this.
+    pub fn mounted(&mut self, device: OwnedFd) -> std::io::Result<()> {
         fcntl(&device, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        let files = Files::new(Source::new(subject));
-        Ok(Self { device, files, buffer: vec![0; wire::LARGEST] })
+        self.mounted = Some(Mounted { device, files: Files::default(), buffer: vec![0; wire::LARGEST] });
+        Ok(())
     }
 
-    /// It can be read when there is something to answer.
-    pub fn as_fd(&self) -> BorrowedFd<'_> {
-        self.device.as_fd()
+    /// The program's filter asks this.
+    pub fn listen(&mut self, listener: OwnedFd) {
+        self.calls = Some(Calls(listener));
     }
 
-    /// Answers what was asked; says whether the view is still mounted somewhere.
-    pub fn turn(&mut self) -> bool {
+    /// They can be read when there is something to answer.
+    pub fn waits_on(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let device = self.mounted.as_ref().map(|mounted| mounted.device.as_fd());
+        device.into_iter().chain(self.calls.as_ref().map(Calls::as_fd))
+    }
+
+    /// Answers what was asked.
+    pub fn turn(&mut self) {
+        let source = &mut self.source;
+        self.mounted.take_if(|mounted| !mounted.turn(source));
+        self.calls.take_if(|calls| !heed(calls, source));
+    }
+}
+
+impl Mounted {
+    /// Says whether it is still mounted somewhere.
+    fn turn(&mut self, source: &mut Source) -> bool {
         for _ in 0..AT_ONCE {
             let length = match read(&self.device, &mut self.buffer) {
                 Ok(length) => length,
@@ -47,11 +80,29 @@ impl View {
                 Err(_) => return false,
             };
             let request = self.buffer.get(..length).and_then(wire::parse);
-            if let Some(answer) = request.and_then(|request| self.files.answer(request)) {
+            if let Some(answer) = request.and_then(|request| self.files.answer(request, source)) {
                 // Likewise.
                 let _ = write(&self.device, &answer.0);
             }
         }
         true
     }
+}
+
+/// Says whether anybody is left who could ask.
+fn heed(calls: &Calls, source: &mut Source) -> bool {
+    for _ in 0..AT_ONCE {
+        // To receive where nothing waits would wait.
+        let mut polled = [PollFd::new(calls.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut polled, PollTimeout::ZERO) {
+            Ok(0) | Err(Errno::EINTR) => return true,
+            Ok(_) => {}
+            Err(_) => return false,
+        }
+        let asks = polled[0].revents().is_some_and(|events| events.contains(PollFlags::POLLIN));
+        if !asks || calls.answer(source).is_err() {
+            return false;
+        }
+    }
+    true
 }

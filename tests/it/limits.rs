@@ -286,6 +286,40 @@ fn a_container_sees_its_own_memory_and_processors() {
     assert_ne!(host.out.lines().next(), Some("256"));
 }
 
+/// glibc, musl and the JVM ask the kernel itself; whoever may start containers asks the machine's.
+#[test]
+fn the_kernels_own_answer_is_the_containers_too() {
+    needs!(userns, fuse);
+    let dir = Dir::new();
+    let seen = |options: &[&str]| {
+        let words = ["run", "--rm", "-m", "256m", "--network", "none"];
+        let program = ["@host", "sh", "-c", "getconf _PHYS_PAGES; uptime -p"];
+        dir.kelp(&[&words[..], options, &program].concat()).ok().out
+    };
+    for options in [&[][..], &["--init"], &["--user", "0:0"], &["--security-opt", "no-new-privileges=false"]]
+    {
+        assert_eq!(seen(options), "65536\nup 0 minutes\n", "{options:?}");
+    }
+    for options in ["--view=host", "--cap-add=SYS_ADMIN", "--security-opt=seccomp=unconfined"] {
+        assert!(!seen(&[options]).starts_with("65536\n"), "{options}");
+    }
+}
+
+/// With a listener above it, a program can have none; it is told so, and what asks a listener goes on without.
+#[test]
+fn a_program_that_joins_is_answered_by_the_machine_and_the_containers_own_goes_on() {
+    needs!(userns, fuse);
+    let dir = Dir::new();
+    let script = "while [ ! -e /tmp/go ]; do sleep 0.05; done; getconf _PHYS_PAGES";
+    dir.kelp(&["run", "-d", "--name", "own", "-m", "256m", "@host", "sh", "-c", script]).ok();
+    let joined = dir.kelp(&["exec", "own", "getconf", "_PHYS_PAGES"]).ok().out;
+    assert!(joined.trim().parse::<u64>().unwrap() > 65536, "{joined}");
+    dir.kelp(&["exec", "own", "touch", "/tmp/go"]).ok();
+    dir.kelp(&["wait", "own"]).ok();
+    assert_eq!(dir.kelp(&["logs", "own"]).ok().out, "65536\n");
+    dir.kelp(&["rm", "own"]).ok();
+}
+
 #[test]
 fn nothing_of_the_view_is_left_in_a_container() {
     needs!(userns, fuse);
