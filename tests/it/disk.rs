@@ -23,6 +23,12 @@ pub(crate) fn disk(folder: &str) -> Option<String> {
     fs::exists(format!("/dev/{name}")).ok()?.then(|| format!("/dev/{name}"))
 }
 
+/// The page cache holds nothing of the file any more.
+pub(crate) fn forget(file: &str) {
+    let script = "sync \"$0\" && dd if=\"$0\" iflag=nocache count=0 status=none";
+    assert!(Command::new("sh").args(["-c", script, file]).status().unwrap().success());
+}
+
 struct Load {
     dir: Dir,
     disk: String,
@@ -40,9 +46,7 @@ impl Load {
 
     /// How long the guest says that it took.
     fn seconds(&self, limit: Option<(&str, &str)>, command: &[&str]) -> f64 {
-        let forget = "sync \"$0\" && dd if=\"$0\" iflag=nocache count=0 status=none";
-        let forgotten = Command::new("sh").args(["-c", forget, &self.dir.text("root/big")]).status().unwrap();
-        assert!(forgotten.success());
+        forget(&self.dir.text("root/big"));
         let flag = limit.map(|(flag, rate)| [flag.to_owned(), format!("{}:{rate}", self.disk)]);
         let options: Vec<&str> = flag.iter().flatten().map(String::as_str).collect();
         // The same root file system either way: what differs is the limit.

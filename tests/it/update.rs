@@ -2,11 +2,12 @@
 //! none is. What a limit of the kernel's files does that has no soft form is in tests/vm.
 
 use crate::dir::Dir;
-use crate::disk::disk;
+use crate::disk::{disk, forget};
 use crate::kelp::{Kelp, says};
 use crate::limits::{enforcer, is_soft};
 use crate::needs;
 use serde_json::Value;
+use std::fs;
 
 /// A container that runs `command` under limits that hold nothing back.
 struct Running {
@@ -17,8 +18,12 @@ impl Running {
     fn new(options: &[&str], command: &[&str]) -> Self {
         let dir = Dir::new();
         let root = dir.root();
+        Self::within(dir, &root, options, command)
+    }
+
+    fn within(dir: Dir, root: &str, options: &[&str], command: &[&str]) -> Self {
         let words = ["run", "-d", "--name", "live", "--network", "none", "-m", "500m"];
-        dir.kelp(&[&words, options, &["--rootfs", &root, "/bin/guest"], command].concat()).ok();
+        dir.kelp(&[&words, options, &["--rootfs", root, "/bin/guest"], command].concat()).ok();
         Self { dir }
     }
 
@@ -117,16 +122,29 @@ fn what_nothing_enforces_is_said_of_a_change_too() {
 #[test]
 fn the_rates_of_a_disk_change() {
     needs!(userns, fuse, disk);
-    let live = Running::new(&["--storage-driver", "fuse"], &["sleep", "120"]);
-    let device = disk(&live.dir.root()).unwrap();
-    let seconds = |command: &[&str]| live.exec(command)["seconds"].as_f64().unwrap();
+    let dir = Dir::new();
+    let root = dir.root();
+    let device = disk(&root).unwrap();
+    let live = Running::within(dir, &root, &["--storage-driver", "fuse"], &["sleep", "120"]);
     for (flag, rate, least, command) in [
-        ("device-write-bps", "1mb", 1.8, &["transfer", "/tmp/new", "2"][..]),
-        ("device-write-iops", "20", 1.8, &["operations", "write", "/tmp/page", "40"]),
+        ("device-write-bps", "1mb", 1.8, &["transfer", "", "2"][..]),
+        ("device-write-iops", "20", 1.8, &["operations", "write", "", "40"]),
+        ("device-read-bps", "1mb", 2.5, &["read-all", ""]),
+        ("device-read-iops", "20", 1.8, &["operations", "read", "", "40"]),
     ] {
-        let free = seconds(command);
+        // Each time another file of 3 MB, which no cache holds.
+        let seconds = |when: &str| {
+            let path = format!("{root}/{flag}-{when}");
+            fs::write(&path, vec![7u8; 3 << 20]).unwrap();
+            forget(&path);
+            let file = format!("/{flag}-{when}");
+            let command: Vec<&str> =
+                command.iter().map(|word| if word.is_empty() { file.as_str() } else { word }).collect();
+            live.exec(&command)["seconds"].as_f64().unwrap()
+        };
+        let free = seconds("before");
         live.update(&[&format!("--{flag}"), &format!("{device}:{rate}")]).ok();
-        let held = seconds(command);
+        let held = seconds("after");
         assert!(held >= least, "{flag}: {held} s");
         assert!(free < held / 2.0, "{flag}: {free} s before, {held} s after");
         assert_eq!(live.enforced_by(flag), "soft", "what our server writes is not the container's");
