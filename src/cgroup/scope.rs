@@ -23,6 +23,9 @@ const MONITORS: &str = "monitors";
 /// How long the manager has.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// A job that has not moved us by then has failed: the scope that it was for went away meanwhile.
+const AGAIN: Duration = Duration::from_millis(500);
+
 /// The runtime folder of the caller's own manager, if one runs.
 pub fn runtime() -> Option<PathBuf> {
     let uid = nix::unistd::getuid();
@@ -65,7 +68,7 @@ pub enum Standing {
 /// seen then: another container, which was the last in it, may end meanwhile.
 pub fn enter(runtime: &Path, standing: Standing) -> Result<PathBuf> {
     let (mount, deadline) = (delegation::hierarchy()?, Instant::now() + PATIENCE);
-    let mut asked = false;
+    let mut asked: Option<Instant> = None;
     loop {
         let own = delegation::own_path()?;
         if let Some(path) = own.ancestors().find(|path| path.file_name().is_some_and(|name| name == UNIT)) {
@@ -86,9 +89,9 @@ pub fn enter(runtime: &Path, standing: Standing) -> Result<PathBuf> {
                 // Whoever was the last in it has ended.
                 Err(_) => {}
             }
-        } else if !asked {
+        } else if asked.is_none_or(|at| at.elapsed() > AGAIN) {
             match start(runtime).context("ask systemd for a scope") {
-                Ok(()) => asked = true,
+                Ok(()) => asked = Some(Instant::now()),
                 Err(error) if Instant::now() > deadline => return Err(error),
                 // Another container makes it at this moment, or the manager has not noticed yet that it is empty.
                 Err(_) => {}
