@@ -232,7 +232,7 @@ fn attempt(
         };
         let launched = parent::launch(&plan, streams, &monitor.signals, &mut watch);
         let serving = Serving { root: RootServer(watch.server), engine: watch.engine };
-        let (view, rates) = (watch.view, watch.rates);
+        (monitor.view, monitor.rates) = (watch.view, watch.rates);
         watch.calls.into_iter().for_each(|line| monitor.admit(line));
         if may_clear && !matches!(launched, Ok(Launched::Running(_))) {
             let _ = container.clear_layers(maps);
@@ -244,7 +244,6 @@ fn attempt(
                     container.status.enforced = hold.enforced.clone();
                     say_unenforced(&hold.lost(), warn);
                 }
-                (monitor.view, monitor.rates) = (view, rates);
                 return Ok(Attempt::Done(Start::Begun(Box::new(Begun { running, spec, serving }))));
             }
             Launched::MapsRefused(error) => return Ok(Attempt::MapsRefused(error)),
