@@ -3,7 +3,6 @@
 //! so that none is in our hands while we wait, and whoever asks can be killed.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -14,10 +13,6 @@ use crate::view::calls::Calls;
 use crate::view::files::Files;
 use crate::view::numbers::{Source, Subject};
 use crate::view::wire;
-
-/// Reading a file takes five requests, one soon after the other, and to be woken for each costs more than all of them:
-/// up to 50 µs each where a processor has to wake up first.
-const EXPECTED: Duration = Duration::from_micros(40);
 
 /// Whoever asks without end must not keep the monitor from its other duties.
 const AT_ONCE: usize = 64;
@@ -76,16 +71,10 @@ impl View {
 impl Mounted {
     /// Says whether it is still mounted somewhere.
     fn turn(&mut self, source: &mut Source) -> bool {
-        let (mut answered, mut last) = (0, None);
-        while answered < AT_ONCE {
+        for _ in 0..AT_ONCE {
             let length = match read(&self.device, &mut self.buffer) {
                 Ok(length) => length,
-                Err(Errno::EAGAIN) if last.is_none_or(|at: Instant| at.elapsed() > EXPECTED) => return true,
-                Err(Errno::EAGAIN) => {
-                    // Whoever asks may be waiting for this very processor.
-                    std::thread::yield_now();
-                    continue;
-                }
+                Err(Errno::EAGAIN) => return true,
                 // The asker gave up meanwhile.
                 Err(Errno::EINTR | Errno::ENOENT) => continue,
                 Err(_) => return false,
@@ -95,7 +84,6 @@ impl Mounted {
                 // Likewise.
                 let _ = write(&self.device, &answer.0);
             }
-            (answered, last) = (answered + 1, Some(Instant::now()));
         }
         true
     }
