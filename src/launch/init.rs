@@ -33,7 +33,7 @@ pub fn stay(socket: OwnedFd, mask: &SigSet, first: First) -> std::io::Result<Own
         }
         Cloned::Parent { pid, pidfd } => {
             drop(socket);
-            let _ = process::rename(&std::ffi::CString::from(c"kelp-init"));
+            let _ = process::rename(c"kelp-init");
             let watched = || first != First::Adopter || getppid() == monitor;
             let status = reap(Pid::from_raw(pid), &pidfd, &all, watched);
             if first == First::Adopter {

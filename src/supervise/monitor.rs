@@ -185,9 +185,7 @@ impl Monitor {
             self.servers_ended |= ended;
             self.miss(container, running, warn)?;
             if settled.take_if(|at| *at <= Instant::now()).is_some() {
-                // Only memory is at stake.
-                let _ = memory::release_code();
-                memory::release_heap();
+                self.settle();
             }
             if self.kill_at.is_some_and(|at| at <= Instant::now()) {
                 self.kill_at = None;
@@ -205,6 +203,15 @@ impl Monitor {
                 return Ok((status, self.end));
             }
         }
+    }
+
+    /// What can wait until the program has long been running: only memory, and what `ps` shows, are at stake.
+    fn settle(&self) {
+        if self.audience == Audience::Nobody {
+            let _ = process::forget_words();
+        }
+        let _ = memory::release_code();
+        memory::release_heap();
     }
 
     /// Waits before the program is started again; callers are served meanwhile. Says whether it is to be started.

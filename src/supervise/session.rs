@@ -136,7 +136,7 @@ pub fn keep(master: OwnedFd) -> Result<()> {
         return Ok(());
     }
     let _ = nix::unistd::setsid();
-    let _ = process::rename(&std::ffi::CString::from(c"kelp-terminal"));
+    let _ = process::rename(c"kelp-terminal");
     let null = streams::null();
     let quiet = |number| null.as_ref().is_ok_and(|null| process::become_stream(null.as_fd(), number).is_ok());
     let alone = (0..=2).all(quiet);

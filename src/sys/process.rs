@@ -112,27 +112,27 @@ pub fn child_subreaper() -> io::Result<()> {
 }
 
 /// `PR_SET_NAME`: the name in `ps`, cut at 15 bytes.
-pub fn rename(name: &CString) -> io::Result<()> {
+pub fn rename(name: &CStr) -> io::Result<()> {
     // SAFETY: the option reads at most 16 bytes of a NUL-terminated string that outlives the call.
     done(unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr(), 0, 0, 0) }.into())
 }
 
-/// The same, and in place of the words that the program was started with, so that all of `ps` shows the new name alone.
+/// Puts the name in place of the words that the program was started with, so that all of `ps` shows it alone.
 ///
 /// # Errors
-/// The words can't be found or written, as in a process that is not dumpable; the name is taken all the same.
-pub fn retitle(name: &CStr) -> io::Result<()> {
-    rename(&name.to_owned())?;
+/// The words can't be found or written, as in a process that is not dumpable.
+pub fn forget_words() -> io::Result<()> {
     let stat = std::fs::read_to_string("/proc/self/stat")?;
-    // proc_pid_stat(5): after the name in parentheses comes the third field; arg_start and arg_end are 48 and 49.
-    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    // proc_pid_stat(5): the name stands in parentheses, then comes the third field; arg_start and arg_end are 48 and 49.
+    let Some((head, fields)) = stat.rsplit_once(')') else { return Err(io::ErrorKind::InvalidData.into()) };
+    let name = head.split_once('(').map_or("", |(_, name)| name).as_bytes();
     let mut places = fields.split_whitespace().skip(45).map_while(|field| field.parse::<u64>().ok());
     let (Some(start), Some(end)) = (places.next(), places.next()) else {
         return Err(io::ErrorKind::NotFound.into());
     };
-    let room = usize::try_from(end.saturating_sub(start)).unwrap_or(0).saturating_sub(1);
-    let name = name.to_bytes();
-    let words: Vec<u8> = name.iter().copied().take(room).chain(std::iter::repeat(0)).take(room).collect();
+    let room = usize::try_from(end.saturating_sub(start)).unwrap_or(0);
+    let shown = name.len().min(room.saturating_sub(1));
+    let words: Vec<u8> = name.iter().copied().take(shown).chain(std::iter::repeat(0)).take(room).collect();
     std::fs::File::options().write(true).open("/proc/self/mem")?.write_all_at(&words, start)
 }
 

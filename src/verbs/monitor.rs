@@ -52,7 +52,7 @@ fn serve(paths: &Paths, mut container: Container, line: OwnedFd) -> Result<()> {
 
 /// Leaves the command's session, streams, descriptors and name behind.
 fn become_background(container: &Container, line: &OwnedFd) -> Result<()> {
-    let _ = process::retitle(NAME);
+    let _ = process::rename(NAME);
     nix::unistd::setsid().context("make a session")?;
     let null = streams::null()?;
     (0..=2).try_for_each(|number| process::become_stream(null.as_fd(), number))?;

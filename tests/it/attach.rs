@@ -84,10 +84,24 @@ fn the_end_of_input_ends_the_program_of_create_and_not_that_of_run_in_the_backgr
     started(&dir, &["-i"], ECHO);
     let mut first = dir.kelp(&["attach", "reef"]).input(b"").start();
     drop(first.stdin.take());
-    // Its input has ended, and it still sees what the second one causes.
-    let second = dir.kelp(&["attach", "reef"]).input(b"a\nend\n").fails(7);
-    assert_eq!(second, "");
-    assert_eq!(ends(first), 7);
+    let mut second = dir.kelp(&["attach", "reef"]).input(b"").start();
+    let mut keys = second.stdin.take().unwrap();
+    let mut there = BufReader::new(first.stdout.take().unwrap());
+    // The first one's input has ended, and it still sees what the second one causes, once it is there.
+    let heard = std::thread::spawn(move || {
+        let mut line = String::new();
+        there.read_line(&mut line).unwrap();
+        (line, there)
+    });
+    let seen = soon(|| {
+        let _ = keys.write_all(b"a\n");
+        heard.is_finished()
+    });
+    assert!(seen, "the first hears nothing");
+    let (line, _there) = heard.join().unwrap();
+    assert_eq!(line, "got-a\n");
+    keys.write_all(b"end\n").unwrap();
+    assert_eq!((ends(first), ends(second)), (7, 7));
     dir.kelp(&["rm", "reef", "shoal"]).ok();
 }
 

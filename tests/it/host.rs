@@ -32,15 +32,16 @@ fn processes() -> Vec<(i32, i32, String)> {
     read.collect()
 }
 
-/// The processes of this name whose parent is `parent`, those that have ended too.
-pub(crate) fn children_called(parent: i32, name: &str) -> Vec<i32> {
+/// The children of `parent` that are in a pid namespace below ours, those that have ended too.
+pub(crate) fn children_in_containers(parent: i32) -> Vec<i32> {
     let parent = parent.to_string();
     let entries = fs::read_dir("/proc").unwrap().flatten();
     let found = entries.filter_map(|entry| {
-        let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
-        let (head, tail) = stat.rsplit_once(')')?;
-        let (pid, called) = head.split_once(" (")?;
-        (called == name && tail.split_whitespace().nth(1) == Some(&parent)).then(|| pid.parse().ok())?
+        let status = fs::read_to_string(entry.path().join("status")).ok()?;
+        let line = |key: &str| status.lines().find_map(|line| line.strip_prefix(key));
+        let is_ours = line("PPid:")?.trim() == parent;
+        let numbers: Vec<&str> = line("NSpid:")?.split_whitespace().collect();
+        (is_ours && numbers.len() > 1).then(|| numbers[0].parse().ok())?
     });
     found.collect()
 }

@@ -4,7 +4,7 @@
 
 use crate::dir::Dir;
 use crate::faults::Dice;
-use crate::host::{below, children_called, containers, soon};
+use crate::host::{below, children_in_containers, containers, soon};
 use crate::nested::Nested;
 use crate::{needs, sys};
 use std::fs;
@@ -120,7 +120,7 @@ fn as_the_first_process(work: impl FnOnce()) {
         threads.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 let me = std::process::id() as i32;
-                children_called(me, "guest").into_iter().for_each(sys::reap_one);
+                children_in_containers(me).into_iter().for_each(sys::reap_one);
                 std::thread::sleep(Duration::from_millis(5));
             }
         });
