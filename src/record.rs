@@ -213,7 +213,7 @@ fn page(words: &str) -> io::Result<Vec<u8>> {
 
 /// `None` for a file that was never signed, or whose page was torn by a crash of the machine.
 fn inscription(file: &File) -> io::Result<Option<Inscription>> {
-    for _ in 0..100 {
+    for tried in 0..100 {
         let mut text = vec![0; 16 * 1024];
         let mut length = 0;
         loop {
@@ -235,7 +235,8 @@ fn inscription(file: &File) -> io::Result<Option<Inscription>> {
         if words.first().is_none_or(|byte| *byte == 0) {
             return Ok(None);
         }
-        std::thread::yield_now();
+        // On a busy machine a writer can be off its processor in the middle of the page.
+        std::thread::sleep(Duration::from_millis(tried / 10));
     }
     Ok(None)
 }

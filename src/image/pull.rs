@@ -175,7 +175,19 @@ fn remote(
     if found.reference.tag.is_some() {
         store.put_name(&found.reference, &image.id)?;
     }
-    store.find(image.id.hex())?.context("the image is gone again: somebody removed it meanwhile")
+    recorded(store, &image.id)?.context("the image is gone again: somebody removed it meanwhile")
+}
+
+/// An image that was just recorded. NFS and file systems in user space put a file that somebody reads aside before another
+/// takes its name, so a record that a second pull writes anew can be away for a moment.
+fn recorded(store: &Store, id: &Digest) -> Result<Option<Image>> {
+    for _ in 0..50 {
+        if let Some(image) = store.find(id.hex())? {
+            return Ok(Some(image));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(None)
 }
 
 /// Asks each meaning of the word at each of its endpoints; the first that has the image counts.

@@ -239,9 +239,10 @@ class Plain(Containers):
         self.assertEqual(warned, [True, False, False, False, False])
 
     def test_two_pulls_and_a_kill(self):
-        self.kelp("rmi", self.name)
-        pulls = [self.start("pull", "-q", self.name) for _ in range(3)]
-        self.assertEqual([pull.wait() for pull in pulls], [0, 0, 0], [pull.communicate() for pull in pulls])
+        for _ in range(5):
+            self.kelp("rmi", self.name)
+            pulls = [self.start("pull", "-q", self.name) for _ in range(3)]
+            self.assertEqual([pull.wait() for pull in pulls], [0, 0, 0], [pull.communicate() for pull in pulls])
         for _ in range(10):
             self.kelp("rmi", "-fi", self.name)
             self.kelp("system", "prune", "-f")
