@@ -7,10 +7,10 @@ import socket
 import threading
 import unittest
 
-from world import Case, sha, tar
+from world import Case, Loopback, sha, tar
 
 
-class Uploads:
+class Uploads(Loopback):
     """Takes blobs and manifests. `cuts` are the bytes of an upload after which its connection is cut, once each; with
     `forgets` what had arrived then is gone. `refusals` are answers to the next streams, of which nothing is kept."""
 
@@ -81,19 +81,7 @@ class Uploads:
                 registry.blobs[sha(blob)] = blob
                 self.answer(201)
 
-        class Server(http.server.ThreadingHTTPServer):
-            daemon_threads = True
-
-            def handle_error(self, *_):
-                pass
-
-        self.server = Server(("127.0.0.1", 0), Handler)
-        self.host = "127.0.0.1:%d" % self.server.server_address[1]
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def close(self):
-        self.server.shutdown()
-        self.server.server_close()
+        self.listen(Handler)
 
 
 class Push(Case):

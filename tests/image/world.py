@@ -81,7 +81,27 @@ class Image:
         return sha(self.config)
 
 
-class Registry:
+class Loopback:
+    """Answers HTTP on a port of its own, by its `host`."""
+
+    def listen(self, handler):
+        class Server(http.server.ThreadingHTTPServer):
+            daemon_threads = True
+            request_queue_size = 64
+
+            def handle_error(self, *_):
+                pass
+
+        self.server = Server(("127.0.0.1", 0), handler)
+        self.host = "127.0.0.1:%d" % self.server.server_address[1]
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+class Registry(Loopback):
     """Serves images; `fault(request, path)` may answer instead, by returning True."""
 
     def __init__(self):
@@ -107,20 +127,7 @@ class Registry:
 
             do_HEAD = do_GET
 
-        class Server(http.server.ThreadingHTTPServer):
-            daemon_threads = True
-            request_queue_size = 64
-
-            def handle_error(self, *_):
-                pass
-
-        self.server = Server(("127.0.0.1", 0), Handler)
-        self.host = "127.0.0.1:%d" % self.server.server_address[1]
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def close(self):
-        self.server.shutdown()
-        self.server.server_close()
+        self.listen(Handler)
 
     def add(self, name, image):
         for data in [image.config, *image.layers]:

@@ -9,7 +9,7 @@ use crate::{needs, sys};
 use serde_json::Value;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::process::Child;
+use std::process::{Child, ChildStdin, ChildStdout};
 
 /// A container in the background that answers each line and ends with 7 at the word `end`.
 const ECHO: &str = "while read word; do [ $word = end ] && exit 7; echo got-$word; done; exit 3";
@@ -27,6 +27,25 @@ fn monitor(dir: &Dir) -> i32 {
     let text = fs::read_to_string(dir.path(&format!("store/containers/{}/lock", id.trim()))).unwrap();
     let page: Value = serde_json::from_str(text[17..4096].trim()).unwrap();
     page["monitor"]["pid"].as_i64().unwrap() as i32
+}
+
+/// The first line that somebody hears who may still be on the way; until then somebody else types `word`.
+fn heard(
+    mut there: BufReader<ChildStdout>,
+    keys: &mut ChildStdin,
+    word: &[u8],
+) -> (String, BufReader<ChildStdout>) {
+    let listening = std::thread::spawn(move || {
+        let mut line = String::new();
+        there.read_line(&mut line).unwrap();
+        (line, there)
+    });
+    let heard = soon(|| {
+        let _ = keys.write_all(word);
+        listening.is_finished()
+    });
+    assert!(heard, "nothing is heard");
+    listening.join().unwrap()
 }
 
 fn ends(mut child: Child) -> i32 {
@@ -47,24 +66,14 @@ fn two_who_attach_see_the_same_and_have_the_programs_status() {
     let mut one = dir.kelp(&["attach", "reef"]).input(b"").start();
     let mut two = dir.kelp(&["attach", "--no-stdin", "reef"]).start();
     let mut keys = one.stdin.take().unwrap();
-    let (mut here, mut there) =
+    let (mut here, there) =
         (BufReader::new(one.stdout.take().unwrap()), BufReader::new(two.stdout.take().unwrap()));
     let mut line = String::new();
     keys.write_all(b"a\n").unwrap();
     here.read_line(&mut line).unwrap();
     assert_eq!(line, "got-a\n");
     // The second is there for sure once it has heard something.
-    let heard = std::thread::spawn(move || {
-        let mut line = String::new();
-        there.read_line(&mut line).unwrap();
-        (line, there)
-    });
-    let shared = soon(|| {
-        let _ = keys.write_all(b"b\n");
-        heard.is_finished()
-    });
-    assert!(shared, "the second hears nothing");
-    let (line, _there) = heard.join().unwrap();
+    let (line, _there) = heard(there, &mut keys, b"b\n");
     assert!(line.starts_with("got-"), "{line}");
     keys.write_all(b"end\n").unwrap();
     assert_eq!((ends(one), ends(two)), (7, 7));
@@ -86,19 +95,8 @@ fn the_end_of_input_ends_the_program_of_create_and_not_that_of_run_in_the_backgr
     drop(first.stdin.take());
     let mut second = dir.kelp(&["attach", "reef"]).input(b"").start();
     let mut keys = second.stdin.take().unwrap();
-    let mut there = BufReader::new(first.stdout.take().unwrap());
     // The first one's input has ended, and it still sees what the second one causes, once it is there.
-    let heard = std::thread::spawn(move || {
-        let mut line = String::new();
-        there.read_line(&mut line).unwrap();
-        (line, there)
-    });
-    let seen = soon(|| {
-        let _ = keys.write_all(b"a\n");
-        heard.is_finished()
-    });
-    assert!(seen, "the first hears nothing");
-    let (line, _there) = heard.join().unwrap();
+    let (line, _there) = heard(BufReader::new(first.stdout.take().unwrap()), &mut keys, b"a\n");
     assert_eq!(line, "got-a\n");
     keys.write_all(b"end\n").unwrap();
     assert_eq!((ends(first), ends(second)), (7, 7));

@@ -22,7 +22,19 @@ impl Dir {
     /// `kelp` with these arguments, its store in this folder.
     pub(crate) fn kelp<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Kelp {
         let mut command = Command::new(dir::kelp());
-        command.args(arguments).env("KELP_ROOT", self.path("store")).env("KELP_RUNDIR", self.path("run"));
+        command.args(arguments);
+        self.with_store(command)
+    }
+
+    /// A line of shell to which kelp is `$0`, its store in this folder.
+    pub(crate) fn shell(&self, line: &str) -> Kelp {
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(line).arg(dir::kelp());
+        self.with_store(command)
+    }
+
+    fn with_store(&self, mut command: Command) -> Kelp {
+        command.env("KELP_ROOT", self.path("store")).env("KELP_RUNDIR", self.path("run"));
         command.stdin(Stdio::null());
         Kelp { command, input: None }
     }

@@ -54,19 +54,13 @@ fn a_monitor_keeps_nothing_of_the_command_that_started_it() {
     needs!(userns);
     let dir = Dir::new();
     dir.root();
-    let (lock, kelp) = (dir.path("lock"), crate::dir::kelp().display().to_string());
+    let lock = dir.path("lock");
     let line = format!(
         "exec 9>{} && flock -n 9 && exec \"$0\" run -d --name reef --label SECRET=1 --rootfs {} /bin/guest sleep 100",
         lock.display(),
         dir.text("root")
     );
-    let mut shell = dir.kelp::<&str>(&[]);
-    let mut command = std::process::Command::new("sh");
-    command
-        .args(["-c", &line, &kelp])
-        .envs(shell.command.get_envs().filter_map(|(key, value)| Some((key, value?))));
-    shell.command = command;
-    shell.ok();
+    dir.shell(&line).ok();
     fs::File::open(&lock).unwrap().try_lock().expect("what the command's caller had open is open no more");
     let first = dir.kelp(&["inspect", "-f", "{{.State.Pid}}", "reef"]).ok().out.trim().to_owned();
     let stat = fs::read_to_string(format!("/proc/{first}/stat")).unwrap();

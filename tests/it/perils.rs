@@ -335,13 +335,6 @@ fn closed_standard_streams_are_no_obstacle() {
     needs!(userns);
     let dir = Dir::new();
     dir.root();
-    let kelp = crate::dir::kelp().display().to_string();
     let line = format!("exec \"$0\" run --rm --rootfs {} /bin/guest exit 3 <&- >&- 2>&-", dir.text("root"));
-    let mut shell = dir.kelp::<&str>(&[]);
-    let mut command = std::process::Command::new("sh");
-    command
-        .args(["-c", &line, &kelp])
-        .envs(shell.command.get_envs().filter_map(|(key, value)| Some((key, value?))));
-    shell.command = command;
-    shell.fails(3);
+    dir.shell(&line).fails(3);
 }
