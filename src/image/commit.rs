@@ -4,7 +4,7 @@
 use std::io::Write;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::image::changes;
 use crate::image::compose::{self, Parts};
@@ -14,7 +14,7 @@ use crate::image::manifest::{Compression, Descriptor, Manifest, OCI_CONFIG, oci_
 use crate::image::reference::{Digest, Reference};
 use crate::image::snapshot::{Ownership, Snapshot};
 use crate::image::store::{Image, LayerRecord};
-use crate::image::stream;
+use crate::image::stream::{self, PipeWriter};
 
 /// What is made into an image.
 #[derive(Debug)]
@@ -68,24 +68,13 @@ fn layer(installer: &Installer<'_>, container: &Container<'_>) -> Result<Option<
     if !changed {
         return Ok(None);
     }
-    let (writer, mut reader) = stream::pipe();
-    let (packed, installed) = std::thread::scope(|scope| {
-        let packing = scope.spawn(move || -> Result<()> {
-            let mut snapshot = Snapshot::new(writer, container.ownership.clone());
-            changes::walk(upper, lowers, &mut |change| snapshot.change(change))?;
-            let mut writer = snapshot.finish()?;
-            writer.flush()?;
-            Ok(writer.finish()?)
-        });
-        let installed = installer.layer(&mut reader, None);
-        drop(reader);
-        (packing.join(), installed)
-    });
-    let packed = packed.unwrap_or_else(|_| bail!("the packing thread panicked"));
-    let result = match (packed, installed) {
-        (Ok(()), installed) => installed.map(Some),
-        (Err(packing), Err(installing)) if stream::is_echo(&packing) => Err(installing),
-        (Err(packing), _) => Err(packing),
+    let pack = |writer: PipeWriter| {
+        let mut snapshot = Snapshot::new(writer, container.ownership.clone());
+        changes::walk(upper, lowers, &mut |change| snapshot.change(change))?;
+        let mut writer = snapshot.finish()?;
+        writer.flush()?;
+        Ok(writer.finish()?)
     };
-    result.context("cannot make a layer of the changes")
+    let (packed, installed) = stream::between(pack, |reader| installer.layer(reader, None));
+    stream::first_cause(packed, installed).map(Some).context("cannot make a layer of the changes")
 }

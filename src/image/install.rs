@@ -58,13 +58,10 @@ impl Installer<'_> {
         wanted: Option<&Digest>,
         folder: &Path,
     ) -> Result<LayerRecord> {
-        let (writer, reader) = stream::pipe();
-        let (decoded, unpacked) = std::thread::scope(|scope| {
-            let decoding = scope.spawn(|| decode(packed, writer, wanted));
-            let unpacked = unpack::unpack(reader, folder, self.owners, self.limits);
-            (decoding.join(), unpacked)
-        });
-        let decoded = decoded.unwrap_or_else(|_| bail!("the decompressing thread panicked"));
+        let (decoded, unpacked) = stream::between(
+            |writer| decode(packed, writer, wanted),
+            |reader| unpack::unpack(reader, folder, self.owners, self.limits),
+        );
         let (stream, unpacked) = first_cause(decoded, unpacked)?;
         Ok(LayerRecord {
             diff_id: stream.diff_id,

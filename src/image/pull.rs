@@ -3,7 +3,7 @@
 //! break at any moment leaves whole layers and partial blobs, which the next pull starts from.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use crate::image::reference::{Digest, Reference};
 use crate::image::registries_conf::RegistriesConf;
 use crate::image::registry::{Client, Fetched, Manner, blob};
 use crate::image::store::{Image, ImageRecord, LayerReference, Store, whole_layer};
-use crate::image::stream::{self, Hashing};
+use crate::image::stream::{self, Hashing, PipeReader, PipeWriter};
 use crate::image::tree;
 use crate::image::unpack::{Limits, Owners};
 use crate::record::Lock;
@@ -400,40 +400,25 @@ fn stream_layer(
     progress: &Progress<'_>,
 ) -> Result<()> {
     let blob = Descriptor::new(layer.media_type.clone(), layer.digest.clone(), layer.size);
-    let (writer, mut reader) = stream::pipe();
-    let (downloaded, installed) = std::thread::scope(|scope| {
-        let downloading = scope.spawn(|| -> Result<()> {
-            let mut out = Hashing::new(writer);
-            let fetched = blob::fetch(&found.client, &blob, partial, &mut out, &mut |step| match step {
-                blob::Step::Received(bytes) => {
-                    progress(Event::Received { layer: &blob.digest, bytes, of: blob.size });
-                }
-                blob::Step::Broke(bytes) => progress(Event::Broke { layer: &blob.digest, bytes }),
-            });
-            fetched
-                .map_err(|error| if stream::is_echo(&error) { error } else { network_or_lasting(error) })?;
-            let (mut writer, digest, _) = out.finish();
-            if digest != blob.digest {
-                bail!(
-                    "its content has the digest {digest}, not {}: it was damaged or exchanged",
-                    blob.digest
-                );
+    let download = |writer: PipeWriter| {
+        let mut out = Hashing::new(writer);
+        let fetched = blob::fetch(&found.client, &blob, partial, &mut out, &mut |step| match step {
+            blob::Step::Received(bytes) => {
+                progress(Event::Received { layer: &blob.digest, bytes, of: blob.size });
             }
-            writer.flush()?;
-            Ok(writer.finish()?)
+            blob::Step::Broke(bytes) => progress(Event::Broke { layer: &blob.digest, bytes }),
         });
-        let installed = installer.layer(reader.by_ref(), Some(&layer.diff_id));
-        drop(reader);
-        (downloading.join(), installed)
-    });
-    let downloaded = downloaded.unwrap_or_else(|_| bail!("the downloading thread panicked"));
-    match (downloaded, installed) {
-        (Ok(()), installed) => installed.map(drop),
-        (Err(error), Ok(_)) => Err(error),
-        (Err(downloading), Err(installing)) => {
-            Err(if stream::is_echo(&downloading) { installing } else { downloading })
+        fetched.map_err(|error| if stream::is_echo(&error) { error } else { network_or_lasting(error) })?;
+        let (mut writer, digest, _) = out.finish();
+        if digest != blob.digest {
+            bail!("its content has the digest {digest}, not {}: it was damaged or exchanged", blob.digest);
         }
-    }
+        writer.flush()?;
+        Ok(writer.finish()?)
+    };
+    let install = |reader: &mut PipeReader| installer.layer(reader, Some(&layer.diff_id)).map(drop);
+    let (downloaded, installed) = stream::between(download, install);
+    stream::first_cause(downloaded, installed)
 }
 
 /// A registry's refusal and a broken connection leave what came; a wrong length does not.

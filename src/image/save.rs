@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde_json::json;
 
 use crate::error::Error;
@@ -20,7 +20,7 @@ use crate::image::pack;
 use crate::image::reference::{Digest, Reference};
 use crate::image::skeleton;
 use crate::image::store::{Image, Store};
-use crate::image::stream::{self, Hashing, PIECE};
+use crate::image::stream::{self, Hashing, PIECE, PipeWriter};
 use crate::image::tar::{Entry, Kind};
 use crate::image::workspace::Workspace;
 
@@ -118,21 +118,12 @@ impl Layer {
 
     /// Makes the stream in a thread of its own, while `take` reads it.
     fn meanwhile(mut self, take: impl FnOnce(&mut dyn Read) -> Result<()>) -> Result<()> {
-        let (mut writer, mut reader) = stream::pipe();
-        let (made, taken) = std::thread::scope(|scope| {
-            let making = scope.spawn(move || -> Result<()> {
-                pump(&mut self, &mut writer)?;
-                Ok(writer.finish()?)
-            });
-            let taken = take(&mut reader);
-            drop(reader);
-            (making.join(), taken)
-        });
-        match (made.unwrap_or_else(|_| bail!("the reading thread panicked")), taken) {
-            (Err(making), Err(taking)) if stream::is_echo(&making) => Err(taking),
-            (Err(making), _) => Err(making),
-            (Ok(()), taken) => taken,
-        }
+        let make = |mut writer: PipeWriter| {
+            pump(&mut self, &mut writer)?;
+            Ok(writer.finish()?)
+        };
+        let (made, taken) = stream::between(make, |reader| take(reader));
+        stream::first_cause(made, taken)
     }
 }
 

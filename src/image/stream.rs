@@ -5,6 +5,7 @@
 use std::io::{self, BufRead, Read, Write};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
+use anyhow::{Result, bail};
 use sha2::{Digest as _, Sha256};
 
 use crate::image::manifest::Compression;
@@ -146,6 +147,30 @@ impl Read for PipeReader {
         buffer[..length].copy_from_slice(&piece[..length]);
         self.consume(length);
         Ok(length)
+    }
+}
+
+/// Writes in a thread of its own what `take` reads meanwhile; gives what both came to.
+pub fn between<M: Send, T>(
+    make: impl FnOnce(PipeWriter) -> Result<M> + Send,
+    take: impl FnOnce(&mut PipeReader) -> T,
+) -> (Result<M>, T) {
+    let (writer, mut reader) = pipe();
+    std::thread::scope(|scope| {
+        let making = scope.spawn(move || make(writer));
+        let taken = take(&mut reader);
+        // Whoever still writes is told that nobody reads.
+        drop(reader);
+        (making.join().unwrap_or_else(|_| bail!("the thread that writes a stream panicked")), taken)
+    })
+}
+
+/// Of two ends of a pipe that failed, the one that did not fail because of the other.
+pub fn first_cause<M, T>(made: Result<M>, taken: Result<T>) -> Result<T> {
+    match (made, taken) {
+        (Ok(_), taken) => taken,
+        (Err(making), Err(taking)) if is_echo(&making) => Err(taking),
+        (Err(making), _) => Err(making),
     }
 }
 

@@ -5,7 +5,7 @@
 use std::io::{self, Read, Write};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use ureq::http::{Method, Request, Response, StatusCode};
 use ureq::{Body, SendBody};
 
@@ -171,16 +171,9 @@ impl Upload<'_> {
     /// # Errors
     /// What another attempt can't mend.
     fn attempt(&mut self, make: &Maker<'_>) -> Result<Result<Descriptor, Broken>> {
-        let (writer, mut reader) = stream::pipe();
         let skip = self.sent;
-        let (made, answer) = std::thread::scope(|scope| {
-            let making = scope.spawn(move || Rest { writer, skip }.fill(make));
-            let answer = self.client.stream(&self.url, &mut reader);
-            // Whoever still writes is told that nobody reads.
-            drop(reader);
-            (making.join(), answer)
-        });
-        let made = made.unwrap_or_else(|_| bail!("the packing thread panicked"));
+        let make = |writer| Rest { writer, skip }.fill(make);
+        let (made, answer) = stream::between(make, |reader| self.client.stream(&self.url, reader));
         let made = match made {
             Err(error) if !stream::is_echo(&error) => return Err(error),
             made => made,
