@@ -70,12 +70,11 @@ enum SortKey {
 
 impl SortKey {
     fn sort(self, containers: &mut [Known]) {
-        let request = |known: &Known| known.made.request.clone();
         match self {
-            Self::Command => containers.sort_by_cached_key(|known| request(known).arguments().to_vec()),
+            Self::Command => containers.sort_by_cached_key(|known| known.made.request.arguments().to_vec()),
             Self::Created => containers.sort_by_key(|known| known.made.created),
             Self::Id => containers.sort_by_cached_key(|known| known.made.id.to_string()),
-            Self::Image => containers.sort_by_cached_key(|known| request(known).root_name),
+            Self::Image => containers.sort_by_cached_key(|known| known.made.request.root_name.clone()),
             Self::Names => containers.sort_by_cached_key(|known| known.name().to_string()),
             Self::Runningfor => containers.sort_by_key(|known| known.status.started),
             Self::Size => containers.sort_by_cached_key(|known| volume::size(&known.folder)),

@@ -135,13 +135,7 @@ pub fn keep(master: OwnedFd) -> Result<()> {
     if let Cloned::Parent { .. } = clone::clone(0, None).context("leave the terminal behind")? {
         return Ok(());
     }
-    let _ = nix::unistd::setsid();
-    let _ = process::rename(c"kelp-terminal");
-    let null = streams::null();
-    let quiet = |number| null.as_ref().is_ok_and(|null| process::become_stream(null.as_fd(), number).is_ok());
-    let alone = (0..=2).all(quiet);
-    let Ok(master) = process::duplicate_to(master, 3) else { clone::exit(125) };
-    if !alone || process::close_from(4, false).is_err() {
+    if streams::become_background(c"kelp-terminal", &[master.as_fd()]).is_err() {
         clone::exit(125);
     }
     loop {

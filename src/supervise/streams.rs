@@ -3,6 +3,7 @@
 //! terminal goes inside (CVE-2017-5226): a pipe stands between, as in docker. Nobody is read ahead of who
 //! takes it, so that nothing is lost and memory stays small.
 
+use std::ffi::CStr;
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -14,6 +15,7 @@ use crate::container::log::Log;
 use crate::launch::child::Streams;
 use crate::spec::life::Stream;
 use crate::supervise::keys::Keys;
+use crate::sys::process;
 
 /// The longest piece that is moved at once.
 pub const PIECE: usize = 64 * 1024;
@@ -295,6 +297,16 @@ pub fn sit_down(interactive: bool, inlet: &mut Inlet, outlets: &mut [Outlet]) ->
 /// /dev/null for both directions.
 pub fn null() -> io::Result<OwnedFd> {
     Ok(nix::fcntl::open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?)
+}
+
+/// Leaves the session, the streams, the name and all descriptors but `kept` of the command that this process is a copy of.
+pub fn become_background(name: &CStr, kept: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let _ = process::rename(name);
+    nix::unistd::setsid()?;
+    let null = null()?;
+    (0..=2).try_for_each(|number| process::become_stream(null.as_fd(), number))?;
+    drop(null);
+    process::close_others(kept)
 }
 
 /// `pipe2(2)`, close-on-exec: the end that is read, and the end that is written.

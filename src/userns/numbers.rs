@@ -1,9 +1,11 @@
 //! The ids of files that were laid out under one id map, for a container that has another: how the container is to
 //! see each, and how its user namespace numbers the same id of the host. Pure arithmetic on ranges.
 
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use crate::userns::maps::{IdMaps, Line};
+use crate::spec::request::UserNamespace;
+use crate::userns::maps::{self, IdMaps, Line};
 
 /// A run of ids: the first as it is shown, the first as files carry it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,9 +23,20 @@ pub struct Numbers {
 }
 
 impl Numbers {
+    /// Of an image's files, which every container has in common, in one whose maps were asked for as `asked`.
+    ///
+    /// # Errors
+    /// The maps under which images are laid out can't be found out.
+    pub fn of_image(asked: &UserNamespace, container: &IdMaps) -> Result<Option<Self>> {
+        if *asked == UserNamespace::Auto {
+            return Ok(None);
+        }
+        Ok(Self::between(&maps::choose(&UserNamespace::Auto)?, container))
+    }
+
     /// Of files that were laid out under `files`, in a container with `container`; `None` if its numbers are theirs, or
     /// if it has no id 0 to show.
-    pub fn between(files: &IdMaps, container: &IdMaps) -> Option<Self> {
+    fn between(files: &IdMaps, container: &IdMaps) -> Option<Self> {
         let numbers = Self { uid: runs(&files.uid, &container.uid), gid: runs(&files.gid, &container.gid) };
         let differs = |runs: &[Run]| runs.iter().any(|run| run.shown != run.carried);
         (container.has_root() && (differs(&numbers.uid) || differs(&numbers.gid))).then_some(numbers)

@@ -273,9 +273,7 @@ fn say_owners(rung: Rung, numbers: Option<&Numbers>, warn: &mut dyn FnMut(&str))
 /// How a container with these maps is to see the owners of an image's files, which every container has in common.
 fn numbers(request: &Request, maps: &IdMaps) -> Result<Option<Numbers>> {
     match request.root {
-        Root::Layers(_) if request.userns != UserNamespace::Auto => {
-            Ok(Numbers::between(&maps::choose(&UserNamespace::Auto)?, maps))
-        }
+        Root::Layers(_) => Numbers::of_image(&request.userns, maps),
         _ => Ok(None),
     }
 }

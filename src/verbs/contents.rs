@@ -90,11 +90,11 @@ impl Contents {
             Some(rung) => rung == Rung::FuseOverlay,
             None => self.request.storage.driver != Some(Driver::Overlay),
         };
-        if !is_served || self.request.userns == UserNamespace::Auto {
+        let asked = &self.request.userns;
+        if !is_served || *asked == UserNamespace::Auto {
             return Ok(false);
         }
-        let (files, own) = (maps::choose(&UserNamespace::Auto)?, maps::choose(&self.request.userns)?);
-        Ok(Numbers::between(&files, &own).is_some())
+        Ok(Numbers::of_image(asked, &maps::choose(asked)?)?.is_some())
     }
 
     /// The id maps under which the container's files got their owners.

@@ -14,7 +14,7 @@ use crate::supervise::monitor::Monitor;
 use crate::supervise::signals;
 use crate::supervise::streams::{self, Audience};
 use crate::sys::clone::{self, Cloned};
-use crate::sys::{process, socket};
+use crate::sys::socket;
 use crate::verbs::life;
 
 /// What the monitor is called in `ps`.
@@ -34,7 +34,9 @@ pub fn start(paths: &Paths, container: Container) -> Result<Line> {
 }
 
 fn serve(paths: &Paths, mut container: Container, line: OwnedFd) -> Result<()> {
-    become_background(&container, &line)?;
+    let kept: Vec<BorrowedFd<'_>> = container.descriptors().chain([line.as_fd()]).collect();
+    streams::become_background(NAME, &kept)?;
+    nix::unistd::chdir("/")?;
     let line = Line::new(line);
     let signals = signals::signals()?;
     container.status.monitor = Process::of(std::process::id() as i32);
@@ -47,18 +49,5 @@ fn serve(paths: &Paths, mut container: Container, line: OwnedFd) -> Result<()> {
     };
     // Whoever waits was told why it failed.
     let _ = life::live(paths, container, monitor, &mut warn);
-    Ok(())
-}
-
-/// Leaves the command's session, streams, descriptors and name behind.
-fn become_background(container: &Container, line: &OwnedFd) -> Result<()> {
-    let _ = process::rename(NAME);
-    nix::unistd::setsid().context("make a session")?;
-    let null = streams::null()?;
-    (0..=2).try_for_each(|number| process::become_stream(null.as_fd(), number))?;
-    drop(null);
-    let kept: Vec<BorrowedFd<'_>> = container.descriptors().chain([line.as_fd()]).collect();
-    process::close_others(&kept)?;
-    nix::unistd::chdir("/")?;
     Ok(())
 }
