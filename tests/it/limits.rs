@@ -5,7 +5,9 @@ use crate::dir::Dir;
 use crate::kelp::says;
 use crate::needs;
 use serde_json::Value;
+use std::fs;
 use std::io::{BufRead, BufReader};
+use std::time::{Duration, Instant};
 
 /// Who enforces limits here: cgroup, scope or soft.
 pub(crate) fn enforcer(dir: &Dir) -> String {
@@ -29,12 +31,53 @@ fn between(value: &Value, low: f64, high: f64) {
     assert!((low..=high).contains(&number), "{number} is not within {low} and {high}");
 }
 
+/// No attempt has more than a fifth of a processor; a starved machine may give less, but not always.
+#[track_caller]
+pub(crate) fn is_a_fifth(mut attempt: impl FnMut() -> Value) {
+    let mut parts = Vec::new();
+    while parts.len() < 3 && parts.last().is_none_or(|part| *part < 0.15) {
+        parts.push(attempt()["part"].as_f64().unwrap());
+    }
+    assert!(parts.iter().all(|part| *part <= 0.25) && parts.last() >= Some(&0.15), "{parts:?}");
+}
+
+/// A folder in which a load waits for its moment.
+pub(crate) struct Gate(String);
+
+impl Gate {
+    /// What the guest calls it.
+    pub(crate) const INSIDE: &str = "/gate";
+
+    pub(crate) fn new(dir: &Dir) -> Self {
+        Self(dir.folder("gate"))
+    }
+
+    pub(crate) fn volume(&self) -> String {
+        format!("{}:{}", self.0, Self::INSIDE)
+    }
+
+    /// All loads begin at one moment, once each of them is there.
+    pub(crate) fn open(gates: &[&Self]) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        for Self(folder) in gates {
+            while !fs::exists(format!("{folder}/up")).unwrap() {
+                assert!(Instant::now() < deadline, "a load does not start");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        let at = (crate::sys::monotonic() + 0.5).to_string();
+        for Self(folder) in gates {
+            fs::write(format!("{folder}/soon"), &at).unwrap();
+            fs::rename(format!("{folder}/soon"), format!("{folder}/at")).unwrap();
+        }
+    }
+}
+
 #[test]
 fn a_fifth_of_a_processor_is_a_fifth() {
     needs!(userns);
     let dir = Dir::new();
-    let burnt = dir.run(&["--cpus", "0.2"], &["/bin/guest", "burn", "5"]).ok().json();
-    between(&burnt["part"], 0.15, 0.25);
+    is_a_fifth(|| dir.run(&["--cpus", "0.2"], &["/bin/guest", "burn", "5"]).ok().json());
 }
 
 #[test]
@@ -42,8 +85,7 @@ fn quota_and_period_are_the_same_by_the_names_of_old() {
     needs!(userns);
     let dir = Dir::new();
     let options = ["--cgroup-conf", "cpu.cfs_quota_us=10000", "--cgroup-conf", "cpu.cfs_period_us=50000"];
-    let burnt = dir.run(&options, &["/bin/guest", "burn", "5"]).ok().json();
-    between(&burnt["part"], 0.15, 0.25);
+    is_a_fifth(|| dir.run(&options, &["/bin/guest", "burn", "5"]).ok().json());
 }
 
 #[test]
@@ -59,14 +101,14 @@ fn a_container_runs_on_the_processors_it_was_given() {
 #[test]
 fn four_times_the_shares_are_about_three_times_the_time() {
     needs!(userns);
-    let dir = Dir::new();
-    // Both run from then on, however long their starts take.
-    let at = (crate::sys::monotonic() + 10.0).to_string();
     let start = |shares: &str| {
-        let options = ["--cpu-shares", shares, "--cpuset-cpus", "0"];
-        dir.run(&options, &["/bin/guest", "burn", "6", &at]).start()
+        let dir = Dir::new();
+        let gate = Gate::new(&dir);
+        let options = ["--cpu-shares", shares, "--cpuset-cpus", "0", "-v", &gate.volume()];
+        (dir.run(&options, &["/bin/guest", "burn", "6", Gate::INSIDE]).start(), gate, dir)
     };
     let (more, less) = (start("1024"), start("256"));
+    Gate::open(&[&more.1, &less.1]);
     let used = |child: std::process::Child| {
         let ended = child.wait_with_output().unwrap();
         let text = String::from_utf8_lossy(&ended.stdout).into_owned();
@@ -74,7 +116,7 @@ fn four_times_the_shares_are_about_three_times_the_time() {
             .unwrap_or_else(|_| panic!("{text}{}", String::from_utf8_lossy(&ended.stderr)));
         answer["used"].as_f64().unwrap()
     };
-    let (more, less) = (used(more), used(less));
+    let (more, less) = (used(more.0), used(less.0));
     assert!((2.5..=6.0).contains(&(more / less)), "{more} s to {less} s");
 }
 
@@ -99,10 +141,20 @@ fn stress_in_twenty_megabytes_is_ended_whole() {
     assert_eq!(ended.code, 137, "{}{}", ended.out, ended.err);
 }
 
+/// How soon exactly is for tests/bench/limits: a busy machine may be late, but is not always.
 #[test]
 fn memory_is_ended_soon_after_it_crosses_its_limit() {
     needs!(userns);
     let dir = Dir::new();
+    let mut late = Vec::new();
+    while late.len() < 3 && late.last().is_none_or(|late| *late > 2.0) {
+        late.push(lives_beyond_its_limit(&dir));
+    }
+    assert!(late.last() <= Some(&2.0), "it lived for so many seconds more: {late:?}");
+}
+
+/// How many seconds a container that grows lives beyond 100 MB.
+fn lives_beyond_its_limit(dir: &Dir) -> f64 {
     let mut child =
         dir.run(&["-m", "100m", "--memory-swap", "100m"], &["/bin/guest", "grow", "5", "0.01"]).start();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
@@ -114,9 +166,7 @@ fn memory_is_ended_soon_after_it_crosses_its_limit() {
         .collect();
     assert_eq!(child.wait().unwrap().code(), Some(137));
     let crossed = steps.iter().find(|(size, _)| *size > 100.0).map_or(f64::MAX, |(_, time)| *time);
-    let last = steps.last().unwrap().1;
-    // How soon exactly is for tests/bench/limits: a busy machine is late.
-    assert!(last - crossed <= 2.0, "it lived for {} s more: {steps:?}", last - crossed);
+    steps.last().unwrap().1 - crossed
 }
 
 #[test]
@@ -242,16 +292,21 @@ fn limits_change_while_a_container_runs() {
 #[test]
 fn a_quota_changes_within_its_period() {
     needs!(userns);
-    let dir = Dir::new();
-    let root = dir.root();
     let options = ["--cpu-period", "50000", "--cpu-quota", "50000"];
-    let words = [&["run", "-d", "--name", "slow"], &options[..], &["--rootfs", &root]].concat();
-    let at = (crate::sys::monotonic() + 10.0).to_string();
-    dir.kelp(&[&words[..], &["/bin/guest", "burn", "5", &at]].concat()).ok();
-    dir.kelp(&["update", "--cpu-quota", "10000", "slow"]).ok();
-    assert_eq!(dir.kelp(&["wait", "slow"]).ok().out, "0\n");
-    between(&dir.kelp(&["logs", "slow"]).ok().json()["part"], 0.15, 0.25);
-    dir.kelp(&["rm", "slow"]).ok();
+    is_a_fifth(|| {
+        let dir = Dir::new();
+        let gate = Gate::new(&dir);
+        let (root, volume) = (dir.root(), gate.volume());
+        let words =
+            [&["run", "-d", "--name", "slow", "-v", &volume], &options[..], &["--rootfs", &root]].concat();
+        dir.kelp(&[&words[..], &["/bin/guest", "burn", "5", Gate::INSIDE]].concat()).ok();
+        dir.kelp(&["update", "--cpu-quota", "10000", "slow"]).ok();
+        Gate::open(&[&gate]);
+        assert_eq!(dir.kelp(&["wait", "slow"]).ok().out, "0\n");
+        let burnt = dir.kelp(&["logs", "slow"]).ok().json();
+        dir.kelp(&["rm", "slow"]).ok();
+        burnt
+    });
 }
 
 #[test]
@@ -269,7 +324,10 @@ fn a_paused_container_uses_no_time_and_goes_on() {
     says(&dir.kelp(&["ps", "--format", "{{.Status}}"]).ok().out, &["Paused"]);
     says(&dir.kelp(&["pause", "still"]).fails(1), &["paused"]);
     dir.kelp(&["unpause", "still"]).ok();
-    assert!(share() > 0.0);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while share() == 0.0 {
+        assert!(Instant::now() < deadline, "it does not go on");
+    }
     dir.kelp(&["rm", "-f", "still"]).ok();
 }
 
@@ -318,6 +376,30 @@ fn a_program_that_joins_is_answered_by_the_machine_and_the_containers_own_goes_o
     dir.kelp(&["wait", "own"]).ok();
     assert_eq!(dir.kelp(&["logs", "own"]).ok().out, "65536\n");
     dir.kelp(&["rm", "own"]).ok();
+}
+
+/// The kernel keeps the texts for a moment: nobody sees an old one for long, and nobody a piece of one.
+#[test]
+fn numbers_are_of_now_however_often_they_are_read() {
+    needs!(userns, fuse);
+    let dir = Dir::new();
+    let script = "import os, time\n\
+        read = lambda name: open('/proc/' + name, 'rb').read()\n\
+        free = lambda: int(read('meminfo').split()[4])\n\
+        moments, end = [], time.monotonic() + 2\n\
+        while time.monotonic() < end:\n \
+            text = read('uptime')\n \
+            assert text.endswith(b'\\n') and len(text) == os.stat('/proc/uptime').st_size, text\n \
+            moments.append(float(text.split()[0]))\n\
+        assert moments == sorted(moments) and len(set(moments)) >= 10, moments\n\
+        before, held = free(), bytearray(b'x') * (50 << 20)\n\
+        end = time.monotonic() + 10\n\
+        while before - free() < 40 << 10: assert time.monotonic() < end, (before, free())\n\
+        print('seen')\n";
+    let words = ["run", "--rm", "-m", "256m", "@host", "python3", "-c", script];
+    assert_eq!(dir.kelp(&words).ok().out, "seen\n");
+    let write = "echo 1 >/proc/meminfo";
+    says(&dir.kelp(&["run", "--rm", "-m", "256m", "@host", "sh", "-c", write]).fails(2), &["read-only"]);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use crate::dir::Dir;
 use crate::disk::{disk, forget, is_free, is_held};
 use crate::kelp::{Kelp, says};
-use crate::limits::{enforcer, is_soft};
+use crate::limits::{Gate, enforcer, is_a_fifth, is_soft};
 use crate::needs;
 use serde_json::Value;
 use std::fs;
@@ -53,28 +53,37 @@ impl Drop for Running {
     }
 }
 
+/// One that waits for its moment.
+fn waiting(options: &[&str], seconds: &str) -> (Running, Gate) {
+    let dir = Dir::new();
+    let (root, gate) = (dir.root(), Gate::new(&dir));
+    let volume = gate.volume();
+    let options = [options, &["-v", &volume]].concat();
+    (Running::within(dir, &root, &options, &["burn", seconds, Gate::INSIDE]), gate)
+}
+
 #[test]
 fn processors_time_changes() {
     needs!(userns);
-    let at = (crate::sys::monotonic() + 10.0).to_string();
-    let live = Running::new(&["--cpus", "1"], &["burn", "5", &at]);
-    live.update(&["--cpus", "0.2"]).ok();
-    let part = live.said()["part"].as_f64().unwrap();
-    assert!((0.15..=0.25).contains(&part), "{part}");
-    assert_eq!(live.enforced_by("cpus"), enforcer(&live.dir));
+    is_a_fifth(|| {
+        let (live, gate) = waiting(&["--cpus", "1"], "5");
+        live.update(&["--cpus", "0.2"]).ok();
+        Gate::open(&[&gate]);
+        assert_eq!(live.enforced_by("cpus"), enforcer(&live.dir));
+        live.said()
+    });
 }
 
 #[test]
 fn shares_change() {
     needs!(userns);
-    // Both run from then on, however long their starts and the change take.
-    let at = (crate::sys::monotonic() + 20.0).to_string();
-    let start = || Running::new(&["--cpu-shares", "1024", "--cpuset-cpus", "0"], &["burn", "6", &at]);
+    let start = || waiting(&["--cpu-shares", "1024", "--cpuset-cpus", "0"], "6");
     let (more, less) = (start(), start());
-    less.update(&["--cpu-shares", "256"]).ok();
-    assert_eq!(less.enforced_by("cpu-shares"), enforcer(&less.dir));
+    less.0.update(&["--cpu-shares", "256"]).ok();
+    assert_eq!(less.0.enforced_by("cpu-shares"), enforcer(&less.0.dir));
+    Gate::open(&[&more.1, &less.1]);
     let used = |live: &Running| live.said()["used"].as_f64().unwrap();
-    let (more, less) = (used(&more), used(&less));
+    let (more, less) = (used(&more.0), used(&less.0));
     assert!((2.5..=6.0).contains(&(more / less)), "{more} s to {less} s");
 }
 

@@ -12,11 +12,21 @@ fn number(words: &[String], at: usize) -> f64 {
     words.get(at).and_then(|word| word.parse().ok()).unwrap_or(1.0)
 }
 
-/// `burn SECONDS [AT]`: runs without a pause and tells which part of the time it had a processor; with a time of the
-/// monotonic clock, it is counted from then on.
+/// `burn SECONDS [GATE]`: runs without a pause and tells which part of the time it had a processor; with a folder, it says
+/// there that it is `up` and is counted from the time of the monotonic clock on that somebody writes to `at`.
 pub(crate) fn burn(words: &[String]) -> Option<Value> {
-    while words.len() > 1 && sys::clock(libc::CLOCK_MONOTONIC) < number(words, 1) {
-        std::hint::spin_loop();
+    if let Some(gate) = words.get(1) {
+        std::fs::write(format!("{gate}/up"), "").ok()?;
+        let at = loop {
+            let said = std::fs::read_to_string(format!("{gate}/at")).ok();
+            match said.and_then(|text| text.parse::<f64>().ok()) {
+                Some(at) => break at,
+                None => std::thread::sleep(Duration::from_millis(10)),
+            }
+        };
+        while sys::clock(libc::CLOCK_MONOTONIC) < at {
+            std::hint::spin_loop();
+        }
     }
     let (start, time) = (Instant::now(), Duration::from_secs_f64(number(words, 0)));
     let before = sys::clock(libc::CLOCK_PROCESS_CPUTIME_ID);

@@ -60,7 +60,7 @@ def delegation(words):
 def bar_overlay():
     """The module can't go while somebody uses it, such as what a failed row has left."""
     sh("pkill -KILL -u bob || true; echo 'install overlay /bin/false' >/etc/modprobe.d/bar.conf")
-    for _ in range(100):
+    for _ in range(600):
         if subprocess.run("! grep -q '^overlay ' /proc/modules || rmmod overlay", shell=True, stderr=subprocess.DEVNULL).returncode == 0:
             return
         time.sleep(0.1)
@@ -73,9 +73,10 @@ def allow_overlay():
 
 def set_clock_back():
     """By two hours, while a container of bob's runs and another has ended."""
-    run_as_bob = f"{' '.join(bare('bob'))} kelp run -d --network none"
-    sh(f"PATH=/opt/kelp:$PATH; {run_as_bob} --name early @host sh -c 'echo before; exec sleep 1000' && "
-       f"{run_as_bob} --name ended @host true && date -s '-2 hours'")
+    as_bob = " ".join(bare("bob"))
+    sh(f"PATH=/opt/kelp:$PATH; {as_bob} kelp run -d --network none --name early @host sh -c 'echo before; exec sleep 1000' && "
+       f"{as_bob} kelp run -d --network none --name ended @host true && {as_bob} kelp wait ended && "
+       f"until {as_bob} kelp logs early | grep -q before; do sleep 0.1; done && date -s '-2 hours'")
 
 
 def serve_nfs():
