@@ -83,7 +83,7 @@ fn served(step: &RootStep, socket: BorrowedFd<'_>) -> Result<OwnedFd> {
             replace(pieces).context("make the container's own folders")?;
         }
     }
-    let (device, mount) = fuse::mount().context(Refused)?;
+    let (device, mount) = fuse::mount(fuse::Access::Writes).context(Refused)?;
     message::send(socket, &ToParent::Device, Some(device.as_fd()))?;
     drop(device);
     match message::receive::<ToChild>(socket)? {

@@ -15,7 +15,8 @@ use nix::sys::statfs::{FsType, PROC_SUPER_MAGIC, SYSFS_MAGIC};
 
 use crate::launch::message::{self, ToParent};
 use crate::launch::step::Site;
-use crate::rootfs::{fuse, target};
+use crate::rootfs::fuse::{self, Access};
+use crate::rootfs::target;
 use crate::sys::mount::{Depth, move_mount, open_tree};
 use crate::sys::path::{RESOLVE_NO_SYMLINKS, openat2};
 use crate::view::render::FILES;
@@ -24,7 +25,7 @@ use crate::view::render::FILES;
 const PLACE: &str = "/dev/pts";
 
 pub fn bind(site: &Site<'_>) -> Result<()> {
-    let (device, mount) = match fuse::mount() {
+    let (device, mount) = match fuse::mount(Access::Reads) {
         Ok(made) => made,
         Err(error) => {
             site.warn(format!("the container sees the machine's memory and processors: {error:#}"));

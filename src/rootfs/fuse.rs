@@ -97,8 +97,15 @@ pub fn layers(root: &Root, store: &Path, replaced: &[Piece]) -> Vec<Layer> {
     }
 }
 
+/// What a mount is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    Reads,
+    Writes,
+}
+
 /// Opens the device in the caller's user namespace and makes a detached mount of it.
-pub fn mount() -> Result<(OwnedFd, OwnedFd)> {
+pub fn mount(access: Access) -> Result<(OwnedFd, OwnedFd)> {
     let device = mounting::open_device().context("open /dev/fuse")?;
     let mut options = Vec::new();
     for option in mounting::mount_options(&device).split(',') {
@@ -106,6 +113,9 @@ pub fn mount() -> Result<(OwnedFd, OwnedFd)> {
             Some((key, value)) => FsOption::Text(CString::new(key)?, CString::new(value)?),
             None => FsOption::Flag(CString::new(option)?),
         });
+    }
+    if access == Access::Reads {
+        options.push(FsOption::Flag(c"ro".to_owned()));
     }
     let mount = fsmount(c"fuse", &options, 0).context("mount /dev/fuse")?;
     Ok((device, mount))

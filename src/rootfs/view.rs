@@ -137,7 +137,7 @@ fn served(topmost_first: &[&Path], access: Access<'_>) -> Result<(OwnedFd, JoinH
     };
     let lowers = topmost_first.iter().map(lower).collect();
     let overlay = Arc::new(Overlay::new(Config { lowers, upper, work, ..Config::default() })?);
-    let (device, mount) = fuse::mount()?;
+    let (device, mount) = fuse::mount(fuse::Access::Writes)?;
     let (ready, wait) = mpsc::channel();
     let server = std::thread::spawn(move || {
         let tell = || {

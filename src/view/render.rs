@@ -25,6 +25,26 @@ pub const FILES: [Rendered; 8] = [
     Rendered { name: "online", target: "/sys/devices/system/cpu/online", text: online },
 ];
 
+/// The size of the pieces in which the kernel keeps a text, at least.
+const PAGE: usize = 4096;
+
+/// The longest line of a list.
+const LINE: usize = 128;
+
+/// A list that is longer than a page begins each page with the same line as before, however long its numbers have become:
+/// so many lines to a page, and blanks before the last one's end.
+pub fn in_pages(text: String) -> String {
+    if text.len() <= PAGE || text.lines().any(|line| line.len() >= LINE) {
+        return text;
+    }
+    let lines: Vec<&str> = text.lines().collect();
+    let page = |lines: &[&str]| {
+        let text = lines.join("\n");
+        format!("{text:<width$}\n", width = PAGE - 1)
+    };
+    lines.chunks(PAGE / LINE).map(page).collect()
+}
+
 fn meminfo(numbers: &Numbers, _host: &str) -> String {
     let Numbers { memory, used, cached, shared, swap, swap_used, .. } = *numbers;
     let free = memory - used;
@@ -168,6 +188,19 @@ mod tests {
         {
             assert!(text.lines().any(|found| found == line), "{line} in {text}");
         }
+    }
+
+    #[test]
+    fn a_long_list_has_each_line_in_the_same_page_whatever_it_says() {
+        let list = |width: usize| (0..100).map(|at| format!("cpu{at} {at:0width$}\n")).collect::<String>();
+        let (short, long) = (in_pages(list(50)), in_pages(list(90)));
+        assert_eq!((short.len(), long.len()), (4 * PAGE, 4 * PAGE));
+        for (at, piece) in short.as_bytes().chunks(PAGE).chain(long.as_bytes().chunks(PAGE)).enumerate() {
+            assert!(piece.starts_with(format!("cpu{} ", at % 4 * 32).as_bytes()) && piece.ends_with(b"\n"));
+        }
+        let trimmed: String = short.lines().map(|line| format!("{}\n", line.trim_end())).collect();
+        assert_eq!(trimmed, list(50));
+        assert_eq!(in_pages("a\n".to_owned()), "a\n");
     }
 
     #[test]

@@ -3,24 +3,37 @@
 //!
 //! | request | answer |
 //! |---|---|
-//! | `Init` | the version, and that folders are listed with their files' attributes |
-//! | `Lookup`, `Attributes`, `List`, `Open`, `Read`, `Space` | what was asked, or an errno |
-//! | `Close` | nothing in it |
+//! | `Init` | the version, that folders are listed with their files' attributes, and that a file with another time is another text |
+//! | `Lookup`, `Attributes`, `List`, `Read`, `Space` | what was asked, or an errno |
 //! | `Silent` | none: the kernel waits for none |
-//! | `Other` | ENOSYS, which for some the kernel takes as: never ask again |
+//! | `Other`, such as the opening of a file | ENOSYS, which for some the kernel takes as: never ask again |
+
+use std::time::Duration;
 
 /// The kernel gives no request to a smaller buffer (`FUSE_MIN_READ_BUFFER`).
 pub const LARGEST: usize = 8192;
+
+/// The folder is as it is.
+pub const UNCHANGED: Attributes = Attributes { size: 0, changed: Duration::ZERO, holds: FOREVER };
 
 /// The number of the folder.
 pub const FOLDER: u64 = 1;
 
 const MINOR: u32 = 31;
+const AUTO_INVALIDATE: u32 = 1 << 12;
 const DO_READDIRPLUS: u32 = 1 << 13;
-const DIRECT_IO: u32 = 1;
 
-/// Names and attributes never change.
-const FOREVER: u64 = 1 << 30;
+/// Names never change, and neither does the folder.
+const FOREVER: Duration = Duration::from_secs(1 << 30);
+
+/// What changes of a file's attributes, and for how long the kernel may believe it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Attributes {
+    pub size: u64,
+    /// When it became what it is: what the kernel keeps of a file with another time is thrown away.
+    pub changed: Duration,
+    pub holds: Duration,
+}
 
 /// What the kernel asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,9 +42,7 @@ pub enum Asked {
     Lookup(Vec<u8>),
     Attributes(u64),
     List { from: u64, room: usize },
-    Open { file: u64, writes: bool },
-    Read { handle: u64, from: u64, most: usize },
-    Close(u64),
+    Read { file: u64, from: u64, most: usize },
     Space,
     Silent,
     Other,
@@ -56,12 +67,8 @@ fn asked(opcode: u32, node: u64, body: &[u8]) -> Option<Asked> {
         1 => Asked::Lookup(body.split(|byte| *byte == 0).next()?.to_vec()),
         2 | 36 | 42 => Asked::Silent,
         3 => Asked::Attributes(node),
-        14 => Asked::Open { file: node, writes: u32_at(body, 0)? & libc::O_ACCMODE as u32 != 0 },
-        15 => {
-            Asked::Read { handle: u64_at(body, 0)?, from: u64_at(body, 8)?, most: u32_at(body, 16)? as usize }
-        }
+        15 => Asked::Read { file: node, from: u64_at(body, 8)?, most: u32_at(body, 16)? as usize },
         17 => Asked::Space,
-        18 => Asked::Close(u64_at(body, 0)?),
         26 => Asked::Init { major: u32_at(body, 0)?, minor: u32_at(body, 4)? },
         44 => Asked::List { from: u64_at(body, 8)?, room: u32_at(body, 16)? as usize },
         _ => Asked::Other,
@@ -113,12 +120,9 @@ impl Answer {
         Self::start(unique, -errno).end()
     }
 
-    pub fn empty(unique: u64) -> Self {
-        Self::start(unique, 0).end()
-    }
-
     pub fn init(unique: u64, minor: u32) -> Self {
-        let versions = Self::start(unique, 0).word(7).word(minor.min(MINOR)).word(0).word(DO_READDIRPLUS);
+        let versions = Self::start(unique, 0).word(7).word(minor.min(MINOR)).word(0);
+        let versions = versions.word(AUTO_INVALIDATE | DO_READDIRPLUS);
         // How many may wait, how long a write may be, how fine times are.
         versions.zeros(4).word(4096).word(1).zeros(36).end()
     }
@@ -127,12 +131,10 @@ impl Answer {
         Self::start(unique, 0).entry_of(number).end()
     }
 
-    pub fn attributes(unique: u64, number: u64) -> Self {
-        Self::start(unique, 0).long(FOREVER).zeros(8).attributes_of(number).end()
-    }
-
-    pub fn opened(unique: u64, handle: u64) -> Self {
-        Self::start(unique, 0).long(handle).word(DIRECT_IO).zeros(4).end()
+    pub fn attributes(unique: u64, number: u64, attributes: Attributes) -> Self {
+        let Attributes { holds, .. } = attributes;
+        let head = Self::start(unique, 0).long(holds.as_secs()).word(holds.subsec_nanos()).zeros(4);
+        head.attributes_of(number, attributes).end()
     }
 
     pub fn bytes(unique: u64, bytes: &[u8]) -> Self {
@@ -171,15 +173,23 @@ impl Answer {
         answer.end()
     }
 
-    /// `struct fuse_entry_out`.
+    /// `struct fuse_entry_out`: the name for good, the attributes only until they are wanted.
     fn entry_of(self, number: u64) -> Self {
-        self.long(number).long(0).long(FOREVER).long(FOREVER).zeros(8).attributes_of(number)
+        self.long(number)
+            .long(0)
+            .long(FOREVER.as_secs())
+            .zeros(16)
+            .attributes_of(number, Attributes::default())
     }
 
-    /// `struct fuse_attr`: all of it root's, and as empty as the kernel's own files in /proc.
-    fn attributes_of(self, number: u64) -> Self {
+    /// `struct fuse_attr`: all of it root's.
+    fn attributes_of(self, number: u64, attributes: Attributes) -> Self {
+        let Attributes { size, changed, .. } = attributes;
         let mode = if number == FOLDER { libc::S_IFDIR | 0o555 } else { libc::S_IFREG | 0o444 };
-        self.long(number).zeros(52).word(mode).word(1).zeros(12).word(4096).zeros(4)
+        let (seconds, nanoseconds) = (changed.as_secs(), changed.subsec_nanos());
+        let times = self.long(number).long(size).zeros(8).long(seconds).long(seconds).long(seconds);
+        let times = times.word(nanoseconds).word(nanoseconds).word(nanoseconds);
+        times.word(mode).word(1).zeros(12).word(4096).zeros(4)
     }
 }
 
@@ -197,9 +207,8 @@ mod tests {
         let asked = |opcode, body: &[u8]| parse(&request(opcode, body)).map(|request| request.asked);
         assert_eq!(asked(1, b"stat\0"), Some(Asked::Lookup(b"stat".to_vec())));
         assert_eq!(asked(3, &[0; 16]), Some(Asked::Attributes(3)));
-        assert_eq!(asked(14, &[0; 8]), Some(Asked::Open { file: 3, writes: false }));
-        assert_eq!(asked(14, &[1, 0, 0, 0, 0, 0, 0, 0]), Some(Asked::Open { file: 3, writes: true }));
-        assert_eq!(asked(15, &[0; 40]), Some(Asked::Read { handle: 0, from: 0, most: 0 }));
+        assert_eq!(asked(14, &[0; 8]), Some(Asked::Other));
+        assert_eq!(asked(15, &[0; 40]), Some(Asked::Read { file: 3, from: 0, most: 0 }));
         assert_eq!(asked(36, &[0; 8]), Some(Asked::Silent));
         assert_eq!(asked(1000, b""), Some(Asked::Other));
         assert_eq!(asked(15, &[0; 19]), Some(Asked::Other));
@@ -213,11 +222,9 @@ mod tests {
         for (answer, length) in [
             (Answer::init(7, 39), 64),
             (Answer::entry(7, 2), 128),
-            (Answer::attributes(7, 2), 104),
-            (Answer::opened(7, 1), 16),
+            (Answer::attributes(7, 2, Attributes::default()), 104),
             (Answer::space(7), 80),
             (Answer::bytes(7, b"abc"), 3),
-            (Answer::empty(7), 0),
             (Answer::error(7, libc::ENOENT), 0),
         ] {
             assert_eq!(answer.0.len(), 16 + length);
@@ -234,6 +241,6 @@ mod tests {
         let rest = Answer::list(7, files(), 2, 330);
         assert_eq!(rest.0.len(), 16 + 168);
         assert_eq!(u64_at(&rest.0, 16), Some(4));
-        assert_eq!(Answer::list(7, files(), 3, 330), Answer::empty(7));
+        assert_eq!(Answer::list(7, files(), 3, 330), Answer::bytes(7, b""));
     }
 }
