@@ -6,6 +6,7 @@ use crate::find::{Entry, Found};
 use crate::listing::Source;
 use crate::node::{Name, Node, Upper};
 use crate::overlay::{At, Overlay, whiteout_at};
+use crate::place::Place;
 use crate::upper::UpperLayer;
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Statx, linkat, mkdirat, mknodat, openat, renameat,
@@ -50,6 +51,14 @@ impl New<'_> {
     }
 }
 
+/// How a new directory hides what lowers have under its name.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Covering {
+    Whole,
+    /// Name by name: it is merged with them, and nothing of theirs is seen.
+    Names,
+}
+
 /// A name in a directory of the upper that is being made.
 struct Making<'a> {
     upper: &'a UpperLayer,
@@ -75,15 +84,19 @@ impl Overlay {
         self.copy_up(&parent)?;
         let directory = self.upper_dir(&parent)?.ok_or(Errno::NOENT)?;
         let making = Making { upper, directory: &directory, name, new, caller };
-        let (stat, file) = match self.make_at(&making, &directory, name) {
+        let made = match self.make_at(&making, &directory, name) {
             Err(Errno::EXIST) if whiteout_at(&directory, name)? => {
                 self.make_over_whiteout(&making, &parent)?
             }
-            other => other?,
+            other => other.map(|(stat, file)| (stat, file, Covering::Whole))?,
         };
+        let (stat, file, covering) = made;
         self.quota.gained(&stat);
         self.added(&parent, name, &stat);
-        let found = Found { upper: Some(stat), ..Found::default() };
+        let found = match covering {
+            Covering::Whole => Found { upper: Some(stat), ..Found::default() },
+            Covering::Names => self.find(&parent, name)?,
+        };
         let Entry { node, attr } = self.adopt(&parent, name, found)?;
         if let Some(file) = file {
             node.state.lock().data = Some(Arc::new(file));
@@ -158,7 +171,7 @@ impl Overlay {
         &self,
         making: &Making<'_>,
         parent: &Arc<Node>,
-    ) -> Result<(Statx, Option<OwnedFd>)> {
+    ) -> Result<(Statx, Option<OwnedFd>, Covering)> {
         let Making { upper, directory, name, .. } = *making;
         let temporary = upper.temporary_name();
         let (stat, file) = self.make_at(making, &upper.temporary, &temporary)?;
@@ -167,14 +180,14 @@ impl Overlay {
             if is_dir {
                 return self.move_dir_over_whiteout(making, parent, &temporary);
             }
-            renameat(&upper.temporary, &temporary, directory, name)
+            renameat(&upper.temporary, &temporary, directory, name).map(|()| Covering::Whole)
         });
-        upper.discard_on_error(
+        let covering = upper.discard_on_error(
             moved,
             &temporary,
             if is_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() },
         )?;
-        Ok((statx(directory, name, AtFlags::SYMLINK_NOFOLLOW, WANTED)?, file))
+        Ok((statx(directory, name, AtFlags::SYMLINK_NOFOLLOW, WANTED)?, file, covering))
     }
 
     fn move_dir_over_whiteout(
@@ -182,19 +195,55 @@ impl Overlay {
         making: &Making<'_>,
         parent: &Arc<Node>,
         temporary: &[u8],
-    ) -> Result<()> {
+    ) -> Result<Covering> {
         let Making { upper, directory, name, .. } = *making;
+        let mut covering = Covering::Whole;
         if parent.is_merged() {
-            crate::xattr::set_opaque(&upper.temporary, temporary)?;
+            match crate::xattr::set_opaque(&upper.temporary, temporary) {
+                Err(Errno::OPNOTSUPP) => {
+                    self.cover_names(upper, parent, name, temporary)?;
+                    covering = Covering::Names;
+                }
+                other => other?,
+            }
         }
-        match renameat_with(&upper.temporary, temporary, directory, name, RenameFlags::EXCHANGE) {
+        let moved = match renameat_with(&upper.temporary, temporary, directory, name, RenameFlags::EXCHANGE) {
             Ok(()) => unlinkat(&upper.temporary, temporary, AtFlags::empty()),
             Err(Errno::INVAL) => {
                 unlinkat(directory, name, AtFlags::empty())?;
                 renameat(&upper.temporary, temporary, directory, name)
             }
             Err(error) => Err(error),
+        };
+        moved.map(|()| covering)
+    }
+
+    /// Where no attribute says that a directory hides the lowers', a whiteout for each of their names does.
+    fn cover_names(
+        &self,
+        upper: &UpperLayer,
+        parent: &Arc<Node>,
+        name: &[u8],
+        temporary: &[u8],
+    ) -> Result<()> {
+        let made = crate::sweep::open_dir(&upper.temporary, temporary)?;
+        for place in self.lowers_of(parent, name)? {
+            let below = crate::sweep::open_dir(place.fd(&self.descriptors)?, b".")?;
+            for hidden in crate::sweep::names(&below)? {
+                match upper.link_whiteout(&made, &hidden) {
+                    Err(Errno::EXIST) => {}
+                    other => other?,
+                }
+            }
         }
+        Ok(())
+    }
+
+    /// The directories of lowers that one of this name in the upper is merged with.
+    pub(crate) fn lowers_of(&self, parent: &Arc<Node>, name: &[u8]) -> Result<Vec<Arc<Place>>> {
+        let mut found = Found::default();
+        self.below(parent, name, &mut found)?;
+        Ok(found.places)
     }
 
     /// One more name for a file.

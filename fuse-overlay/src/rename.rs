@@ -63,7 +63,7 @@ impl Overlay {
         self.check_target(&source, &target)?;
         self.raise(&source)?;
         if source.found.is_dir() && target.parent.is_merged() {
-            self.make_opaque(&moving)?;
+            self.make_opaque(&moving, &target)?;
         }
         // A directory's path must not be walked while it changes.
         let _alone = source.found.is_dir().then(|| self.tree.write());
@@ -122,16 +122,13 @@ impl Overlay {
         Ok(())
     }
 
-    /// A directory that moves below a merged one must not merge with what lowers hold there.
-    fn make_opaque(&self, node: &Arc<Node>) -> Result<()> {
+    /// A directory that moves below a merged one must not merge with what lowers hold there. Where no attribute can say
+    /// so, it is copied by whoever moves it, as over a mount.
+    fn make_opaque(&self, node: &Arc<Node>, target: &End<'_>) -> Result<()> {
         let fd = self.upper_dir(node)?.ok_or(Errno::STALE)?;
-        match rustix::fs::setxattr(
-            crate::sys::proc_path(&fd, b""),
-            "user.overlay.opaque",
-            b"y",
-            rustix::fs::XattrFlags::empty(),
-        ) {
-            Err(Errno::OPNOTSUPP) => Ok(()),
+        match crate::xattr::set_opaque(&fd, b"") {
+            Err(Errno::OPNOTSUPP) if self.lowers_of(&target.parent, target.name)?.is_empty() => Ok(()),
+            Err(Errno::OPNOTSUPP) => Err(Errno::XDEV),
             other => other,
         }
     }
@@ -229,7 +226,11 @@ impl Overlay {
         }
         let temporary = upper.temporary_name();
         mkdirat(&upper.temporary, &temporary, Mode::from_raw_mode(0o755))?;
-        crate::xattr::set_opaque(&upper.temporary, &temporary)?;
+        match crate::xattr::set_opaque(&upper.temporary, &temporary) {
+            // Then nothing is below, or the move was refused.
+            Err(Errno::OPNOTSUPP) => {}
+            other => other?,
+        }
         match renameat_with(
             &upper.temporary,
             &temporary,
@@ -276,7 +277,7 @@ impl Overlay {
         for (end, other) in [(source, target), (target, source)] {
             self.raise(end)?;
             if let Some(node) = end.node.as_ref().filter(|node| node.is_dir() && other.parent.is_merged()) {
-                self.make_opaque(node)?;
+                self.make_opaque(node, other)?;
             }
         }
         let _alone = (a.is_dir() || b.is_dir()).then(|| self.tree.write());

@@ -31,8 +31,13 @@ pub(crate) fn opaque_mark(fd: impl AsFd, name: &[u8]) -> Option<u8> {
     })
 }
 
+/// Marks the directory `name` (or `fd` itself) opaque.
 pub(crate) fn set_opaque(fd: impl AsFd, name: &[u8]) -> Result<()> {
-    lsetxattr(proc_path(fd, name), "user.overlay.opaque", b"y", XattrFlags::empty())
+    let (path, mark, value) = (proc_path(fd, name), "user.overlay.opaque", b"y");
+    if name.is_empty() {
+        return setxattr(path, mark, value, XattrFlags::empty());
+    }
+    lsetxattr(path, mark, value, XattrFlags::empty())
 }
 
 pub(crate) fn is_marked_whiteout(fd: impl AsFd, name: &[u8]) -> bool {
