@@ -98,6 +98,7 @@ impl Lock {
     pub fn now(path: &Path) -> Result<Option<Self>> {
         let file = lock_file(path)?;
         match file.try_lock() {
+            // Whoever held it before may have removed the file between our open and our lock.
             Ok(()) if is_at(&file, path) => Ok(Some(Self(file))),
             Ok(()) | Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => {
@@ -248,11 +249,11 @@ fn sum(bytes: &[u8]) -> u64 {
         .fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// Whoever held the lock before may have removed the file between our open and our lock.
-fn is_at(held: &File, path: &Path) -> bool {
+/// Whether a file was not put aside, replaced or removed since it was opened by this path.
+pub fn is_at(file: &File, path: &Path) -> bool {
     let same =
         |here: fs::Metadata, there: fs::Metadata| (here.dev(), here.ino()) == (there.dev(), there.ino());
-    held.metadata().ok().zip(fs::symlink_metadata(path).ok()).is_some_and(|(here, there)| same(here, there))
+    file.metadata().ok().zip(fs::metadata(path).ok()).is_some_and(|(here, there)| same(here, there))
 }
 
 fn lock_file(path: &Path) -> Result<File> {

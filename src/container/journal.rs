@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::container::lines::{Lines, is_at};
+use crate::container::lines::Lines;
+use crate::record::is_at;
 use crate::units;
 
 /// The file in the store; the one before it has `.1` behind.

@@ -2,10 +2,11 @@
 //! `NAME.2`. It knows nothing of what a line says. A line that is not whole yet is left for later; the end of a
 //! file that a crash has cut short is no part of the next one.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+
+use crate::record::is_at;
 
 /// What is read of such a file, from the oldest line on.
 #[derive(Debug)]
@@ -67,17 +68,10 @@ impl Lines {
     }
 }
 
-/// Whether the file was not put aside or removed.
-pub fn is_at(file: &File, path: &Path) -> bool {
-    let Ok((own, named)) = file.metadata().and_then(|own| Ok((own, fs::metadata(path)?))) else {
-        return false;
-    };
-    (own.dev(), own.ino()) == (named.dev(), named.ino())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
     use std::io::Write;
 
     #[test]
