@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
-use crate::cli::inside;
 use crate::cli::pull::OwnersWord;
+use crate::cli::{inside, tag};
 use crate::error::Error;
 use crate::image::config::{ImageConfig, RunConfig};
 use crate::image::install::Installer;
@@ -130,6 +130,10 @@ pub fn save(arguments: SaveArgs) -> Result<i32> {
                 to_output(output, write)?;
             }
         }
+        for word in &arguments.images {
+            let id = store.find(word)?.map_or_else(String::new, |image| image.id.hex().to_owned());
+            tag::tell(&paths, "save", &id, word);
+        }
         Ok(0)
     })
 }
@@ -168,9 +172,14 @@ pub fn load(arguments: LoadArgs) -> Result<i32> {
             }
             None => load::archive(installer, std::io::stdin()),
         });
+        let told = |image: &load::Loaded| {
+            let name = image.names.first().map_or_else(|| image.id.to_string(), Reference::familiar);
+            tag::tell(&paths, "load", image.id.hex(), &name);
+        };
         let from =
             arguments.input.as_ref().map_or("standard input".into(), |path| path.display().to_string());
         for image in loaded.with_context(|| format!("cannot load images from {from}"))? {
+            told(&image);
             if image.names.is_empty() {
                 println!("Loaded image: {}", image.id);
             }
@@ -208,6 +217,7 @@ pub fn import(arguments: ImportArgs) -> Result<i32> {
             .unpack
             .install(&store, |installer| load::import(installer, source, config, name))
             .with_context(|| format!("cannot import {}", arguments.file.display()))?;
+        tag::tell(&paths, "import", id.hex(), &name.map_or_else(|| id.to_string(), Reference::familiar));
         println!("{id}");
         Ok(0)
     })

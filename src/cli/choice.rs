@@ -138,7 +138,7 @@ fn fits(key: &str, test: &Test, known: &Known) -> bool {
             name.is_some_and(|name| name.as_str() == word) || mount.target.as_os_str() == word.as_str()
         }),
         ("network", Test::Word(word)) => network(&request.network) == word,
-        ("restart-policy", Test::Word(word)) => request.life.restart.word() == word,
+        ("restart-policy", Test::Word(word)) => known.status.policy(&known.made).word() == word,
         ("health", Test::Word(word)) => health(known.status.health) == word,
         ("before", Test::Moment(moment)) => known.made.created < *moment,
         ("since", Test::Moment(moment)) => known.made.created > *moment,

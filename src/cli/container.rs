@@ -6,10 +6,11 @@ use clap::{ArgMatches, Args, Subcommand};
 
 use crate::cli::filter::{self, Filter};
 use crate::cli::{
-    attach, changes, cp, exec, inspect, logs, orders, port, ps, report, restrain, run, start, stats, storage,
-    system, table, top,
+    attach, changes, cp, events, exec, inspect, logs, orders, port, ps, report, restrain, run, start, stats,
+    storage, system, table, top, warn,
 };
 use crate::container::folder::Known;
+use crate::container::journal::Kind;
 use crate::container::{list, volume};
 use crate::error::Error;
 use crate::paths::Paths;
@@ -162,7 +163,7 @@ pub fn remove_ended(paths: &Paths, filters: &[Filter<'_>]) -> (i32, u64) {
             continue;
         }
         let size = volume::size(&known.folder);
-        match remove::remove(paths, known.made.id.as_str(), Way::default()) {
+        match remove::remove(paths, known.made.id.as_str(), Way::default(), &mut warn) {
             Ok(id) => {
                 removed.push(id);
                 freed += size;
@@ -176,6 +177,7 @@ pub fn remove_ended(paths: &Paths, filters: &[Filter<'_>]) -> (i32, u64) {
     if !removed.is_empty() {
         println!("Deleted Containers:\n{}\n", removed.join("\n"));
     }
+    events::pruned(paths, Kind::Container, freed);
     (status, freed)
 }
 

@@ -18,6 +18,7 @@ use crate::container::state::State;
 use crate::container::volume::{self, Volume};
 use crate::ids::ContainerName;
 use crate::image::config::rfc3339_nanos;
+use crate::image::store::Store;
 use crate::paths::Paths;
 use crate::rootfs::rung::Rung;
 use crate::spec::life::{LogFormat, Restart, Stream};
@@ -61,7 +62,10 @@ pub fn container(paths: &Paths, known: &Known, with_size: bool) -> Result<Value>
         "EnforcedBy": status.enforced,
     });
     if with_size {
-        value["SizeRw"] = volume::size(&known.folder.join("upper")).into();
+        let own = volume::size(&known.folder.join("upper"));
+        let image = Store::open(paths)?.find(&request.image.id).ok().flatten();
+        value["SizeRw"] = own.into();
+        value["SizeRootFs"] = (own + image.map_or(0, |image| image.record.size)).into();
     }
     Ok(value)
 }
@@ -252,7 +256,7 @@ fn own_volumes(request: &Request) -> Option<Map<String, Value>> {
 fn host_config(known: &Known) -> Value {
     let request = &known.made.request;
     let shared = |sharing: Sharing| if sharing == Sharing::Host { "host" } else { "private" };
-    let (policy, count) = match request.life.restart {
+    let (policy, count) = match known.status.policy(&known.made) {
         Restart::No => ("no", 0),
         Restart::OnFailure(count) => ("on-failure", count),
         Restart::Always => ("always", 0),

@@ -1,17 +1,18 @@
 //! `kelp events`: what has happened to containers, images and volumes, as docker tells it; without `--until` also
 //! what happens from now on. It reads the store's journal and wakes up when something is added to it.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use clap::Args;
+use clap::{ArgAction, Args};
 use serde_json::{Value, json};
 
 use crate::cli::filter::{self, Filter};
 use crate::cli::moment;
 use crate::cli::template::Template;
-use crate::container::journal::{Event, Reader};
+use crate::container::journal::{Event, Journal, Kind, Reader};
 use crate::container::watch::Watch;
 use crate::error::Error;
 use crate::image::config::rfc3339_nanos;
@@ -27,6 +28,12 @@ pub struct EventsArgs {
     /// Up to this time; without it, go on
     #[arg(long, value_name = "TIME")]
     until: Option<String>,
+    /// Wait for more; without, what has happened is told, from the first that is known on
+    #[arg(long, value_name = "BOOL", default_value = "true", num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    stream: bool,
+    /// For podman's command line: ids are whole
+    #[arg(long)]
+    no_trunc: bool,
     /// container=, event=, image=, label=, type=, volume=
     #[arg(short, long, value_name = "FILTER")]
     filter: Vec<String>,
@@ -49,8 +56,11 @@ pub fn run(arguments: &EventsArgs) -> Result<i32> {
         Some("json" | "{{json .}}") => Form::Json,
         Some(text) => Form::Template(Template::parse(&text.replace("\\t", "\t").replace("\\n", "\n"))?),
     };
-    let since = arguments.since.as_deref().map(moment::nanoseconds).transpose()?.unwrap_or_else(units::now);
+    let now = units::now();
+    let since = arguments.since.as_deref().map(moment::nanoseconds).transpose()?;
+    let since = since.unwrap_or(if arguments.stream { now } else { 0 });
     let until = arguments.until.as_deref().map(moment::nanoseconds).transpose()?;
+    let until = if arguments.stream { until } else { Some(until.unwrap_or(now).min(now)) };
     let store = Paths::find()?.store;
     // Watched before it is read, so that nothing happens between the two.
     let watch = Watch::new(&store).with_context(|| format!("cannot watch {}", store.display()))?;
@@ -99,6 +109,12 @@ fn one_fits(filter: &Filter<'_>, event: &Event) -> bool {
     }
 }
 
+/// Says in the journal that what nobody needs was removed, and how many bytes that were.
+pub fn pruned(paths: &Paths, kind: Kind, freed: u64) {
+    let reclaimed = BTreeMap::from([("reclaimed".to_owned(), freed.to_string())]);
+    Journal::of(&paths.store).tell(kind, "prune", "", reclaimed);
+}
+
 fn print(events: &[Event], form: &Form) -> Result<()> {
     let mut out = io::stdout().lock();
     for event in events {
@@ -145,7 +161,7 @@ fn fields(event: &Event) -> Value {
         "Status": event.action,
         "Actor": { "ID": event.id, "Attributes": event.attributes },
         "ID": event.id,
-        "Name": attribute("name"),
+        "Name": if event.kind == Kind::Volume { event.id.clone() } else { attribute("name") },
         "From": attribute("image"),
         "Scope": "local",
         "Time": event.time / 1_000_000_000,

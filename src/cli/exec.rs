@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
-use crate::cli::{run, warn};
+use crate::cli::{parse, run, warn};
 use crate::error::Error;
 use crate::paths::Paths;
 use crate::spec::exec::Exec;
@@ -51,7 +51,9 @@ pub struct ExecArgs {
 
 pub fn run(arguments: ExecArgs) -> Result<i32> {
     let mut words = arguments.words.into_iter();
-    let container = words.next().unwrap_or_default().to_string_lossy().into_owned();
+    let container = words.next().unwrap_or_default();
+    parse::no_flag(&container, "exec")?;
+    let container = container.to_string_lossy().into_owned();
     let command: Vec<OsString> = words.skip_while(|word| word == "--").collect();
     if command.is_empty() {
         return Err(Error::usage("exec needs a container and a command").hint("kelp exec NAME sh").into());
@@ -66,6 +68,7 @@ pub fn run(arguments: ExecArgs) -> Result<i32> {
         detach: arguments.detach,
         privileged: arguments.privileged,
         detach_keys: arguments.detach_keys,
+        number: None,
     };
     exec::exec(&Paths::find()?, &container, exec, &mut warn)
 }

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 
 use crate::error::Error;
 use crate::paths::Paths;
-use crate::spec::life::{HealthChoice, HealthTest, OnFailure};
+use crate::spec::life::{HealthChoice, HealthTest, NEVER, OnFailure};
 use crate::units;
 use crate::verbs::order;
 
@@ -17,7 +17,7 @@ pub struct HealthArgs {
     /// Command that says by its exit status whether the container is healthy; none switches the image's off
     #[arg(long, value_name = "COMMAND")]
     health_cmd: Option<String>,
-    /// Time between two checks [default: 30s]
+    /// Time between two checks, or disable for none but by hand [default: 30s]
     #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
     health_interval: Option<String>,
     /// Time that a check may take [default: 30s]
@@ -45,7 +45,10 @@ impl HealthArgs {
     pub fn choice(&self, has_image_test: bool) -> Result<(HealthChoice, OnFailure)> {
         let choice = HealthChoice {
             test: self.test(),
-            interval: duration("--health-interval", self.health_interval.as_deref())?,
+            interval: match self.health_interval.as_deref() {
+                Some("disable") => Some(NEVER),
+                word => duration("--health-interval", word)?,
+            },
             timeout: duration("--health-timeout", self.health_timeout.as_deref())?,
             start_period: duration("--health-start-period", self.health_start_period.as_deref())?,
             start_interval: duration("--health-start-interval", self.health_start_interval.as_deref())?,
@@ -127,10 +130,9 @@ struct RunArgs {
 
 pub fn run(arguments: &HealthcheckArgs) -> Result<i32> {
     let HealthcheckVerb::Run(RunArgs { container }) = &arguments.verb;
-    let (exit, status) = order::check_health(&Paths::find()?, container)?;
-    if exit == 0 {
+    if order::check_health(&Paths::find()?, container)? == 0 {
         return Ok(0);
     }
-    println!("{status}");
+    println!("unhealthy");
     Ok(1)
 }

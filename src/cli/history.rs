@@ -2,7 +2,7 @@
 //! it.
 
 use anyhow::Result;
-use clap::Args;
+use clap::{ArgAction, Args};
 use serde_json::{Value, json};
 
 use crate::cli::table::{self, Column};
@@ -20,6 +20,9 @@ pub struct HistoryArgs {
     /// Print only ids
     #[arg(short, long)]
     quiet: bool,
+    /// Sizes and times as people say them
+    #[arg(short = 'H', long, value_name = "BOOL", default_value = "true", num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    human: bool,
     /// A Go template or `json`
     #[arg(long, value_name = "FORMAT")]
     format: Option<String>,
@@ -34,7 +37,7 @@ pub struct TreeArgs {
 pub fn run(arguments: &HistoryArgs) -> Result<i32> {
     let store = Store::open(&Paths::find()?)?;
     let image = store.expect(&arguments.image)?;
-    let rows = rows(&store, &image, arguments.no_trunc)?;
+    let rows = rows(&store, &image, arguments)?;
     if arguments.quiet {
         for row in &rows {
             println!("{}", row["ID"].as_str().unwrap_or_default());
@@ -59,7 +62,8 @@ pub fn run(arguments: &HistoryArgs) -> Result<i32> {
 }
 
 /// Newest first, as docker prints it. Without history there is a line a layer.
-fn rows(store: &Store, image: &Image, whole: bool) -> Result<Vec<Value>> {
+fn rows(store: &Store, image: &Image, arguments: &HistoryArgs) -> Result<Vec<Value>> {
+    let (whole, human) = (arguments.no_trunc, arguments.human);
     let mut sizes = Vec::new();
     for diff_id in &image.config.rootfs.diff_ids {
         sizes.push(whole_layer(&store.layer_path(diff_id))?.map_or(0, |layer| layer.unpacked.size));
@@ -77,10 +81,10 @@ fn rows(store: &Store, image: &Image, whole: bool) -> Result<Vec<Value>> {
             if by.chars().count() > 45 && !whole { by.chars().take(44).chain(['…']).collect() } else { by };
         rows.push(json!({
             "ID": "<missing>",
-            "CreatedSince": format!("{} ago", table::duration(now() - created)),
+            "CreatedSince": if human { format!("{} ago", table::duration(now() - created)) } else { rfc3339(created) },
             "CreatedAt": rfc3339(created),
             "CreatedBy": short,
-            "Size": table::size(size),
+            "Size": if human { table::size(size) } else { size.to_string() },
             "Comment": step.comment.unwrap_or_default(),
         }));
     }

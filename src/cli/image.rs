@@ -6,10 +6,12 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use crate::cli::filter::{self, Filter};
-use crate::cli::{archive, history, images, inside, mount, pull, push, rmi, table, tag};
+use crate::cli::{archive, events, history, images, inside, mount, pull, push, rmi, table, tag};
+use crate::container::journal::Kind;
 use crate::container::list::made_from;
 use crate::image::collect;
 use crate::image::config::rfc3339;
+use crate::image::manifest::{Document, OCI_MANIFEST};
 use crate::image::store::{Image, Store};
 use crate::paths::Paths;
 
@@ -107,6 +109,10 @@ fn inspect(arguments: &InspectArgs) -> Result<i32> {
 pub fn describe(store: &Store, image: &Image) -> Result<Value> {
     let names = store.names_of(&image.id)?;
     let config = &image.config;
+    let manifest = match Document::parse(&store.blob(&image.record.manifest)?, None)? {
+        Document::Manifest(manifest) => manifest.media_type,
+        Document::Index(index) => index.media_type,
+    };
     let layers: Vec<String> = config.rootfs.diff_ids.iter().map(ToString::to_string).collect();
     let trees: Vec<String> = image.layers.iter().rev().map(|path| path.display().to_string()).collect();
     let (upper, lower) = trees
@@ -115,6 +121,7 @@ pub fn describe(store: &Store, image: &Image) -> Result<Value> {
     Ok(json!({
         "Id": image.id.to_string(),
         "Digest": image.record.manifest.to_string(),
+        "ManifestType": if manifest.is_empty() { OCI_MANIFEST } else { &manifest },
         "RepoTags": names.iter().map(crate::image::reference::Reference::familiar).collect::<Vec<_>>(),
         "RepoDigests": image.record.repo_digests,
         "Parent": "",
@@ -143,6 +150,8 @@ fn prune(arguments: PruneArgs) -> Result<i32> {
         };
         let removed = collect::prune(&store, arguments.all, &wanted, &|id| made_from(&paths, id.hex()))?;
         rmi::print(&removed);
+        rmi::tell(&paths, &removed, None);
+        events::pruned(&paths, Kind::Image, removed.freed);
         println!("Total reclaimed space: {}", table::size(removed.freed));
         Ok(0)
     })

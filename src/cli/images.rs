@@ -32,6 +32,9 @@ pub struct ImagesArgs {
     /// dangling=BOOL, reference=PATTERN, label=KEY[=VALUE], before=IMAGE, since=IMAGE
     #[arg(short, long, value_name = "FILTER")]
     filter: Vec<String>,
+    /// created, id, repository, size or tag
+    #[arg(long, value_name = "COLUMN", default_value = "created")]
+    sort: String,
     #[command(flatten)]
     list: ListArgs,
 }
@@ -50,7 +53,7 @@ pub fn run(arguments: &ImagesArgs) -> Result<i32> {
     for filter in &arguments.filter {
         apply(&store, filter, &mut rows)?;
     }
-    rows.sort_by_key(|row| std::cmp::Reverse(row.image.created));
+    sort(&arguments.sort, &mut rows)?;
     let values: Vec<Value> = rows.iter().map(|row| value(row, arguments.no_trunc)).collect();
     let mut columns = vec![
         Column::new("REPOSITORY", "Repository").shrinks(16),
@@ -60,13 +63,31 @@ pub fn run(arguments: &ImagesArgs) -> Result<i32> {
         Column::new("SIZE", "Size"),
     ];
     if arguments.digests {
-        columns.insert(2, Column::new("DIGEST", "Digest"));
+        columns.insert(2, Column::new("DIGEST", "Digest").shrinks(20));
     }
     if arguments.no_trunc {
         columns.iter_mut().for_each(Column::keep);
     }
     arguments.list.print(&values, &columns, "ID")?;
     Ok(0)
+}
+
+/// podman's orders.
+fn sort(by: &str, rows: &mut [Row]) -> Result<()> {
+    let name = |row: &Row| row.name.as_ref().map(|name| name.reference.familiar_name());
+    let tag = |row: &Row| row.name.as_ref().and_then(|name| name.reference.tag.clone());
+    match by {
+        "created" => rows.sort_by_key(|row| std::cmp::Reverse(row.image.created)),
+        "id" => rows.sort_by(|one, other| one.image.id.hex().cmp(other.image.id.hex())),
+        "repository" => rows.sort_by_key(name),
+        "size" => rows.sort_by_key(|row| row.image.size),
+        "tag" => rows.sort_by_key(tag),
+        _ => {
+            let sentence = format!("--sort {by}: created, id, repository, size or tag is expected");
+            return Err(Error::usage(sentence).into());
+        }
+    }
+    Ok(())
 }
 
 fn rows(store: &Store) -> Result<Vec<Row>> {

@@ -11,6 +11,7 @@ mod complete;
 pub mod container;
 pub mod cp;
 pub mod describe;
+mod descriptors;
 pub mod df;
 pub mod doctor;
 pub mod events;

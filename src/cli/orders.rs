@@ -9,6 +9,7 @@ use clap::Args;
 
 use crate::cli::{report, warn, words};
 use crate::container::call::{Condition, Then};
+use crate::container::folder::Known;
 use crate::container::list;
 use crate::error::Error;
 use crate::paths::Paths;
@@ -48,7 +49,7 @@ fn together(words: &[String], paths: &Paths, give: impl Fn(&str) -> Result<Given
     let given: Vec<(&String, Result<Given>)> = words.iter().map(|word| (word, give(word))).collect();
     let mut status = 0;
     for (word, given) in given {
-        match given.and_then(|given| given.ended(paths)) {
+        match given.and_then(|given| given.ended(paths, &mut warn)) {
             Ok(_) => println!("{word}"),
             Err(error) => {
                 report(&error);
@@ -116,20 +117,32 @@ pub fn stop(arguments: StopArgs) -> Result<i32> {
 /// Restart containers
 #[derive(Debug, Args)]
 pub struct RestartArgs {
-    #[arg(required = true, value_name = "CONTAINER")]
+    #[arg(value_name = "CONTAINER", required_unless_present_any = ["all", "running", "cidfile"])]
     containers: Vec<String>,
+    /// A container whose id is in the file
+    #[arg(long, value_name = "FILE")]
+    cidfile: Vec<PathBuf>,
     /// Seconds until the container is killed; -1 waits for ever
     #[arg(short, long, visible_alias = "timeout", value_name = "SECONDS", allow_negative_numbers = true)]
     time: Option<i64>,
     /// Signal to send
     #[arg(short, long)]
     signal: Option<String>,
+    /// All, also those that do not run
+    #[arg(short, long)]
+    all: bool,
+    /// All that run
+    #[arg(long)]
+    running: bool,
 }
 
 pub fn restart(arguments: RestartArgs) -> Result<i32> {
     let paths = Paths::find()?;
     let signal = arguments.signal.as_deref().map(words::signal).transpose()?;
-    each(&arguments.containers, |word| {
+    let named = Named { containers: arguments.containers, cidfile: arguments.cidfile }.words()?;
+    let fits = |known: &Known| arguments.all || known.status.state.is_live();
+    let containers = chosen(&paths, &named, arguments.all || arguments.running, fits);
+    each(&containers, |word| {
         order::restart(&paths, word, signal, arguments.time, &mut warn)?;
         Ok(word.to_owned())
     })
@@ -153,7 +166,7 @@ pub fn kill(arguments: KillArgs) -> Result<i32> {
     let signal = words::signal(&arguments.signal)?;
     let named = arguments.named.words()?;
     let containers = chosen(&paths, &named, arguments.all, |known| known.status.state.is_live());
-    each(&containers, |word| order::kill(&paths, word, signal).map(|()| word.to_owned()))
+    each(&containers, |word| order::kill(&paths, word, signal, &mut warn).map(|()| word.to_owned()))
 }
 
 /// Wait until containers end, and print their exit status
@@ -164,6 +177,9 @@ pub struct WaitArgs {
     /// not-running, next-exit or removed
     #[arg(long, value_name = "CONDITION", default_value = "not-running")]
     condition: String,
+    /// For podman's command line: nobody looks again and again here
+    #[arg(short, long, value_name = "TIME")]
+    interval: Option<String>,
 }
 
 pub fn wait(arguments: WaitArgs) -> Result<i32> {
@@ -181,7 +197,7 @@ pub fn wait(arguments: WaitArgs) -> Result<i32> {
         arguments.containers.iter().map(|word| order::wait(&paths, word, condition)).collect();
     let mut status = 0;
     for given in given {
-        match given.and_then(|given| given.ended(&paths)) {
+        match given.and_then(|given| given.ended(&paths, &mut warn)) {
             Ok(exit) => println!("{exit}"),
             Err(error) => {
                 report(&error);
@@ -232,7 +248,7 @@ pub fn rm(arguments: RmArgs) -> Result<i32> {
             _ => true,
         });
     }
-    each(&containers, |word| match remove::remove(&paths, word, way) {
+    each(&containers, |word| match remove::remove(&paths, word, way, &mut warn) {
         // It has gone meanwhile.
         Err(error) if arguments.force && list::is_absence(&error) => Ok(word.to_owned()),
         other => other.map(|_| word.to_owned()),

@@ -1,12 +1,14 @@
 //! The command line to a verb. clap's tables of all verbs take most of a millisecond to build, longer than many verbs take:
 //! those that scripts call often are parsed by their own table alone.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 
+use anyhow::Result;
 use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches};
 
 use crate::cli::container::Verb as OnContainer;
 use crate::cli::{Cli, Verb};
+use crate::error::Error;
 
 /// What was parsed, or what to print instead: an error, a help text.
 type Parsed = Result<(Cli, ArgMatches), clap::Error>;
@@ -44,6 +46,16 @@ const ALONE: &[(&str, Alone)] = &[
     ("ps", |name, words| by_table(name, words, Verb::Ps)),
     ("images", |name, words| by_table(name, words, Verb::Images)),
 ];
+
+/// Of verbs whose last words are a command: what stands where its first word is expected is a flag that nobody knows.
+pub fn no_flag(word: &OsStr, verb: &str) -> Result<()> {
+    if !word.as_encoded_bytes().starts_with(b"-") {
+        return Ok(());
+    }
+    let flag = word.to_string_lossy();
+    let flag = flag.split('=').next().unwrap_or_default();
+    Err(Error::usage(format!("unknown flag: {flag}")).hint(format!("see `kelp {verb} --help`")).into())
+}
 
 impl From<OnContainer> for Verb {
     fn from(verb: OnContainer) -> Self {

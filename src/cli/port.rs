@@ -12,14 +12,27 @@ use crate::verbs::order::refusal;
 /// Show the ports of the host that lead into a container
 #[derive(Debug, Args)]
 pub struct PortArgs {
-    container: String,
+    #[arg(required_unless_present = "all")]
+    container: Option<String>,
+    /// The ports of all containers that run
+    #[arg(short, long, conflicts_with = "container")]
+    all: bool,
     /// Only this port of the container: PORT[/tcp|udp]
     #[arg(value_name = "PORT")]
     port: Option<String>,
 }
 
 pub fn run(arguments: &PortArgs) -> Result<i32> {
-    let known = list::find(&Paths::find()?, &arguments.container)?;
+    let paths = Paths::find()?;
+    let Some(container) = &arguments.container else {
+        for known in list::all(&paths).iter().filter(|known| known.status.state.is_live()) {
+            for (port, address) in describe::listening(known) {
+                println!("{}\t{port} -> {address}", known.made.id.short());
+            }
+        }
+        return Ok(0);
+    };
+    let known = list::find(&paths, container)?;
     let all = if known.status.state.is_live() { describe::listening(&known) } else { Vec::new() };
     let Some(port) = &arguments.port else {
         for (port, address) in all {
@@ -30,7 +43,7 @@ pub fn run(arguments: &PortArgs) -> Result<i32> {
     let wanted = if port.contains('/') { port.clone() } else { format!("{port}/tcp") };
     let mut found = all.into_iter().filter(|(port, _)| *port == wanted).peekable();
     if found.peek().is_none() {
-        return Err(refusal(format!("no public port '{wanted}' published for {}", arguments.container)));
+        return Err(refusal(format!("no public port '{wanted}' published for {container}")));
     }
     found.for_each(|(_, address)| println!("{address}"));
     Ok(0)

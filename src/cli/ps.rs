@@ -114,7 +114,8 @@ pub fn run(arguments: &PsArgs) -> Result<i32> {
         Column::new("NAMES", "Names").shrinks(10),
     ];
     if arguments.size {
-        columns.push(Column::new("SIZE", "Size"));
+        columns[4] = Column::new("STATUS", "Status").shrinks(20);
+        columns.push(Column::new("SIZE", "Size").shrinks(10));
     }
     if arguments.no_trunc {
         columns.iter_mut().for_each(Column::keep);

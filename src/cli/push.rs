@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Args;
 
-use crate::cli::inside;
 use crate::cli::pull::RegistryArgs;
+use crate::cli::{inside, tag};
 use crate::image::push::{self, Event, Journey, Options};
 use crate::image::reference::Reference;
 use crate::image::store::Store;
@@ -33,7 +33,8 @@ pub struct PushArgs {
 }
 
 pub fn run(arguments: PushArgs) -> Result<i32> {
-    let store = Store::open(&Paths::find()?)?;
+    let paths = Paths::find()?;
+    let store = Store::open(&paths)?;
     let image = store.expect(&arguments.image)?;
     let target = arguments.destination.map_or_else(|| arguments.image.parse(), Ok)?;
     let options = Options {
@@ -59,6 +60,7 @@ pub fn run(arguments: PushArgs) -> Result<i32> {
         if !arguments.quiet {
             println!("{target}: digest: {digest}");
         }
+        tag::tell(&paths, "push", image.id.hex(), &target.familiar());
         Ok(0)
     };
     // Only who reads layers needs the rights of their owners.

@@ -10,6 +10,7 @@ use crate::cli::warn;
 use crate::container::state::State;
 use crate::error::Error;
 use crate::paths::Paths;
+use crate::spec::life::Restart;
 use crate::verbs::restrain;
 
 /// Change the limits of containers
@@ -19,16 +20,19 @@ pub struct UpdateArgs {
     containers: Vec<String>,
     #[command(flatten)]
     limits: LimitArgs,
+    /// no, on-failure[:COUNT], always or unless-stopped
+    #[arg(long, value_name = "POLICY")]
+    restart: Option<Restart>,
 }
 
 pub fn update(arguments: UpdateArgs) -> Result<i32> {
     let limits = arguments.limits.given()?;
-    if limits.is_empty() {
+    if limits.is_empty() && arguments.restart.is_none() {
         return Err(Error::usage("update: no limit is given").hint("such as --memory 512m").into());
     }
     let paths = Paths::find()?;
     each(&arguments.containers, |word| {
-        restrain::update(&paths, word, &limits, &mut warn)?;
+        restrain::update(&paths, word, &limits, arguments.restart, &mut warn)?;
         Ok(word.to_owned())
     })
 }

@@ -45,9 +45,7 @@ pub fn run(arguments: RmiArgs) -> Result<i32> {
             match collect::remove(&store, &word, force, &holders) {
                 Ok(removed) => {
                     print(&removed);
-                    for image in &removed.images {
-                        tag::tell(&paths, "delete", image.hex(), &word);
-                    }
+                    tell(&paths, &removed, Some(&word));
                 }
                 Err(error) => {
                     report(&error);
@@ -57,6 +55,17 @@ pub fn run(arguments: RmiArgs) -> Result<i32> {
         }
         Ok(status)
     })
+}
+
+/// Says in the journal what went; an image that is asked for by `word` is called so.
+pub fn tell(paths: &Paths, removed: &Removed, word: Option<&str>) {
+    for name in &removed.untagged {
+        let id = removed.images.first().map_or("", Digest::hex);
+        tag::tell(paths, "untag", id, &name.familiar());
+    }
+    for image in &removed.images {
+        tag::tell(paths, "delete", image.hex(), word.unwrap_or(&image.to_string()));
+    }
 }
 
 /// As docker prints it.

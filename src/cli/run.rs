@@ -14,7 +14,7 @@ use crate::cli::network::NetworkArgs;
 use crate::cli::pull::{FetchArgs, PolicyWord};
 use crate::cli::storage::{Places, StorageArgs};
 use crate::cli::surroundings::{self, SurroundingsArgs};
-use crate::cli::{cdi, from_image, secret, warn, words};
+use crate::cli::{cdi, from_image, parse, secret, warn, words};
 use crate::error::Error;
 use crate::ids::ContainerName;
 use crate::network::names::HOST_GATEWAY;
@@ -229,7 +229,7 @@ fn write_id(file: Option<File>, id: &ContainerName) -> Result<()> {
 /// `--replace`
 fn make_room(replace: bool, request: &Request) -> Result<()> {
     match &request.name {
-        Some(name) if replace => verbs::remove::replace(&Paths::find()?, name),
+        Some(name) if replace => verbs::remove::replace(&Paths::find()?, name, &mut warn),
         _ => Ok(()),
     }
 }
@@ -354,6 +354,7 @@ fn root(arguments: &RunArgs) -> Result<(Root, ImageDefaults, Vec<OsString>)> {
         return Err(Error::usage("no root is named").hint("use @host, an image or --rootfs DIR").into());
     }
     let name = words.remove(0);
+    parse::no_flag(&name, "run")?;
     strip(&mut words);
     if name == "@host" {
         return Ok((Root::Host, ImageDefaults::default(), words));

@@ -77,7 +77,7 @@ pub fn after_boot(_: &StartAllArgs) -> Result<i32> {
     let paths = Paths::find()?;
     let fits = |known: &Known| {
         let status = &known.status;
-        let policy = known.made.request.life.restart;
+        let policy = status.policy(&known.made);
         !status.state.is_live() && status.started > 0 && policy.after_boot(status.exit, status.stopped)
     };
     start_all(&paths, &orders::chosen(&paths, &[], true, fits))

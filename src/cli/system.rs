@@ -8,8 +8,9 @@ use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 
 use crate::cli::table;
-use crate::cli::{about, container, df, events, image, inside, rmi, start, volume};
+use crate::cli::{about, container, df, events, image, inside, rmi, start, volume, warn};
 use crate::container::call::Then;
+use crate::container::journal::Kind;
 use crate::container::list::{self, made_from};
 use crate::error::Error;
 use crate::image::check::{self, Depth};
@@ -128,6 +129,8 @@ fn prune(arguments: PruneArgs) -> Result<i32> {
         let wanted = |image: &ImageRecord| arguments.filter.iter().all(|filter| image::fits(filter, image));
         let removed = collect::prune(&store, arguments.all, &wanted, &|id| made_from(&paths, id.hex()))?;
         rmi::print(&removed);
+        rmi::tell(&paths, &removed, None);
+        events::pruned(&paths, Kind::Image, removed.freed);
         let volumes =
             if arguments.volumes { volume::remove_unused(&paths, false, &arguments.filter)? } else { 0 };
         println!("Total reclaimed space: {}", table::size(freed + removed.freed + volumes));
@@ -145,7 +148,7 @@ fn reset(arguments: ResetArgs) -> Result<i32> {
     // What runs would go on without its files.
     for known in list::all(&paths).iter().filter(|known| known.status.state.is_live()) {
         let given = order::stop(&paths, known.made.id.as_str(), Some(libc::SIGKILL), Some(-1), Then::Stay)?;
-        given.ended(&paths)?;
+        given.ended(&paths, &mut warn)?;
     }
     inside::run(move || {
         let store = Store::open(&paths)?;

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::{Value, json};
 
+use crate::cli::descriptors;
 use crate::cli::table::{self, Column};
 use crate::container::list;
 use crate::container::state::State;
@@ -22,7 +23,7 @@ use crate::verbs::order::refusal;
 #[command(trailing_var_arg = true)]
 pub struct TopArgs {
     container: String,
-    /// Options for the host's ps, whose list must have a PID
+    /// Options for the host's ps, whose list must have a PID; or podman's columns, such as pid user args
     #[arg(value_name = "PS OPTIONS", allow_hyphen_values = true)]
     options: Vec<String>,
 }
@@ -34,6 +35,10 @@ pub fn run(arguments: &TopArgs) -> Result<i32> {
         return Err(refusal(format!("container {} is not running", known.made.id)));
     };
     let processes = observe::processes(first.pid);
+    if let Some(columns) = descriptors::asked(&arguments.options)? {
+        descriptors::print(&processes, &columns, first.pid)?;
+        return Ok(0);
+    }
     if !arguments.options.is_empty() {
         return of_ps(&arguments.options, &processes);
     }
@@ -48,23 +53,26 @@ fn row(seen: &Seen) -> Value {
     let share = 100.0 * seen.used.as_secs_f64() / seen.age.as_secs_f64().max(0.01);
     let started = units::now() / 1_000_000_000 - seen.age.as_secs().cast_signed();
     let (hour, minute) = clock::local(started);
-    // `dev_t` of proc_pid_stat(5); 136 and on are pseudo-terminals.
-    let (major, minor) = (seen.terminal >> 8 & 0xfff, seen.terminal & 0xff | seen.terminal >> 12 & 0xfff00);
-    let terminal = match major {
-        0 => "?".to_owned(),
-        136..=143 => format!("pts/{}", minor + (major - 136) * 256),
-        _ => format!("tty{minor}"),
-    };
     json!({
         "UID": seen.uid.to_string(),
         "PID": seen.pid,
         "PPID": seen.parent,
         "C": share.min(99.0) as u64,
         "STIME": format!("{hour:02}:{minute:02}"),
-        "TTY": terminal,
+        "TTY": terminal(seen.terminal),
         "TIME": format!("{:02}:{:02}:{:02}", used / 3600, used % 3600 / 60, used % 60),
         "CMD": seen.command,
     })
+}
+
+/// The name of a terminal by its `dev_t` of proc_pid_stat(5); 136 and on are pseudo-terminals.
+pub fn terminal(number: u32) -> String {
+    let (major, minor) = (number >> 8 & 0xfff, number & 0xff | number >> 12 & 0xfff00);
+    match major {
+        0 => "?".to_owned(),
+        136..=143 => format!("pts/{}", minor + (major - 136) * 256),
+        _ => format!("tty{minor}"),
+    }
 }
 
 fn of_ps(options: &[String], processes: &[Seen]) -> Result<i32> {

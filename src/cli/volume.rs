@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 
 use crate::cli::filter::{self, Filter};
 use crate::cli::table::{self, Column, ListArgs};
-use crate::cli::{inside, report, system, words};
+use crate::cli::{events, inside, report, system, words};
+use crate::container::journal::Kind;
 use crate::container::sweep;
 use crate::container::volume::{self, Refusal, Volume};
 use crate::error::Error;
@@ -336,6 +337,7 @@ pub fn remove_unused(paths: &Paths, all: bool, filters: &[String]) -> Result<u64
         removed.iter().for_each(|name| println!("{name}"));
         println!();
     }
+    events::pruned(paths, Kind::Volume, freed);
     Ok(freed)
 }
 

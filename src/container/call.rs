@@ -9,7 +9,8 @@
 //! | `Stream`s, `Exec` | a process that it starts answers from then on (supervise/member.rs) |
 //! | `Stop`, `Wait` | `Ended`, when it has; others: an answer, `Done` or `Refused`, or nothing to be said |
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{BufReader, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, connect, getsockopt, listen, socket,
     sockopt,
@@ -25,11 +27,11 @@ use nix::sys::socket::{
 use nix::sys::stat::{Mode, fchmod};
 use serde::{Deserialize, Serialize};
 
-use crate::container::folder::{Healthiness, Process};
+use crate::container::folder::Process;
 use crate::error::{self, Error};
 use crate::ids::Name;
 use crate::spec::exec::Exec;
-use crate::spec::life::Stream;
+use crate::spec::life::{Restart, Stream};
 use crate::spec::resources::Limits;
 use crate::sys::{process, socket as message};
 
@@ -60,8 +62,8 @@ pub enum ToMonitor {
         then: Then,
     },
     Wait(Condition),
-    /// Other limits from now on.
-    Update(Limits),
+    /// Other limits from now on, and another policy if one is given.
+    Update(Limits, Option<Restart>),
     Pause,
     /// A pause that ends with the caller, if it is not ended before.
     StandStill,
@@ -81,6 +83,8 @@ pub enum FromMonitor {
     Warn(String),
     /// The program runs.
     Running,
+    /// The program's parent may not stand where the program is to be born.
+    Elsewhere,
     /// The program could not be started.
     Failed {
         sentence: String,
@@ -92,8 +96,8 @@ pub enum FromMonitor {
     /// Whoever leaves may go.
     Released,
     Ended(i32),
-    /// The health check's exit status, and what the container is called by that.
-    Health(i32, Healthiness),
+    /// The health check's exit status.
+    Health(i32),
     /// Comes with the pidfd of a program that was started.
     Joined,
     /// Comes with the master of its terminal.
@@ -137,6 +141,10 @@ pub const CALL: i32 = 64;
 /// How long a monitor may take to answer, in milliseconds.
 const PATIENCE: u16 = 30_000;
 
+/// A datagram that is longer than this lies in a file in memory, and the one that brings it says only that.
+const LONGEST: usize = 32 << 10;
+const ASIDE: &[u8] = b"\"aside\"";
+
 /// One end of the conversation.
 #[derive(Debug)]
 pub struct Line(OwnedFd);
@@ -175,8 +183,12 @@ impl Line {
 
     /// Sends one message. Whoever is gone does not hear it, and then there is nothing to be heard either.
     pub fn say<T: Serialize>(&self, words: &T, fd: Option<BorrowedFd<'_>>) -> Result<()> {
-        let text = serde_json::to_vec(words)?;
-        match message::send(self.as_fd(), &text, fd) {
+        let mut text = serde_json::to_vec(words)?;
+        let long = (text.len() > LONGEST && fd.is_none()).then(|| aside(&text)).transpose()?;
+        if long.is_some() {
+            text = ASIDE.to_vec();
+        }
+        match message::send(self.as_fd(), &text, fd.or(long.as_ref().map(AsFd::as_fd))) {
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
             other => other.context("cannot reach the container's monitor"),
         }
@@ -191,8 +203,13 @@ impl Line {
         if text.is_empty() {
             return Ok(None);
         }
-        let words = serde_json::from_slice(&text).context("cannot understand the container's monitor")?;
-        Ok(Some((words, fd)))
+        let understood = match fd {
+            Some(long) if text == ASIDE => {
+                serde_json::from_reader(BufReader::new(File::from(long))).map(|it| (it, None))
+            }
+            fd => serde_json::from_slice(&text).map(|it| (it, fd)),
+        };
+        Ok(Some(understood.context("cannot understand the container's monitor")?))
     }
 
     /// Asks and waits for the answer.
@@ -202,6 +219,13 @@ impl Line {
         }
         Ok(self.hear::<FromMonitor>()?.map(|(words, _)| words))
     }
+}
+
+fn aside(text: &[u8]) -> Result<OwnedFd> {
+    let mut file = File::from(memfd_create(c"kelp-call", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(text)?;
+    file.rewind()?;
+    Ok(file.into())
 }
 
 /// Waits for the monitor to connect.

@@ -26,6 +26,7 @@ use crate::record::{self, Held, Inscription, Lock};
 use crate::rootfs::rung::Rung;
 use crate::rootfs::tree;
 use crate::spec::Sharing;
+use crate::spec::life::Restart;
 use crate::spec::request::{Request, UserNamespace};
 use crate::spec::resources::Limits;
 use crate::sys::path::spread_folders;
@@ -69,10 +70,19 @@ pub struct Status {
     /// Its control group, while it runs.
     pub group: Option<Group>,
     pub restarts: u32,
+    /// What `update` made of its restart policy.
+    pub restart: Option<Restart>,
     /// Ended by a user's word, so that no restart policy starts it again.
     pub stopped: bool,
     pub rung: Option<Rung>,
     pub health: Option<Healthiness>,
+}
+
+impl Status {
+    /// The restart policy as it is now.
+    pub fn policy(&self, made: &Made) -> Restart {
+        self.restart.unwrap_or(made.request.life.restart)
+    }
 }
 
 impl Default for Status {
@@ -93,6 +103,7 @@ impl Default for Status {
             enforced: Enforced::new(),
             group: None,
             restarts: 0,
+            restart: None,
             stopped: false,
             rung: None,
             health: None,

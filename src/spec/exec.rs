@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ids::ContainerName;
+
 /// What to run and how.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Exec {
@@ -21,4 +23,6 @@ pub struct Exec {
     pub detach: bool,
     pub privileged: bool,
     pub detach_keys: Option<String>,
+    /// What events call it by; none for a health check.
+    pub number: Option<ContainerName>,
 }

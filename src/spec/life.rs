@@ -35,6 +35,9 @@ impl FromStr for Stream {
     }
 }
 
+/// The interval of a health check that nobody but the user begins: docker's longest (nanoseconds in 63 bits).
+pub const NEVER: Duration = Duration::from_nanos(i64::MAX as u64);
+
 /// `--restart`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Restart {

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use crate::container::call::{Condition, FromMonitor, Line, Then, ToMonitor};
 use crate::ids::Name;
 use crate::spec::exec::Exec;
-use crate::spec::life::Stream;
+use crate::spec::life::{Restart, Stream};
 use crate::spec::resources::Limits;
 use crate::supervise::monitor::End;
 
@@ -36,7 +36,7 @@ pub enum Order {
     Signal { signal: i32, for_good: bool },
     Stop { signal: Option<i32>, seconds: Option<i64>, end: End },
     Rename(Name),
-    Update(Limits),
+    Update(Limits, Option<Restart>),
     Pause,
     StandStill,
     Unpause,
@@ -95,7 +95,7 @@ impl Callers {
                 Order::Nothing
             }
             ToMonitor::Rename(name) => Order::Rename(name),
-            ToMonitor::Update(limits) => Order::Update(limits),
+            ToMonitor::Update(limits, restart) => Order::Update(limits, restart),
             ToMonitor::Pause => Order::Pause,
             ToMonitor::StandStill => Order::StandStill,
             ToMonitor::Unpause => Order::Unpause,

@@ -15,7 +15,7 @@ use crate::container::call::{FromMonitor, Line};
 use crate::container::folder::Healthiness;
 use crate::container::health::{Entry, Findings, LONGEST, Phase};
 use crate::spec::exec::Exec;
-use crate::spec::life::{Health, Stream};
+use crate::spec::life::{Health, NEVER, Stream};
 use crate::supervise::member::{self, Bond};
 use crate::supervise::streams::pipe;
 use crate::sys::{process, socket};
@@ -127,7 +127,8 @@ impl Checkup {
         let coming =
             self.found.status == Healthiness::Starting && self.started.elapsed() < self.health.start_period;
         let interval = if coming { self.health.start_interval } else { self.health.interval };
-        self.due = Some(Instant::now() + interval);
+        self.due =
+            Some(interval).filter(|_| self.health.interval < NEVER).map(|interval| Instant::now() + interval);
     }
 
     /// A paused container is not checked.

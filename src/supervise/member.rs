@@ -1,13 +1,16 @@
 //! A further program in a container that runs: planned like the container's own, joined by its namespaces and its
-//! control group. `exec` does that itself where it may; else, and for a health check, the monitor starts kelp again
-//! as the stage here, which is the program's parent and tells of it over a line:
+//! control group. Its parent is `kelp-exec`: a copy of the `exec` that asks for it, or, where that may not join and for a
+//! health check, kelp started again by the monitor. It outlives the command, because a container does not end before
+//! each of its processes is reaped (`pid_namespaces(7)`), and not every machine has a first process that does. It tells
+//! of the program over a line:
 //!
-//! | stage | | whoever asked |
+//! | parent | | whoever asked |
 //! |---|---|---|
 //! | `Warn`s, `Joined` with the program's pidfd, `Console` with the master of its terminal, `Running` | -> | sends signals, moves streams |
-//! | `Failed` or `Ended` | -> | |
+//! | `Elsewhere`, `Failed` or `Ended` | -> | |
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 
@@ -19,11 +22,12 @@ use serde::{Deserialize, Serialize};
 use crate::cgroup::group::Group;
 use crate::container::call::{FromMonitor, Line};
 use crate::container::folder::Known;
+use crate::container::journal::Journal;
 use crate::container::state::State;
 use crate::error::Error;
 use crate::ids::ContainerName;
 use crate::launch::child::Streams;
-use crate::launch::join::{self, Target};
+use crate::launch::join::{self, Refused, Target};
 use crate::launch::orphans;
 use crate::launch::parent::Running;
 use crate::launch::plan::{First, Keeper, Plan};
@@ -36,13 +40,15 @@ use crate::spec::life::Stream;
 use crate::spec::request::Request;
 use crate::spec::resolve::{self, Facts};
 use crate::stage::{self, Number};
-use crate::supervise::streams::null;
+use crate::supervise::streams::{become_background, null};
 use crate::supervise::{secrets, signals};
-use crate::sys::process;
+use crate::sys::clone::{self, Cloned};
+use crate::sys::{memory, process, socket};
 use crate::userns::maps::IdMaps;
 
-/// `argv[0]` of the stage.
+/// `argv[0]` of the stage, and what the copy is called.
 pub const NAME: &str = "kelp-exec";
+const COPY: &std::ffi::CStr = c"kelp-exec";
 
 /// A program that is about to join a container.
 #[derive(Debug)]
@@ -167,6 +173,31 @@ pub fn start(
     stage::start_from(copy.as_ref().map(AsFd::as_fd), NAME, &task, &kept)
 }
 
+/// The program's parent as a copy of the caller, which blocks the signals that it hears of: its number, and its line. The
+/// streams come back for whoever has to ask elsewhere.
+pub fn accompany(
+    known: &Known,
+    member: &Member,
+    exec: &Exec,
+    streams: Streams,
+) -> Result<(i32, Line, Streams)> {
+    let (ours, theirs) = socket::pair()?;
+    match clone::clone(0, None).context("make the program's parent")? {
+        Cloned::Parent { pid, .. } => Ok((pid, Line::new(ours), streams)),
+        Cloned::Child => {
+            // Nothing of the command's own calls may go on here, after a panic neither.
+            let served = panic::catch_unwind(AssertUnwindSafe(|| -> Result<()> {
+                let ends = [&streams.stdin, &streams.stdout, &streams.stderr].into_iter().flatten();
+                let kept = ends.chain(&member.group).chain([&member.target.pidfd, &theirs]).map(AsFd::as_fd);
+                become_background(COPY, &kept.collect::<Vec<_>>())?;
+                tell(known, member, exec, &Line::new(theirs), streams, Bond::Stays);
+                Ok(())
+            }));
+            clone::exit(if matches!(served, Ok(Ok(()))) { 0 } else { 125 })
+        }
+    }
+}
+
 /// The stage.
 pub fn serve() -> Result<()> {
     let task: Task = stage::request()?;
@@ -183,17 +214,36 @@ pub fn serve() -> Result<()> {
     let _ = nix::unistd::setsid();
     // Reading the descriptor is for others: here it only keeps signals from ending the stage.
     let _signals = signals::signals()?;
-    let words = match live(&task, &line, streams) {
-        Ok(status) => FromMonitor::Ended(status),
-        Err(error) => FromMonitor::failed(&error),
-    };
-    let _ = line.say(&words, None);
+    let found = Known::read(&task.folder).and_then(|found| found.context("the container has no record"));
+    let found = found.and_then(|(known, _)| {
+        let member = Member::new(&Paths::find()?, &known, &task.exec)?;
+        Ok((known, member))
+    });
+    match found {
+        Ok((known, member)) => tell(&known, &member, &task.exec, &line, streams, task.bond),
+        Err(error) => drop(line.say(&FromMonitor::failed(&error), None)),
+    }
     Ok(())
 }
 
-fn live(task: &Task, line: &Line, streams: Streams) -> Result<i32> {
-    let (known, _) = Known::read(&task.folder)?.context("the container has no record")?;
-    let member = Member::new(&Paths::find()?, &known, &task.exec)?;
+/// Lives with the program and says over the line how it ended, in the journal too.
+fn tell(known: &Known, member: &Member, exec: &Exec, line: &Line, streams: Streams, bond: Bond) {
+    let lived = live(known, member, line, streams, bond);
+    if let (Ok(status), Some(number)) = (&lived, &exec.number)
+        && let Some(store) = known.folder.parent().and_then(Path::parent)
+    {
+        let attributes = [("execID", number.to_string()), ("exitCode", status.to_string())];
+        known.tell(&mut Journal::of(store), "exec_die", &attributes);
+    }
+    let words = match lived {
+        Ok(status) => FromMonitor::Ended(status),
+        Err(error) if error.downcast_ref::<Refused>().is_some() => FromMonitor::Elsewhere,
+        Err(error) => FromMonitor::failed(&error),
+    };
+    let _ = line.say(&words, None);
+}
+
+fn live(known: &Known, member: &Member, line: &Line, streams: Streams, bond: Bond) -> Result<i32> {
     let mut warn = |sentence: &str| {
         let _ = line.say(&FromMonitor::Warn(sentence.to_owned()), None);
     };
@@ -208,7 +258,7 @@ fn live(task: &Task, line: &Line, streams: Streams) -> Result<i32> {
         let _ = line.say(&FromMonitor::Console, Some(master.as_fd()));
     }
     let _ = line.say(&FromMonitor::Running, None);
-    if await_end(line, &running, task.bond, first)? == Whose::Container {
+    if await_end(line, &running, bond, first)? == Whose::Container {
         orphans::end();
         return Ok(128 + libc::SIGKILL);
     }
@@ -253,6 +303,8 @@ fn await_end(line: &Line, running: &Running, bond: Bond, first: Option<BorrowedF
             if bond == Bond::Dies {
                 let _ = process::pidfd_send_signal(running.pidfd.as_fd(), libc::SIGKILL);
             }
+            let _ = memory::release_code();
+            memory::release_heap();
         } else if ready(2) && running.master.as_ref().is_some_and(|master| !drain(master)) {
             // Nobody has the terminal open any more, and that would be told again and again.
             let _ = poll(&mut [PollFd::new(running.pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE);
@@ -262,7 +314,7 @@ fn await_end(line: &Line, running: &Running, bond: Bond, first: Option<BorrowedF
 }
 
 /// Takes what is written to a terminal that nobody looks at; says whether there may be more.
-pub fn drain(master: &OwnedFd) -> bool {
+fn drain(master: &OwnedFd) -> bool {
     let mut piece = [0u8; 4096];
     matches!(nix::unistd::read(master, &mut piece), Ok(1..) | Err(Errno::EAGAIN | Errno::EINTR))
 }

@@ -14,3 +14,4 @@ pub mod service;
 pub mod session;
 pub mod signals;
 pub mod streams;
+pub mod unreaped;

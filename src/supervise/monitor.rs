@@ -30,6 +30,7 @@ use crate::supervise::restraint::Restraint;
 use crate::supervise::service::{Server, Service};
 use crate::supervise::signals;
 use crate::supervise::streams::{self, Audience, Inlet, Outlet, Wants};
+use crate::supervise::unreaped::{self, BURIAL};
 use crate::sys::{memory, process};
 use crate::view::server::View;
 
@@ -86,6 +87,8 @@ pub struct Monitor {
     servers_ended: bool,
     /// When the container is killed.
     pub kill_at: Option<Instant>,
+    /// When a container that was killed should have ended.
+    dead_by: Option<Instant>,
     pub end: End,
 }
 
@@ -124,6 +127,7 @@ impl Monitor {
             rates: None,
             servers_ended: false,
             kill_at: None,
+            dead_by: None,
             end: End::Itself,
         }
     }
@@ -166,7 +170,7 @@ impl Monitor {
         spec: &Spec,
         warn: &mut dyn FnMut(&str),
     ) -> Result<(i32, End)> {
-        self.end = End::Itself;
+        (self.end, self.dead_by) = (End::Itself, None);
         let timeout = spec.timeout.filter(|timeout| !timeout.is_zero());
         self.kill_at = timeout.map(|timeout| Instant::now() + timeout);
         if let Some(master) = &running.master {
@@ -177,7 +181,8 @@ impl Monitor {
         let mut settled = Some(Instant::now() + memory::SETTLING);
         loop {
             let check = self.checkup.as_ref().and_then(Checkup::next);
-            let due = self.kill_at.into_iter().chain(self.restraint.next()).chain(settled).chain(check).min();
+            let own = [self.kill_at, self.dead_by, settled, check, self.restraint.next()];
+            let due = own.into_iter().flatten().min();
             let ended = self.turn(container, Some(running), due)?;
             self.restraint.turn();
             self.check(container, Some(running));
@@ -189,11 +194,15 @@ impl Monitor {
             }
             if self.kill_at.is_some_and(|at| at <= Instant::now()) {
                 self.kill_at = None;
-                let _ = process::pidfd_send_signal(running.pidfd.as_fd(), libc::SIGKILL);
+                self.kill(Some(running));
             }
-            if ended {
+            let kept = if ended { None } else { self.kept(container) };
+            if ended || kept.is_some() {
                 self.tell_of_memory(container);
-                let status = signals::reap(running.pidfd.as_fd())?;
+                let status = match kept {
+                    Some(sentence) => self.give_up(container, sentence, warn),
+                    None => signals::reap(running.pidfd.as_fd())?,
+                };
                 for asker in self.checkup.take().map(Checkup::end).unwrap_or_default() {
                     let ended = FromMonitor::Refused("the container has ended meanwhile".to_owned());
                     self.callers.tell(asker, &ended);
@@ -203,6 +212,27 @@ impl Monitor {
                 return Ok((status, self.end));
             }
         }
+    }
+
+    /// Kills the program, and looks later what keeps it from ending.
+    pub fn kill(&mut self, running: Option<&Running>) {
+        send(running, libc::SIGKILL);
+        self.dead_by = Some(Instant::now() + BURIAL);
+    }
+
+    /// Who keeps a container that was killed from ending.
+    fn kept(&mut self, container: &Container) -> Option<String> {
+        self.dead_by.filter(|at| *at <= Instant::now())?;
+        self.dead_by = Some(Instant::now() + BURIAL);
+        unreaped::keeping(container.status.process.as_ref()?.pid)
+    }
+
+    /// The exit status of a container that would not end before somebody else has reaped what is his.
+    fn give_up(&self, container: &mut Container, sentence: String, warn: &mut dyn FnMut(&str)) -> i32 {
+        warn(&sentence);
+        self.callers.tell_all(&FromMonitor::Warn(sentence.clone()));
+        container.status.error = sentence;
+        128 + libc::SIGKILL
     }
 
     /// What can wait until the program has long been running: only memory, and what `ps` shows, are at stake.
@@ -305,7 +335,7 @@ impl Monitor {
             container.keep()?;
             warn(lost.loss());
             if lost == Service::Root {
-                send(Some(running), libc::SIGKILL);
+                self.kill(Some(running));
             }
         }
         Ok(())

@@ -74,7 +74,11 @@ impl Monitor {
                 None
             }
             Order::Signal { signal, for_good } => {
-                send(running, signal);
+                if signal == libc::SIGKILL {
+                    self.kill(running)
+                } else {
+                    send(running, signal)
+                }
                 container.tell("kill", &[("signal", signal.to_string())]);
                 if for_good {
                     self.end = End::Stopped;
@@ -87,7 +91,10 @@ impl Monitor {
                 None
             }
             Order::Rename(name) => Some(answer(container.rename(name))),
-            Order::Update(limits) => Some(told(container, "update", |it| self.update(it, &limits))),
+            Order::Update(limits, restart) => Some(told(container, "update", |it| {
+                it.status.restart = restart.or(it.status.restart);
+                self.update(it, &limits)
+            })),
             Order::Pause => Some(told(container, "pause", |it| self.pause(it))),
             Order::StandStill => {
                 let answer = told(container, "pause", |it| self.pause(it));
@@ -156,7 +163,7 @@ impl Monitor {
         }
         // Whoever looks after this sees it kept.
         for asker in std::mem::take(&mut checkup.askers) {
-            self.callers.tell(asker, &FromMonitor::Health(entry.exit, status));
+            self.callers.tell(asker, &FromMonitor::Health(entry.exit));
         }
         // One that a user is ending already is not started again.
         if !changed || status != Healthiness::Unhealthy || self.end != End::Itself {
@@ -164,7 +171,7 @@ impl Monitor {
         }
         match container.made.request.life.on_failure {
             OnFailure::None => {}
-            OnFailure::Kill => send(running, libc::SIGKILL),
+            OnFailure::Kill => self.kill(running),
             OnFailure::Stop => self.stop(container, running, None, None),
             OnFailure::Restart => {
                 self.stop(container, running, None, None);
@@ -219,7 +226,11 @@ impl Monitor {
         let patience = seconds.or(request.life.stop_timeout).unwrap_or(GRACE.as_secs() as i64);
         let signal =
             if patience == 0 { libc::SIGKILL } else { signal.unwrap_or_else(|| request.stop_signal()) };
-        send(running, signal);
+        if signal == libc::SIGKILL {
+            self.kill(running)
+        } else {
+            send(running, signal)
+        }
         if let Ok(seconds) = u64::try_from(patience) {
             self.kill_at = Some(Instant::now() + Duration::from_secs(seconds));
         }

@@ -1,10 +1,9 @@
 //! A program that `exec` runs beside a container's own: this process serves its streams. It is not the
-//! container's monitor, and the container does not notice its end. The program is its child, or that of a process
-//! that the monitor has started, which then tells the exit status.
+//! container's monitor, and the container does not notice its end. The program's parent (member.rs) tells the exit status.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
@@ -17,8 +16,6 @@ use crate::spec::life::Stream;
 use crate::supervise::attached::Raw;
 use crate::supervise::keys::Keys;
 use crate::supervise::streams::{self, Audience, Inlet, Outlet, Wants};
-use crate::supervise::{member, signals};
-use crate::sys::clone::{self, Cloned};
 use crate::sys::{process, terminal};
 
 /// Once the program has ended, what it wrote is still moved, but what it left behind is not waited for longer.
@@ -44,8 +41,8 @@ impl Session {
         Ok(streams::connect(Audience::Through, self.interactive, &mut self.inlet, &mut self.outlets)?)
     }
 
-    /// Serves the program to its end, or until the keys are typed; its exit status.
-    pub fn serve(mut self, running: Running, signals: &SignalFd, afar: Option<&Line>) -> Result<i32> {
+    /// Serves the program to its end, or until the keys are typed; its exit status, which is told over the line.
+    pub fn serve(mut self, running: Running, signals: &SignalFd, line: &Line) -> Result<Option<i32>> {
         let mut _raw = None;
         if let Some(master) = &running.master {
             streams::connect_terminal(master, self.interactive, &mut self.inlet, &mut self.outlets)?;
@@ -89,17 +86,16 @@ impl Session {
             if self.inlet.detached {
                 // What was typed before the keys.
                 self.inlet.turn(&[]);
-                // From afar the master is held by the program's parent.
-                return running.master.filter(|_| afar.is_none()).map_or(Ok(()), keep).map(|()| 0);
+                return Ok(None);
             }
             if ready.first() == Some(&true) {
                 heed(signals, &running)?;
             }
             if status.is_none() && ready.get(1) == Some(&true) {
-                status = Some(afar.map_or_else(|| signals::reap(running.pidfd.as_fd()), told)?);
+                status = Some(told(line)?);
             }
         }
-        Ok(status.unwrap_or(0))
+        Ok(status)
     }
 
     fn turn(&mut self, whose: &[Option<usize>], ready: &[bool], buffer: &mut Vec<u8>) {
@@ -127,23 +123,6 @@ fn told(line: &Line) -> Result<i32> {
         }
     }
     Ok(128 + libc::SIGKILL)
-}
-
-/// Leaves somebody behind who takes what a program writes to its terminal: with the last master the program would
-/// end, and with one that nobody reads it would wait.
-pub fn keep(master: OwnedFd) -> Result<()> {
-    if let Cloned::Parent { .. } = clone::clone(0, None).context("leave the terminal behind")? {
-        return Ok(());
-    }
-    if streams::become_background(c"kelp-terminal", &[master.as_fd()]).is_err() {
-        clone::exit(125);
-    }
-    loop {
-        let waited = poll(&mut [PollFd::new(master.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE);
-        if waited.is_err_and(|errno| errno != Errno::EINTR) || !member::drain(&master) {
-            clone::exit(0);
-        }
-    }
 }
 
 /// Signals go on to the program; a changed window size goes to its terminal.

@@ -4,6 +4,7 @@
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
+use crate::ids::{ContainerId, HostId};
 use crate::spec::request::UserNamespace;
 use crate::userns::maps::{self, IdMaps, Line};
 
@@ -40,6 +41,12 @@ impl Numbers {
         let numbers = Self { uid: runs(&files.uid, &container.uid), gid: runs(&files.gid, &container.gid) };
         let differs = |runs: &[Run]| runs.iter().any(|run| run.shown != run.carried);
         (container.has_root() && (differs(&numbers.uid) || differs(&numbers.gid))).then_some(numbers)
+    }
+
+    /// The maps under which the files that such a container makes are numbered as it numbers them. They lie as those of
+    /// images do; an id that images have not, such as a large one of the user's own, is again the one that was shown.
+    pub fn of_made(asked: &UserNamespace) -> Result<IdMaps> {
+        Ok(shown_as(maps::choose(&UserNamespace::Auto)?, &maps::choose(asked)?))
     }
 
     /// The numbers that files of root carry.
@@ -79,6 +86,41 @@ fn runs(files: &[Line], container: &[Line]) -> Vec<Run> {
     runs
 }
 
+/// The map of files, but with the container's numbers for what it alone has.
+fn shown_as(files: IdMaps, container: &IdMaps) -> IdMaps {
+    let lines = |files: &[Line], container: &[Line]| {
+        let mut lines = files.to_vec();
+        for run in runs(files, container) {
+            for line in container {
+                let first = run.carried.max(line.container.0);
+                let end = (run.carried + run.count).min(line.container.0.saturating_add(line.count));
+                if first >= end {
+                    continue;
+                }
+                let host = HostId(line.host.0 + (first - line.container.0));
+                let shown = ContainerId(run.shown + (first - run.carried));
+                lines = lines.iter().flat_map(|line| beside(*line, host.0, end - first)).collect();
+                lines.push(Line { container: shown, host, count: end - first });
+            }
+        }
+        lines
+    };
+    IdMaps { uid: lines(&files.uid, &container.uid), gid: lines(&files.gid, &container.gid), ..files }
+}
+
+/// What is left of a line without `count` ids of the host.
+fn beside(line: Line, host: u32, count: u32) -> impl Iterator<Item = Line> {
+    let (start, end) = (line.host.0, line.host.0.saturating_add(line.count));
+    let part = move |(from, to): (u32, u32)| {
+        let container = ContainerId(line.container.0 + (from - start));
+        (from < to).then(|| Line { container, host: HostId(from), count: to - from })
+    };
+    [(start, end.min(host)), (start.max(host.saturating_add(count)), end)]
+        .into_iter()
+        .filter(move |(from, _)| *from >= start)
+        .filter_map(part)
+}
+
 /// The ids that the container has, what touches as one.
 fn spans(container: &[Line]) -> Vec<Span> {
     let mut all: Vec<Span> = container
@@ -116,7 +158,6 @@ fn without(mut spans: Vec<Span>, taken: impl Iterator<Item = Span>) -> Vec<Span>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{ContainerId, HostId};
     use crate::userns::maps::Writer;
 
     fn maps(lines: &[(u32, u32, u32)]) -> IdMaps {
@@ -152,6 +193,31 @@ mod tests {
         let numbers = Numbers::between(&files, &kept).unwrap();
         let run = |shown, carried, count| Run { shown, carried, count };
         assert_eq!(numbers.uid, [run(0, 200_000, 1), run(1, 0, 65_535), run(200_000, 65_535, 1)]);
+    }
+
+    /// Guard: what the user had made was committed as the last id of images.
+    #[test]
+    fn what_an_id_beyond_made_is_its_own() {
+        let files = maps(&[(0, 200_000, 1), (1, 100_000, 65_536)]);
+        let kept = maps(&[(0, 100_000, 65_536), (200_000, 200_000, 1)]);
+        let made = shown_as(files.clone(), &kept);
+        let number = |host: u32| {
+            let line = made.uid.iter().find(|line| host.wrapping_sub(line.host.0) < line.count);
+            line.map(|line| line.container.0 + (host - line.host.0))
+        };
+        assert_eq!(number(200_000), Some(0));
+        assert_eq!(number(100_000), Some(1));
+        assert_eq!(number(165_534), Some(65_535));
+        assert_eq!(number(165_535), Some(200_000));
+        assert_eq!(number(165_536), None);
+        let near = maps(&[(0, 100_000, 1000), (1000, 1000, 1), (1001, 101_000, 64_536)]);
+        let files = maps(&[(0, 1000, 1), (1, 100_000, 65_536)]);
+        let made = shown_as(files, &near);
+        for (host, number) in [(1000, 0), (100_000, 1), (101_000, 1001), (165_535, 65_536)] {
+            let line =
+                made.uid.iter().find(|line| u32::wrapping_sub(host, line.host.0) < line.count).unwrap();
+            assert_eq!(line.container.0 + (host - line.host.0), number);
+        }
     }
 
     #[test]

@@ -100,7 +100,7 @@ impl Contents {
     /// The id maps under which the container's files got their owners.
     pub fn maps(&self) -> Result<IdMaps> {
         if self.is_renumbered()? {
-            return maps::choose(&UserNamespace::Auto);
+            return Numbers::of_made(&self.request.userns);
         }
         match &self.process {
             Some(process) => IdMaps::of_process(process.pid),

@@ -1,6 +1,6 @@
 //! `kelp exec`: a further program in a container that runs, with the container's own credentials, capabilities
-//! and seccomp filter unless it asks for others. The command itself is the program's parent; the monitor is asked only
-//! where the command stands outside of the groups that are the user's, so that it may not put the program under the
+//! and seccomp filter unless it asks for others. A copy of the command is the program's parent; the monitor is asked for one
+//! only where the command stands outside of the groups that are the user's, so that it may not put the program under the
 //! container's limits, and with `--pid host`, so that the program ends with the container.
 
 use std::ffi::OsStr;
@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use anyhow::{Context, Result};
 use nix::sys::signalfd::SignalFd;
 
-use crate::container::call::{FromMonitor, ToMonitor};
+use crate::container::call::{FromMonitor, Line, ToMonitor};
 use crate::container::folder::Known;
 use crate::container::journal::Journal;
 use crate::container::list;
@@ -18,7 +18,6 @@ use crate::error::{Error, Kind};
 use crate::ids::ContainerName;
 use crate::image::store::Store;
 use crate::launch::child::Streams;
-use crate::launch::join::Refused;
 use crate::launch::parent::Running;
 use crate::launch::stage;
 use crate::paths::Paths;
@@ -26,14 +25,15 @@ use crate::spec::Sharing;
 use crate::spec::exec::Exec;
 use crate::spec::life::Stream;
 use crate::supervise::keys::{self, Keys};
-use crate::supervise::member::Member;
-use crate::supervise::session::{self, Session};
+use crate::supervise::member::{self, Member};
+use crate::supervise::session::Session;
 use crate::supervise::streams::null;
 use crate::supervise::{attached, signals};
+use crate::userns::within;
 use crate::verbs::order::{self, refusal};
 
 /// Runs it in the container that `word` means; its exit status, or 0 at once if it is detached.
-pub fn exec(paths: &Paths, word: &str, exec: Exec, warn: &mut dyn FnMut(&str)) -> Result<i32> {
+pub fn exec(paths: &Paths, word: &str, mut exec: Exec, warn: &mut dyn FnMut(&str)) -> Result<i32> {
     let known = list::find(paths, word).map_err(|error| or_an_image(paths, word, error))?;
     let member = Member::new(paths, &known, &exec)?;
     if member.needs_seal()? {
@@ -43,18 +43,14 @@ pub fn exec(paths: &Paths, word: &str, exec: Exec, warn: &mut dyn FnMut(&str)) -
     let keys = exec.detach_keys.as_ref().or(known.made.request.life.detach_keys.as_ref());
     let keys = Keys::parse(keys.map_or(keys::DEFAULT, String::as_str))?;
     let session = Session::new(exec.interactive && !exec.detach, exec.terminal.then_some(keys));
-    let detach = exec.detach;
+    let number = ContainerName::fresh()?;
     let words = exec.command.join(OsStr::new(" ")).to_string_lossy().into_owned();
-    let number = [("execID", ContainerName::fresh()?.to_string())];
+    let attributes = [("execID", number.to_string())];
+    exec.number = Some(number);
     let mut journal = Journal::of(&paths.store);
-    known.tell(&mut journal, &format!("exec_create: {words}"), &number);
-    known.tell(&mut journal, &format!("exec_start: {words}"), &number);
-    let status = run(paths, &known, &member, exec, session, &signals, warn)?;
-    if !detach {
-        let [number] = number;
-        known.tell(&mut journal, "exec_die", &[number, ("exitCode", status.to_string())]);
-    }
-    Ok(status)
+    known.tell(&mut journal, &format!("exec_create: {words}"), &attributes);
+    known.tell(&mut journal, &format!("exec_start: {words}"), &attributes);
+    run(paths, &known, &member, exec, session, &signals, warn)
 }
 
 fn run(
@@ -66,20 +62,56 @@ fn run(
     signals: &SignalFd,
     warn: &mut dyn FnMut(&str),
 ) -> Result<i32> {
-    if known.made.request.pid == Sharing::Host {
-        return by_monitor(paths, known, exec, session, signals, warn);
-    }
-    let running = match member.join(streams(&exec, &mut session)?, warn) {
-        Err(error) if error.downcast_ref::<Refused>().is_some() => {
-            return by_monitor(paths, known, exec, session, signals, warn);
+    let mut streams = streams(&exec, &mut session)?;
+    if known.made.request.pid != Sharing::Host {
+        let (parent, line, back) = member::accompany(known, member, &exec, streams)?;
+        let heard = hear(&line, warn);
+        if !matches!(heard, Ok(Heard::Running(_))) {
+            within::wait(parent)?;
         }
-        joined => joined?,
-    };
-    match (exec.detach, running.master) {
-        (false, master) => session.serve(Running { master, ..running }, signals, None),
-        (true, Some(master)) => session::keep(master).map(|()| 0),
-        (true, None) => Ok(0),
+        match heard? {
+            Heard::Running(_) if exec.detach => return Ok(0),
+            Heard::Running(running) => {
+                drop(back);
+                let status = session.serve(running, signals, &line)?;
+                // One that was left by the keys goes on with its parent.
+                return status.map_or(Ok(0), |status| within::wait(parent).map(|_| status));
+            }
+            Heard::Ended(status) => return Ok(status),
+            Heard::Elsewhere => streams = back,
+        }
     }
+    let line = by_monitor(paths, known, &exec, streams)?;
+    match hear(&line, warn)? {
+        Heard::Running(_) if exec.detach => Ok(0),
+        Heard::Running(running) => Ok(session.serve(running, signals, &line)?.unwrap_or(0)),
+        Heard::Ended(status) => Ok(status),
+        Heard::Elsewhere => Err(Error::new(Kind::Bug, "the monitor may not join its container").into()),
+    }
+}
+
+/// How the program began, by its parent's words.
+enum Heard {
+    Running(Running),
+    Ended(i32),
+    Elsewhere,
+}
+
+fn hear(line: &Line, warn: &mut dyn FnMut(&str)) -> Result<Heard> {
+    let (mut pidfd, mut master) = (None, None);
+    loop {
+        let heard = line.hear::<FromMonitor>()?;
+        match heard.context("the container has ended meanwhile")? {
+            (FromMonitor::Joined, fd) => pidfd = fd,
+            (FromMonitor::Console, fd) => master = fd,
+            (FromMonitor::Running, _) => break,
+            (FromMonitor::Ended(status), _) => return Ok(Heard::Ended(status)),
+            (FromMonitor::Elsewhere, _) => return Ok(Heard::Elsewhere),
+            (words, _) => attached::heard(words, warn)?,
+        }
+    }
+    let pidfd = pidfd.ok_or_else(|| Error::new(Kind::Bug, "the program's process was not told"))?;
+    Ok(Heard::Running(Running { pidfd, master }))
 }
 
 /// Whoever comes from a tool that runs programs in images may say `exec` for it.
@@ -98,45 +130,24 @@ fn streams(exec: &Exec, session: &mut Session) -> Result<Streams> {
     if exec.detach || exec.terminal {
         return Ok(Streams { stdin: Some(null()?), stdout: Some(null()?), stderr: Some(null()?) });
     }
-    session.connect()
+    let own = |fd: Option<OwnedFd>, own: &dyn AsFd| fd.map_or_else(|| own.as_fd().try_clone_to_owned(), Ok);
+    let Streams { stdin, stdout, stderr } = session.connect()?;
+    Ok(Streams {
+        stdin: Some(own(stdin, &io::stdin())?),
+        stdout: Some(own(stdout, &io::stdout())?),
+        stderr: Some(own(stderr, &io::stderr())?),
+    })
 }
 
 /// The same by the container's monitor, which has the program started where its limits can be joined.
-fn by_monitor(
-    paths: &Paths,
-    known: &Known,
-    exec: Exec,
-    mut session: Session,
-    signals: &SignalFd,
-    warn: &mut dyn FnMut(&str),
-) -> Result<i32> {
+fn by_monitor(paths: &Paths, known: &Known, exec: &Exec, streams: Streams) -> Result<Line> {
     let (_, line) = order::reach(paths, known.made.id.as_str())?;
     let line = line.ok_or_else(|| refusal(format!("container {} is not running", known.made.id)))?;
-    let Streams { stdin, stdout, stderr } = streams(&exec, &mut session)?;
-    let own = |fd: Option<OwnedFd>, own: &dyn AsFd| fd.map_or_else(|| own.as_fd().try_clone_to_owned(), Ok);
-    for (stream, fd) in [
-        (Stream::Stdin, own(stdin, &io::stdin())?),
-        (Stream::Stdout, own(stdout, &io::stdout())?),
-        (Stream::Stderr, own(stderr, &io::stderr())?),
-    ] {
-        line.say(&ToMonitor::Stream(stream), Some(fd.as_fd()))?;
+    let Streams { stdin, stdout, stderr } = streams;
+    let ends = [(Stream::Stdin, stdin), (Stream::Stdout, stdout), (Stream::Stderr, stderr)];
+    for (stream, fd) in ends {
+        line.say(&ToMonitor::Stream(stream), fd.as_ref().map(AsFd::as_fd))?;
     }
-    let detach = exec.detach;
-    line.say(&ToMonitor::Exec(Box::new(exec)), None)?;
-    let (mut pidfd, mut master) = (None, None);
-    loop {
-        let heard = line.hear::<FromMonitor>()?;
-        match heard.context("the container has ended meanwhile")? {
-            (FromMonitor::Joined, fd) => pidfd = fd,
-            (FromMonitor::Console, fd) => master = fd,
-            (FromMonitor::Running, _) => break,
-            (FromMonitor::Ended(status), _) => return Ok(status),
-            (words, _) => attached::heard(words, warn)?,
-        }
-    }
-    if detach {
-        return Ok(0);
-    }
-    let pidfd = pidfd.ok_or_else(|| Error::new(Kind::Bug, "the program's process was not told"))?;
-    session.serve(Running { pidfd, master }, signals, Some(&line))
+    line.say(&ToMonitor::Exec(Box::new(exec.clone())), None)?;
+    Ok(line)
 }

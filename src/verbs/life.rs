@@ -50,7 +50,6 @@ fn starts(
     monitor: &mut Monitor,
     warn: &mut dyn FnMut(&str),
 ) -> Result<i32> {
-    let policy = container.made.request.life.restart;
     let (mut in_a_row, mut restarted) = (0, false);
     loop {
         let begun = match begin::begin(paths, container, monitor, warn)? {
@@ -74,7 +73,7 @@ fn starts(
         let again = match how {
             End::Restart => true,
             End::Stopped | End::Killed => false,
-            End::Itself => policy.after(status, container.status.restarts),
+            End::Itself => container.status.policy(&container.made).after(status, container.status.restarts),
         };
         container.status.stopped = how.is_for_good();
         restarted = how == End::Restart;

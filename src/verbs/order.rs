@@ -72,13 +72,14 @@ pub fn stop(
 }
 
 impl Given {
-    /// Waits until the container has ended; its exit status.
-    pub fn ended(&self, paths: &Paths) -> Result<i32> {
+    /// Waits until the container has ended; its exit status. What is not as it should be is told to `warn`.
+    pub fn ended(&self, paths: &Paths, warn: &mut dyn FnMut(&str)) -> Result<i32> {
         if let Some(line) = &self.line {
             while let Some((words, _)) = line.hear::<FromMonitor>()? {
                 match words {
                     FromMonitor::Ended(status) => return Ok(status),
                     FromMonitor::Refused(sentence) => return Err(refusal(sentence)),
+                    FromMonitor::Warn(sentence) => warn(&sentence),
                     _ => {}
                 }
             }
@@ -105,14 +106,14 @@ pub fn restart(
 }
 
 /// Sends a signal; a kill is waited for.
-pub fn kill(paths: &Paths, word: &str, signal: i32) -> Result<()> {
+pub fn kill(paths: &Paths, word: &str, signal: i32, warn: &mut dyn FnMut(&str)) -> Result<()> {
     let (known, line) = reach(paths, word)?;
     let id = &known.made.id;
     let not_running = || refusal(format!("cannot kill container: {word}: container {id} is not running"));
     let line = line.filter(|_| known.status.state.is_live()).ok_or_else(not_running)?;
     if signal == libc::SIGKILL {
         line.say(&ToMonitor::Stop { signal: Some(signal), seconds: Some(-1), then: Then::Die }, None)?;
-        return Given { known, line: Some(line) }.ended(paths).map(|_| ());
+        return Given { known, line: Some(line) }.ended(paths, warn).map(|_| ());
     }
     let for_good = signal == known.made.request.stop_signal();
     match line.ask(&ToMonitor::Signal { signal, for_good })? {
@@ -131,8 +132,8 @@ pub fn wait(paths: &Paths, word: &str, condition: Condition) -> Result<Given> {
     Ok(Given { known, line })
 }
 
-/// Runs the health check now: its exit status, and what the container is called by that.
-pub fn check_health(paths: &Paths, word: &str) -> Result<(i32, &'static str)> {
+/// Runs the health check now; its exit status.
+pub fn check_health(paths: &Paths, word: &str) -> Result<i32> {
     let (known, line) = reach(paths, word)?;
     let id = &known.made.id;
     let refused = |sentence: String| anyhow::Error::from(Error::usage(sentence));
@@ -141,7 +142,7 @@ pub fn check_health(paths: &Paths, word: &str) -> Result<(i32, &'static str)> {
     }
     let line = line.ok_or_else(|| refused(format!("container {id} is not running")))?;
     match line.ask(&ToMonitor::CheckHealth)? {
-        Some(FromMonitor::Health(exit, status)) => Ok((exit, status.word())),
+        Some(FromMonitor::Health(exit)) => Ok(exit),
         Some(FromMonitor::Refused(sentence)) => Err(refused(sentence)),
         _ => Err(refused(format!("container {id} has ended meanwhile"))),
     }

@@ -29,7 +29,7 @@ pub struct Way {
 }
 
 /// Removes the container that `word` means; gives its id.
-pub fn remove(paths: &Paths, word: &str, way: Way) -> Result<String> {
+pub fn remove(paths: &Paths, word: &str, way: Way, warn: &mut dyn FnMut(&str)) -> Result<String> {
     let known = list::find(paths, word)?;
     let (id, name) = (known.made.id.to_string(), known.name());
     if known.status.state.is_live() {
@@ -43,7 +43,7 @@ pub fn remove(paths: &Paths, word: &str, way: Way) -> Result<String> {
             Some(seconds) => order::stop(paths, &id, None, Some(seconds), Then::Stay)?,
             None => order::stop(paths, &id, Some(libc::SIGKILL), Some(-1), Then::Die)?,
         };
-        stopped.ended(paths)?;
+        stopped.ended(paths, warn)?;
     }
     // One that was to be removed at its end is gone by now.
     let Some(mut container) = Container::wait(&known.folder)? else { return Ok(id) };
@@ -64,10 +64,10 @@ pub fn remove(paths: &Paths, word: &str, way: Way) -> Result<String> {
 }
 
 /// Makes room for a container of that name: `--replace`.
-pub fn replace(paths: &Paths, name: &Name) -> Result<()> {
+pub fn replace(paths: &Paths, name: &Name, warn: &mut dyn FnMut(&str)) -> Result<()> {
     let Some(id) = names::holder(paths, name.as_str()) else { return Ok(()) };
     let way = Way { force: true, ..Way::default() };
-    match remove(paths, &id.to_string_lossy(), way) {
+    match remove(paths, &id.to_string_lossy(), way, warn) {
         Err(error) if !list::is_absence(&error) => {
             Err(error.context(format!("cannot replace container {name}")))
         }

@@ -12,23 +12,36 @@ use crate::container::call::{FromMonitor, Line, ToMonitor};
 use crate::container::folder::{Container, Known};
 use crate::container::list;
 use crate::paths::Paths;
+use crate::spec::life::Restart;
 use crate::spec::resources::Limits;
 use crate::verbs::order::{reach, refusal};
 
 /// Changes limits: at once where the container runs, else from its next start; `warn` is told which of them nobody
-/// enforces until then.
-pub fn update(paths: &Paths, word: &str, limits: &Limits, warn: &mut dyn FnMut(&str)) -> Result<()> {
+/// enforces until then. A restart policy holds at once in either case.
+pub fn update(
+    paths: &Paths,
+    word: &str,
+    limits: &Limits,
+    restart: Option<Restart>,
+    warn: &mut dyn FnMut(&str),
+) -> Result<()> {
     let (known, line) = reach(paths, word)?;
     let mut together = known.made.request.resources.limits.clone();
     together.update(&known.status.limits);
     together.update(limits);
     together.check()?;
+    if known.status.remove && restart.is_some_and(|policy| policy != Restart::No) {
+        return Err(refusal(format!(
+            "{word}: Restart policy cannot be updated because AutoRemove is enabled for the container"
+        )));
+    }
     let Some(line) = line else {
         let mut container = Container::wait(&known.folder)?.ok_or_else(|| list::no_such(word))?;
         container.status.limits.update(limits);
+        container.status.restart = restart.or(container.status.restart);
         return container.keep();
     };
-    heard(word, line.ask(&ToMonitor::Update(limits.clone()))?)?;
+    heard(word, line.ask(&ToMonitor::Update(limits.clone(), restart))?)?;
     let enforced = Known::read(&known.folder)?.map(|(known, _)| known.status.enforced).unwrap_or_default();
     for flag in hold::unenforced(&enforced).into_iter().filter(|flag| limits.0.contains_key(*flag)) {
         warn(&format!("nothing enforces --{flag} while {word} runs: see `kelp doctor`"));

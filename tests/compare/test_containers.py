@@ -209,6 +209,59 @@ class Life(Pair):
             podman run --name c --log-driver none reef echo x
         """)
 
+    def test_attach(self):
+        self.script("""
+            podman run -d --name a reef sh -c 'sleep 1; echo out; echo err >&2; exit 3'
+            podman attach --no-stdin a                                              #~ attach-status
+            podman attach a                                                         #~ exit-1
+            podman attach nope                                                      #~ exit-1
+            podman attach                                                           #= 125
+            podman run -d -i --name b reef sh -c 'read word; echo got $word; exit 4'
+            echo go | podman attach b                                               #~ attach-status
+            podman create --name c reef sh -c 'echo out; exit 5'
+            podman start -a c                                                       #= 5
+            podman start --attach c                                                 #= 5
+            podman create -i --name d reef cat
+            echo in | podman start -a -i d
+            podman container attach nope                                            #~ exit-1
+        """)
+
+    def test_health(self):
+        self.script("""
+            podman run -d --name a --health-cmd 'test -e /tmp/well' --health-interval disable reef sleep 1000
+            podman healthcheck run a                                                #= 1
+            podman exec a touch /tmp/well; podman healthcheck run a
+            podman run -d --name b reef sleep 1000
+            podman healthcheck run b                                                #= 125 no defined healthcheck
+            podman healthcheck run nope                                             #~ exit-1
+        """)
+
+    def test_stats(self):
+        self.script("""
+            podman run -d --name a reef sleep 1000
+            podman stats nope --no-stream                                           #~ exit-1
+            podman stats --no-stream --bogus                                        #= 125
+        """)
+
+    def test_events(self):
+        self.script("""
+            podman run --name a -l sea=north reef sh -c 'exit 3'; podman rm a; podman volume create tide; podman volume rm tide
+            podman events --stream=false --since 5m --filter container=a --filter event=create --format '{{.Type}} {{.Status}} {{.Name}}' | tail -n 1
+            podman events --since 5m --stream=false --filter container=a --filter event=start --format '{{.Status}}' | tail -n 1
+            podman events --since 5m --stream=false --filter type=volume --filter event=create --format '{{.Type}} {{.Status}} {{.Name}}' | tail -n 1
+            podman events --filter bogus=x --stream=false --since 5m                #~ events-filter
+            podman tag reef mark:1; podman untag mark:1
+            podman events --since 5m --stream=false --filter type=image --filter event=untag --format '{{.Type}} {{.Status}}' | tail -n 1
+            podman events --stream=false --format json --since 5m | grep -c '"tide"' | grep -q '^0' || echo told
+        """)
+
+    def test_update(self):
+        self.script("""
+            podman update                                                           #= 125
+            podman update --memory 1g nope                                          #~ exit-1
+            podman create --name a reef true; podman update --bogus 1 a             #= 125
+        """)
+
     def test_top(self):
         self.script("""
             podman top nope                                                         #~ exit-1
@@ -230,6 +283,7 @@ class Life(Pair):
     def test_port(self):
         self.script("""
             podman port nope                                                        #~ exit-1
+            podman port -a
             podman create --name a reef; podman port a
         """)
 

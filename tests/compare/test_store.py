@@ -64,6 +64,47 @@ class Images(Pair):
             podman save -m -o $W/multi.tar reef two 2>/dev/null; tar -tf $W/multi.tar | grep -c manifest.json
         """)
 
+    def test_registries(self):
+        """What does not need one that answers; tests/image has those."""
+        self.script("""
+            podman pull 127.0.0.1:1/nope                                            #= 125
+            podman pull                                                             #= 125
+            podman pull 'NOT A NAME'                                                #= 125
+            podman push nope                                                        #= 125
+            podman push reef 127.0.0.1:1/nope                                       #= 125
+            podman push                                                             #= 125
+            podman login -u a -p b 127.0.0.1:1                                      #= 125
+            podman login --get-login 127.0.0.1:1                                    #= 125 not logged in
+            podman logout 127.0.0.1:1                                               #= 125 not logged in
+            podman logout --all
+            podman search 127.0.0.1:1/nope                                          #= 125
+            podman run --pull never nope true                                       #= 125
+            podman run --pull sometimes reef true                                   #= 125
+            podman manifest inspect nope                                            #= 125
+            podman manifest create both; podman manifest create both                #= 125
+            podman manifest rm both >/dev/null
+            podman manifest add nope reef                                           #= 125
+        """)
+
+    def test_sorted(self):
+        self.script("""
+            podman tag reef alpha:1 beta:2
+            podman images --sort repository --format '{{.Repository}}:{{.Tag}}'
+            podman images --sort tag -q | wc -l
+            podman images --sort nope                                               #= 125
+            podman history --human=false --format '{{.CreatedBy}}' reef | wc -l
+            podman image tree nope                                                  #= 125
+            podman image mount nope                                                 #= 125
+        """)
+
+    def test_unshare(self):
+        self.script("""
+            podman unshare id -u
+            podman unshare sh -c 'exit 7'                                           #= 7
+            podman unshare /nope                                                    #= 127
+            podman unshare cat /proc/self/uid_map
+        """)
+
     def test_rmi_after_run(self):
         self.script("""
             podman tag reef six

@@ -2,7 +2,8 @@
 //! their terminal is taken care of.
 
 use crate::dir::Dir;
-use crate::host::soon;
+use crate::host::{below, children_in_containers, soon};
+use crate::kelp::says;
 use crate::needs;
 use crate::pty::Person;
 use crate::sys;
@@ -93,4 +94,68 @@ fn only_a_privileged_program_has_all_capabilities() {
     assert_eq!(ordinary & 1 << 21, 0, "CAP_SYS_ADMIN in {ordinary:x}");
     assert_ne!(privileged & 1 << 21, 0, "no CAP_SYS_ADMIN in {privileged:x}");
     dir.kelp(&["rm", "-f", "reef"]).ok();
+}
+
+/// The parents of further programs, by what they are called.
+fn parents() -> Vec<i32> {
+    let own = below(std::process::id() as i32).into_iter();
+    own.filter(|(_, name)| name == "kelp-exec").map(|(pid, _)| pid).collect()
+}
+
+/// Guard: a container does not end before each of its processes is reaped, and this test reaps nobody.
+#[test]
+fn a_machine_that_reaps_nobody_does_not_keep_a_container() {
+    needs!(userns);
+    sys::adopt_orphans();
+    let dir = Dir::new();
+    started(&dir);
+    // A program in the background, and one whose command is killed.
+    dir.kelp(&["exec", "-d", "reef", "sleep", "77"]).ok();
+    let mut command = dir.kelp(&["exec", "reef", "sleep", "88"]).start();
+    assert!(soon(|| dir.kelp(&["top", "reef"]).ok().out.contains("sleep 88")));
+    command.kill().unwrap();
+    command.wait().unwrap();
+    assert_eq!(dir.kelp(&["rm", "-f", "reef"]).ok().err, "");
+    // Their parents are killed, too.
+    started(&dir);
+    dir.kelp(&["exec", "-d", "reef", "sleep", "99"]).ok();
+    let parents = parents();
+    assert_eq!(parents.len(), 1);
+    sys::kill(parents[0], libc::SIGKILL).unwrap();
+    assert!(soon(|| children_in_containers(std::process::id() as i32).len() == 1));
+    let left = children_in_containers(std::process::id() as i32)[0];
+    let ended = dir.kelp(&["rm", "-f", "reef"]).ok();
+    says(&ended.err, &[&format!("process {left} "), "does not reap it"]);
+    assert_eq!(dir.kelp(&["ps", "-aq"]).ok().out, "");
+    sys::reap();
+}
+
+#[test]
+fn the_end_of_a_detached_program_is_told() {
+    needs!(userns);
+    let dir = Dir::new();
+    started(&dir);
+    dir.kelp(&["exec", "-d", "reef", "sh", "-c", "exit 6"]).ok();
+    let words = ["events", "--since", "1h", "--until", "0s", "-f", "event=exec_die", "--format", "json"];
+    assert!(soon(|| !dir.kelp(&words).ok().out.is_empty()));
+    let told = dir.kelp(&words).ok().json();
+    assert_eq!(told["Actor"]["Attributes"]["exitCode"], "6");
+    dir.kelp(&["rm", "-f", "reef"]).ok();
+}
+
+/// Guard: a datagram has room for less. With the host's pids the words go to the monitor.
+#[test]
+fn words_may_be_as_long_as_the_kernel_allows() {
+    needs!(userns);
+    let dir = Dir::new();
+    let word = "x".repeat(130_000);
+    for options in [&[][..], &["--pid", "host"]] {
+        dir.kelp(&[&["run", "-d", "--name", "reef"], options, &["@host", "sleep", "100"]].concat()).ok();
+        let out = dir.kelp(&["exec", "reef", "sh", "-c", "echo ${#1}", "_", &word]).ok().out;
+        assert_eq!(out, "130000\n", "{options:?}");
+        std::fs::write(dir.path("long"), format!("A={word}{word}\n")).unwrap();
+        let refused = dir.kelp(&["exec", "--env-file", &dir.text("long"), "reef", "true"]).fails(126);
+        says(&refused, &["exec ", "argument list too long"]);
+        dir.kelp(&["rm", "-f", "reef"]).ok();
+    }
 }

@@ -127,6 +127,43 @@ fn a_policy_starts_a_container_again_and_a_stop_overrules_it() {
 }
 
 #[test]
+fn a_policy_can_be_changed_while_a_container_runs() {
+    needs!(userns);
+    let dir = Dir::new();
+    started(&dir, &["--name", "reef"], "until [ -e /tmp/go ]; do sleep 0.02; done; exit 3");
+    assert_eq!(dir.kelp(&["update", "--restart", "on-failure:2", "reef"]).ok().out, "reef\n");
+    let policy = [
+        "inspect",
+        "-f",
+        "{{.HostConfig.RestartPolicy.Name}} {{.HostConfig.RestartPolicy.MaximumRetryCount}}",
+        "reef",
+    ];
+    assert_eq!(dir.kelp(&policy).ok().out, "on-failure 2\n");
+    dir.kelp(&["exec", "reef", "touch", "/tmp/go"]).ok();
+    let words = ["inspect", "-f", "{{.State.Status}} {{.RestartCount}}", "reef"];
+    assert!(soon(|| dir.kelp(&words).ok().out == "exited 2\n"), "{}", dir.kelp(&words).ok().out);
+    // Of one that does not run, too.
+    dir.kelp(&["update", "--restart", "no", "reef"]).ok();
+    assert_eq!(dir.kelp(&policy).ok().out, "no 0\n");
+    started(&dir, &["--rm", "--name", "shoal"], "exec sleep 100");
+    says(&dir.kelp(&["update", "--restart", "always", "shoal"]).fails(1), &["AutoRemove"]);
+    dir.kelp(&["rm", "-f", "reef", "shoal"]).ok();
+}
+
+/// Guard: it was taken for the name of an image.
+#[test]
+fn a_flag_that_nobody_knows_is_told() {
+    let dir = Dir::new();
+    for words in [
+        &["run", "--pod=x", "@host", "true"][..],
+        &["create", "--pod", "x", "@host"],
+        &["exec", "--pod", "x"],
+    ] {
+        says(&dir.kelp(words).fails(125), &["unknown flag: --pod", "--help"]);
+    }
+}
+
+#[test]
 fn fifty_containers_start_and_stop_at_once() {
     needs!(userns);
     let dir = Dir::new();

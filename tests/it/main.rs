@@ -4,7 +4,7 @@
 //! `ids` who is who; `mounts` what is where; `process` exit codes, signals, terminals; `network` none and host; `security` attacks that must fail; `failure` sentences; `faults` kill -9
 //! and crowds; `doctor` and `explain` what kelp says of itself; `real` a Debian root; `unshare` the founding texts;
 //! `volume` folders that outlive containers; `anonymous` those that do not; `cdi` devices by name; `limits`, `update` and `disk` what holds under load;
-//! `secret`; `words` flags about the container itself; `surroundings` of the caller; `docs` what is made from the tables of flags.
+//! `secret`; `login` the password at a terminal; `words` flags about the container itself; `surroundings` of the caller; `docs` what is made from the tables of flags.
 //! The rest is the bench: `dir` folders and roots, `kelp` commands, `needs` facilities, `host` what is outside,
 //! `nested` hosts that refuse something, `pty`, `sys`.
 #![allow(clippy::unwrap_used, reason = "a test that meets the unexpected must fail there")]
@@ -33,6 +33,7 @@ mod health;
 mod ids;
 mod life;
 mod limits;
+mod login;
 mod mounts;
 mod network;
 mod perils;

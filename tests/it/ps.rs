@@ -2,9 +2,10 @@
 //! say it.
 
 use crate::dir::Dir;
+use crate::host::soon;
 use crate::kelp::says;
-use crate::needs;
 use crate::pty::Person;
+use crate::{needs, sys};
 use serde_json::Value;
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
@@ -187,7 +188,19 @@ fn tables_keep_to_a_terminal_of_eighty_columns_and_not_to_a_pipe() {
     needs!(userns);
     let dir = Dir::new();
     let name = "a-container-with-a-rather-long-name-that-fills-half-of-a-line";
-    let run = ["run", "-d", "--name", name, "-p", "127.0.0.1:48196:96", "@host", "sleep", "1000"];
+    let run = [
+        "run",
+        "-d",
+        "--name",
+        name,
+        "-p",
+        "127.0.0.1:48196:96",
+        "--health-cmd",
+        "true",
+        "@host",
+        "sleep",
+        "1000",
+    ];
     dir.kelp(&run).ok();
     let volume = "v".repeat(64);
     dir.kelp(&["volume", "create", &volume]).ok();
@@ -212,4 +225,24 @@ fn tables_keep_to_a_terminal_of_eighty_columns_and_not_to_a_pipe() {
     whole.leaves();
     whole.sees(name);
     dir.kelp(&["rm", "-f", name]).ok();
+}
+
+/// podman's words for columns; its own `top` needs a control group, so it can't be asked everywhere.
+#[test]
+fn top_has_the_columns_that_are_asked_for() {
+    needs!(userns);
+    let dir = Dir::new();
+    dir.kelp(&["run", "-d", "--name", "reef", "@host", "sh", "-c", "sleep 1000 & exec sleep 999"]).ok();
+    let top = |words: &[&str]| dir.kelp(&[&["top", "reef"], words].concat());
+    let rows = |out: String| -> Vec<String> {
+        out.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
+    };
+    assert!(soon(|| rows(top(&["pid", "args"]).ok().out) == ["PID COMMAND", "1 sleep 999", "2 sleep 1000"]));
+    let wanted = ["PPID USER GROUP COMMAND", "0 root root sleep", "1 root root sleep"];
+    assert_eq!(rows(top(&["ppid,user,group", "comm"]).ok().out), wanted);
+    let uid = sys::uid().to_string();
+    assert_eq!(rows(top(&["huser"]).ok().out), ["HUSER", &uid, &uid]);
+    says(&top(&["pid", "nonsense"]).fails(125), &["nonsense", "etime"]);
+    assert_eq!(top(&["-o", "pid,args"]).ok().out.lines().count(), 3);
+    dir.kelp(&["rm", "-f", "reef"]).ok();
 }
