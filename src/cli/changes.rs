@@ -4,15 +4,18 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use clap::{ArgAction, Args};
+use clap::{ArgAction, Args, ValueEnum};
 use serde_json::json;
 
 use crate::cli::archive::{UnpackArgs, apply, to_output};
 use crate::cli::inside;
+use crate::container::journal::Journal;
+use crate::container::list;
 use crate::error::Error;
 use crate::image::changes::{self, Change, Kind};
 use crate::image::commit::{self, Container};
 use crate::image::config::{History, now, rfc3339};
+use crate::image::manifest::Dialect;
 use crate::image::reference::Reference;
 use crate::image::snapshot::Snapshot;
 use crate::image::store::Store;
@@ -53,11 +56,17 @@ pub struct CommitArgs {
     /// Print only the id, as always
     #[arg(short, long)]
     quiet: bool,
-    /// For podman's command line: images are kept as OCI's whatever is said
-    #[arg(short, long, value_parser = ["oci", "docker"], default_value = "oci")]
-    format: String,
+    /// Whose manifest it gets, for registries that know only one
+    #[arg(short, long, value_enum, default_value = "oci")]
+    format: DialectWord,
     #[command(flatten)]
     unpack: UnpackArgs,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum DialectWord {
+    Oci,
+    Docker,
 }
 
 /// Write a container's root file system into a tar
@@ -132,14 +141,22 @@ pub fn commit(arguments: CommitArgs) -> Result<i32> {
         let id = arguments
             .unpack
             .install(&store, |installer| {
-                let container =
-                    Container { image, upper: upper.as_deref(), ownership: Contents::shift(&maps)?.into() };
+                let dialect = match arguments.format {
+                    DialectWord::Oci => Dialect::Oci,
+                    DialectWord::Docker => Dialect::Docker,
+                };
+                let (upper, ownership) = (upper.as_deref(), Contents::shift(&maps)?.into());
+                let container = Container { image, upper, ownership, dialect };
                 commit::commit(installer, &container, config, step, &names)
             })
             .with_context(|| format!("cannot commit container {}", contents.name))?;
         if let Some(path) = &arguments.iidfile {
             std::fs::write(path, id.to_string())
                 .with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        if let Ok(known) = list::find(&paths, &contents.name) {
+            let comment = arguments.message.clone().unwrap_or_default();
+            known.tell(&mut Journal::of(&paths.store), "commit", &[("comment", comment)]);
         }
         println!("{id}");
         Ok(0)

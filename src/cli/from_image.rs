@@ -8,10 +8,10 @@ use std::time::Duration;
 use anyhow::Result;
 use serde_json::Value;
 
-use crate::cli::pull::{FetchArgs, PolicyWord};
-use crate::cli::{inside, progress, words};
+use crate::cli::pull::{self, FetchArgs, PolicyWord};
+use crate::cli::{progress, words};
 use crate::error::Error;
-use crate::image::pull;
+use crate::image::pull as image_pull;
 use crate::image::store::{Image, Store};
 use crate::paths::Paths;
 use crate::spec::Root;
@@ -36,9 +36,9 @@ pub fn find(name: &str, fetch: &FetchArgs, policy: PolicyWord) -> Result<(Root, 
 }
 
 fn pulled(store: &Store, name: &str, fetch: &FetchArgs, policy: PolicyWord) -> Result<Image> {
-    let status = inside::run(|| {
+    let status = pull::interruptible(|| {
         let shown = progress::Shown::new(false);
-        pull::pull(store, name, &fetch.options(policy.into()), &|event| shown.event(&event))?;
+        image_pull::pull(store, name, &fetch.options(policy.into()), &|event| shown.event(&event))?;
         shown.finish();
         Ok(0)
     })?;

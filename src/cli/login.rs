@@ -1,11 +1,16 @@
 //! `kelp login` and `kelp logout`. Credentials are kept only after the registry took them; a password is never
 //! shown, and asked for only on a terminal.
 
-use std::io::{BufRead, IsTerminal, Read, Write};
+use std::io::{BufRead, IsTerminal, Read, Stdin, Write};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::termios::{self, LocalFlags, SetArg};
 
 use crate::error::Error;
@@ -29,6 +34,9 @@ pub struct LoginArgs {
     /// File to keep them in
     #[arg(long, value_name = "FILE")]
     authfile: Option<PathBuf>,
+    /// Only say as whom one is logged in
+    #[arg(long)]
+    get_login: bool,
     /// Verify certificates and refuse plain HTTP
     #[arg(long, value_name = "BOOL", default_value = "true", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     tls_verify: bool,
@@ -37,7 +45,11 @@ pub struct LoginArgs {
 /// Forget the credentials for a registry
 #[derive(Debug, Args)]
 pub struct LogoutArgs {
+    #[arg(conflicts_with = "all")]
     registry: Option<String>,
+    /// Forget all that are kept in the file
+    #[arg(short, long)]
+    all: bool,
     #[arg(long, value_name = "FILE")]
     authfile: Option<PathBuf>,
 }
@@ -57,6 +69,14 @@ fn endpoint(registry: &str) -> Result<Endpoint> {
 
 pub fn run(arguments: LoginArgs) -> Result<i32> {
     let registry = registry(arguments.registry);
+    if arguments.get_login {
+        let known = auth::find(&registry, "", arguments.authfile.as_deref())?;
+        let Some(Credentials::Basic { user, .. }) = known else {
+            return Err(Error::usage(format!("not logged in to {registry}")).into());
+        };
+        println!("{user}");
+        return Ok(0);
+    }
     let user = match arguments.username {
         Some(user) => user,
         None => prompt("Username: ", true)?,
@@ -84,8 +104,13 @@ pub fn run(arguments: LoginArgs) -> Result<i32> {
 }
 
 pub fn logout(arguments: LogoutArgs) -> Result<i32> {
-    let registry = registry(arguments.registry);
     let path = auth::written_file(arguments.authfile.as_deref())?;
+    if arguments.all {
+        auth::erase_all(&path)?;
+        println!("Removed login credentials for all registries");
+        return Ok(0);
+    }
+    let registry = registry(arguments.registry);
     if !auth::erase(&path, &registry)? {
         return Err(Error::usage(format!("not logged in to {registry}")).into());
     }
@@ -103,18 +128,54 @@ fn prompt(question: &str, shown: bool) -> Result<String> {
     }
     eprint!("{question}");
     std::io::stderr().flush()?;
+    if shown {
+        return line(&stdin);
+    }
     let before = termios::tcgetattr(&stdin)?;
-    if !shown {
-        let mut hidden = before.clone();
-        hidden.local_flags.remove(LocalFlags::ECHO);
-        termios::tcsetattr(&stdin, SetArg::TCSAFLUSH, &hidden)?;
+    let mut hidden = before.clone();
+    hidden.local_flags.remove(LocalFlags::ECHO);
+    // Whoever ends the command meanwhile must find the terminal as it was.
+    let ends = SigSet::from_iter([
+        Signal::SIGINT,
+        Signal::SIGTERM,
+        Signal::SIGHUP,
+        Signal::SIGQUIT,
+        Signal::SIGTSTP,
+    ]);
+    let mask = ends.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    let signals = SignalFd::with_flags(&ends, SfdFlags::SFD_CLOEXEC)?;
+    termios::tcsetattr(&stdin, SetArg::TCSAFLUSH, &hidden)?;
+    let answer = answered(&stdin, &signals);
+    termios::tcsetattr(&stdin, SetArg::TCSAFLUSH, &before)?;
+    eprintln!();
+    match answer? {
+        Answer::Line(line) => {
+            mask.thread_set_mask()?;
+            Ok(line)
+        }
+        Answer::Signal(signal) => std::process::exit(128 + signal),
     }
+}
+
+enum Answer {
+    Line(String),
+    Signal(i32),
+}
+
+fn answered(stdin: &Stdin, signals: &SignalFd) -> Result<Answer> {
+    let mut polled =
+        [PollFd::new(signals.as_fd(), PollFlags::POLLIN), PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
+    while let Err(Errno::EINTR) = poll(&mut polled, PollTimeout::NONE) {}
+    if polled[0].any() == Some(true)
+        && let Some(signal) = signals.read_signal()?
+    {
+        return Ok(Answer::Signal(signal.ssi_signo as i32));
+    }
+    line(stdin).map(Answer::Line)
+}
+
+fn line(stdin: &Stdin) -> Result<String> {
     let mut line = String::new();
-    let read = stdin.lock().read_line(&mut line);
-    if !shown {
-        termios::tcsetattr(&stdin, SetArg::TCSAFLUSH, &before)?;
-        eprintln!();
-    }
-    read.context("cannot read the answer")?;
+    stdin.lock().read_line(&mut line).context("cannot read the answer")?;
     Ok(line.trim_end_matches(['\r', '\n']).to_owned())
 }

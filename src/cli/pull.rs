@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill};
+use nix::unistd::Pid;
 
 use crate::cli::{inside, progress, tag};
 use crate::image::auth::Credentials;
@@ -135,11 +136,7 @@ impl FetchArgs {
 
 pub fn run(arguments: PullArgs) -> Result<i32> {
     let paths = Paths::find()?;
-    // The process inside says what an interrupt leaves; this one outlives it.
-    let interrupt = (!is_ignored(Signal::SIGINT)).then(|| SigSet::from(Signal::SIGINT));
-    interrupt.map_or(Ok(()), |interrupt| interrupt.thread_block())?;
-    inside::run(move || {
-        interrupt.map(|interrupt| std::thread::spawn(move || leave(&interrupt)));
+    interruptible(move || {
         let store = Store::open(&paths)?;
         let options = arguments.fetch.options(arguments.policy.into());
         for word in &arguments.images {
@@ -158,6 +155,33 @@ pub fn run(arguments: PullArgs) -> Result<i32> {
     })
 }
 
+/// Gets images inside. An interrupt meanwhile ends the command, which says what it leaves; the process inside says it, and
+/// this one outlives that.
+pub fn interruptible(work: impl FnOnce() -> Result<i32>) -> Result<i32> {
+    if is_ignored(Signal::SIGINT) {
+        return inside::run(work);
+    }
+    let signals = SigSet::from_iter([Signal::SIGINT, OVER]);
+    let before = signals.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    let outcome = inside::run(move || {
+        let waiting = std::thread::spawn(move || leave(&signals));
+        let outcome = work();
+        let _ = kill(Pid::this(), OVER);
+        let _ = waiting.join();
+        outcome
+    });
+    if matches!(outcome, Ok(INTERRUPTED)) {
+        std::process::exit(INTERRUPTED);
+    }
+    before.thread_set_mask()?;
+    outcome
+}
+
+/// Ends the wait for an interrupt: a signal that means nothing to whoever does not wait for it.
+const OVER: Signal = Signal::SIGURG;
+
+const INTERRUPTED: i32 = 128 + Signal::SIGINT as i32;
+
 /// As a shell's jobs in the background ignore interrupts (`proc_pid_status(5)`, SigIgn).
 fn is_ignored(signal: Signal) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -167,10 +191,10 @@ fn is_ignored(signal: Signal) -> bool {
 }
 
 /// Ends the process at an interrupt, as the signal would: the store is whole at every moment.
-fn leave(interrupt: &SigSet) {
-    if interrupt.wait().is_ok() {
+fn leave(signals: &SigSet) {
+    if signals.wait() == Ok(Signal::SIGINT) {
         eprintln!("kelp: interrupted: what has come so far is kept, and the same command goes on from there");
-        std::process::exit(128 + Signal::SIGINT as i32);
+        std::process::exit(INTERRUPTED);
     }
 }
 

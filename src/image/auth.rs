@@ -231,6 +231,15 @@ pub fn store(path: &Path, registry: &str, user: &str, password: &str) -> Result<
     write_map(path, &map)
 }
 
+/// Forgets all registries that the file itself has credentials for.
+pub fn erase_all(path: &Path) -> Result<()> {
+    let mut map = read_map(path)?;
+    match map.remove("auths") {
+        Some(_) => write_map(path, &map),
+        None => Ok(()),
+    }
+}
+
 /// Forgets a registry; returns whether there was something to forget.
 pub fn erase(path: &Path, registry: &str) -> Result<bool> {
     let mut map = read_map(path)?;

@@ -10,7 +10,7 @@ use crate::image::changes;
 use crate::image::compose::{self, Parts};
 use crate::image::config::{History, ImageConfig, RootFs};
 use crate::image::install::Installer;
-use crate::image::manifest::{Compression, Descriptor, Manifest, OCI_CONFIG, oci_layer};
+use crate::image::manifest::{Compression, Descriptor, Dialect, Manifest};
 use crate::image::reference::{Digest, Reference};
 use crate::image::snapshot::{Ownership, Snapshot};
 use crate::image::store::{Image, LayerRecord};
@@ -24,6 +24,8 @@ pub struct Container<'a> {
     /// What it has changed, if it has.
     pub upper: Option<&'a Path>,
     pub ownership: Ownership,
+    /// In whose words its manifest is to be.
+    pub dialect: Dialect,
 }
 
 /// Makes the image of `container`, with `config` as the configuration besides layers and history.
@@ -45,13 +47,13 @@ pub fn commit(
     // Layers below keep the blobs that registries know them by.
     let mut blobs: Vec<Descriptor> = Vec::new();
     for known in &image.record.layers {
-        blobs.push(Descriptor::new(oci_layer(&known.media_type), known.digest.clone(), known.size));
+        blobs.push(Descriptor::new(known.media_type.as_str(), known.digest.clone(), known.size));
     }
     let plain = |layer: &LayerRecord| {
         Descriptor::new(Compression::None.media_type(), layer.diff_id.clone(), layer.tar_size)
     };
     blobs.extend(layer.iter().map(plain));
-    let manifest = Manifest::new(Descriptor::new(OCI_CONFIG, Digest::of(&text), text.len() as u64), blobs);
+    let manifest = Manifest::in_words_of(container.dialect, &Digest::of(&text), text.len() as u64, blobs);
     let bytes = serde_json::to_vec(&manifest)?;
     compose::record(installer, &Parts { config: &text, manifest: Some((&bytes, &manifest)) }, names)
 }
@@ -76,5 +78,6 @@ fn layer(installer: &Installer<'_>, container: &Container<'_>) -> Result<Option<
         Ok(writer.finish()?)
     };
     let (packed, installed) = stream::between(pack, |reader| installer.layer(reader, None));
-    stream::first_cause(packed, installed).map(Some).context("cannot make a layer of the changes")
+    let layer = stream::first_cause(packed, installed).map(|((), layer)| Some(layer));
+    layer.context("cannot make a layer of the changes")
 }

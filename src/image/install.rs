@@ -13,7 +13,7 @@ use crate::image::manifest::Compression;
 use crate::image::reference::Digest;
 use crate::image::store::{LayerRecord, Store, whole_layer};
 use crate::image::stream::{self, Hashing, PIECE, PipeWriter};
-use crate::image::unpack::{self, Limits, Owners, Unpacked};
+use crate::image::unpack::{self, Limits, Owners};
 use crate::image::workspace::Workspace;
 use crate::paths;
 use crate::record::{self, Durability};
@@ -62,7 +62,7 @@ impl Installer<'_> {
             |writer| decode(packed, writer, wanted),
             |reader| unpack::unpack(reader, folder, self.owners, self.limits),
         );
-        let (stream, unpacked) = first_cause(decoded, unpacked)?;
+        let (stream, unpacked) = stream::first_cause(decoded, unpacked)?;
         Ok(LayerRecord {
             diff_id: stream.diff_id,
             tar_size: stream.tar_size,
@@ -87,17 +87,6 @@ impl Installer<'_> {
         self.workspace
             .replace(folder, &place)
             .with_context(|| format!("cannot put layer {} in its place", layer.diff_id))
-    }
-}
-
-/// Of two ends of a pipe that failed, the one that did not fail because of the other.
-fn first_cause(decoded: Result<Stream>, unpacked: Result<Unpacked>) -> Result<(Stream, Unpacked)> {
-    match (decoded, unpacked) {
-        (Ok(stream), Ok(unpacked)) => Ok((stream, unpacked)),
-        (Err(error), Ok(_)) | (Ok(_), Err(error)) => Err(error),
-        (Err(decoding), Err(unpacking)) => {
-            Err(if stream::is_echo(&unpacking) { decoding } else { unpacking })
-        }
     }
 }
 

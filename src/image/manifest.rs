@@ -18,6 +18,7 @@ pub const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 pub const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
 
 /// The longest manifest or index that is read; registries refuse to take longer ones.
@@ -74,6 +75,30 @@ impl Manifest {
             annotations: BTreeMap::new(),
         }
     }
+
+    /// Of a configuration of `size` bytes, in somebody's words; docker has none for zstd.
+    pub fn in_words_of(dialect: Dialect, config: &Digest, size: u64, mut layers: Vec<Descriptor>) -> Self {
+        let has_zstd = layers.iter().any(|layer| layer.media_type.ends_with("zstd"));
+        let (media_type, config_type, word): (_, _, fn(&str) -> String) = match dialect {
+            Dialect::Docker if !has_zstd => (DOCKER_MANIFEST, DOCKER_CONFIG, docker_layer),
+            _ => (OCI_MANIFEST, OCI_CONFIG, oci_layer),
+        };
+        layers.iter_mut().for_each(|layer| layer.media_type = word(&layer.media_type));
+        let config = Descriptor::new(config_type, config.clone(), size);
+        Self { media_type: media_type.to_owned(), ..Self::new(config, layers) }
+    }
+
+    pub fn dialect(&self) -> Dialect {
+        if self.media_type == DOCKER_MANIFEST { Dialect::Docker } else { Dialect::Oci }
+    }
+}
+
+/// Whose words a manifest is written in; they mean the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Dialect {
+    #[default]
+    Oci,
+    Docker,
 }
 
 /// Several manifests under one name, usually one a platform.
@@ -165,6 +190,13 @@ pub fn oci_layer(media_type: &str) -> String {
     media_type
         .replace(&format!("{DOCKER_LAYER}.gzip"), &format!("{OCI_LAYER}+gzip"))
         .replace(DOCKER_LAYER, OCI_LAYER)
+}
+
+/// The other way round.
+fn docker_layer(media_type: &str) -> String {
+    media_type
+        .replace(&format!("{OCI_LAYER}+gzip"), &format!("{DOCKER_LAYER}.gzip"))
+        .replace(OCI_LAYER, DOCKER_LAYER)
 }
 
 /// Refuses what is not a layer that can be unpacked; how it is packed is seen from its first bytes.

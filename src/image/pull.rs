@@ -418,7 +418,7 @@ fn stream_layer(
     };
     let install = |reader: &mut PipeReader| installer.layer(reader, Some(&layer.diff_id)).map(drop);
     let (downloaded, installed) = stream::between(download, install);
-    stream::first_cause(downloaded, installed)
+    stream::first_cause(downloaded, installed).map(|_| ())
 }
 
 /// A registry's refusal and a broken connection leave what came; a wrong length does not.

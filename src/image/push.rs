@@ -10,9 +10,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use anyhow::{Context, Result, bail};
 
 use crate::error::Error;
-use crate::image::manifest::{
-    Compression, Descriptor, Document, Manifest, OCI_CONFIG, OCI_MANIFEST, oci_layer,
-};
+use crate::image::manifest::{Compression, Descriptor, Dialect, Document, Manifest, OCI_MANIFEST};
 use crate::image::pack;
 use crate::image::reference::{Digest, Reference};
 use crate::image::registries_conf::RegistriesConf;
@@ -216,6 +214,7 @@ impl<'a> Journey<'a> {
 
 fn manifest(store: &Store, image: &Image, config: &[u8], sent: &[Descriptor]) -> Result<(Vec<u8>, String)> {
     let original = store.blob(&image.record.manifest)?;
+    let mut dialect = Dialect::default();
     if let Document::Manifest(known) = Document::parse(&original, None)? {
         let same = known.layers.iter().map(|layer| &layer.digest).eq(sent.iter().map(|layer| &layer.digest));
         if same && known.config.digest == image.id {
@@ -223,12 +222,10 @@ fn manifest(store: &Store, image: &Image, config: &[u8], sent: &[Descriptor]) ->
                 if known.media_type.is_empty() { OCI_MANIFEST.to_owned() } else { known.media_type };
             return Ok((original, media_type));
         }
+        dialect = known.dialect();
     }
-    let config = Descriptor::new(OCI_CONFIG, image.id.clone(), config.len() as u64);
-    let as_oci =
-        |layer: &Descriptor| Descriptor { media_type: oci_layer(&layer.media_type), ..layer.clone() };
-    let layers = sent.iter().map(as_oci).collect();
-    Ok((serde_json::to_vec(&Manifest::new(config, layers))?, OCI_MANIFEST.to_owned()))
+    let manifest = Manifest::in_words_of(dialect, &image.id, config.len() as u64, sent.to_vec());
+    Ok((serde_json::to_vec(&manifest)?, manifest.media_type))
 }
 
 /// `--compression-format`

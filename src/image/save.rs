@@ -23,6 +23,7 @@ use crate::image::store::{Image, Store};
 use crate::image::stream::{self, Hashing, PIECE, PipeWriter};
 use crate::image::tar::{Entry, Kind};
 use crate::image::workspace::Workspace;
+use crate::record;
 
 /// What is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +63,7 @@ pub fn archive(
     Ok(())
 }
 
-/// Writes an OCI layout into a folder, which is made.
+/// Writes an OCI layout into a folder, which is made; one that was made in vain goes again.
 pub fn folder(
     store: &Store,
     workspace: &Workspace,
@@ -70,9 +71,14 @@ pub fn folder(
     compression: Compression,
     folder: &Path,
 ) -> Result<()> {
-    fs::create_dir_all(folder.join("blobs/sha256"))
-        .with_context(|| format!("cannot make {}", folder.display()))?;
-    oci(store, workspace, images, compression, &mut Folder(folder.to_owned()))
+    let was_there = folder.exists();
+    let written = fs::create_dir_all(folder.join("blobs/sha256"))
+        .with_context(|| format!("cannot make {}", folder.display()))
+        .and_then(|()| oci(store, workspace, images, compression, &mut Folder(folder.to_owned())));
+    if written.is_err() && !was_there {
+        let _ = fs::remove_dir_all(folder);
+    }
+    written
 }
 
 struct Tar<W>(pack::Writer<W>);
@@ -98,8 +104,15 @@ impl Target for Folder {
 
     fn file(&mut self, name: &str, size: u64, content: &mut dyn Read) -> Result<()> {
         let path = self.0.join(name);
-        let mut file = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
-        pack::exactly(content, size, &mut file)
+        let beside = record::beside(&path);
+        let mut file = File::create(&beside).with_context(|| format!("cannot make {}", path.display()))?;
+        let written = pack::exactly(content, size, &mut file).and_then(|()| {
+            fs::rename(&beside, &path).with_context(|| format!("cannot make {}", path.display()))
+        });
+        if written.is_err() {
+            let _ = fs::remove_file(&beside);
+        }
+        written
     }
 }
 
@@ -123,7 +136,7 @@ impl Layer {
             Ok(writer.finish()?)
         };
         let (made, taken) = stream::between(make, |reader| take(reader));
-        stream::first_cause(made, taken)
+        stream::first_cause(made, taken).map(|_| ())
     }
 }
 

@@ -165,12 +165,14 @@ pub fn between<M: Send, T>(
     })
 }
 
-/// Of two ends of a pipe that failed, the one that did not fail because of the other.
-pub fn first_cause<M, T>(made: Result<M>, taken: Result<T>) -> Result<T> {
+/// What both ends of a pipe came to. Of two that failed it is the one that did not fail because of the other; if both
+/// failed by themselves, the one that writes, since what it found (a wrong digest) is why the other could not read it.
+pub fn first_cause<M, T>(made: Result<M>, taken: Result<T>) -> Result<(M, T)> {
     match (made, taken) {
-        (Ok(_), taken) => taken,
+        (Ok(made), Ok(taken)) => Ok((made, taken)),
         (Err(making), Err(taking)) if is_echo(&making) => Err(taking),
         (Err(making), _) => Err(making),
+        (Ok(_), Err(taking)) => Err(taking),
     }
 }
 

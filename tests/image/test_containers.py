@@ -7,6 +7,7 @@ import signal
 import tarfile
 import unittest
 
+from test_push import Uploads
 from world import KELP, KIND, Case, Image, folder, hard, link, tar
 
 BUSYBOX = "/bin/busybox"
@@ -267,6 +268,62 @@ class Commit(Containers):
         self.kelp("commit", "c", "same:1")
         layers = json.loads(self.kelp("image", "inspect", "same:1")[0])[0]["RootFS"]["Layers"]
         self.assertEqual(len(layers), 2)
+
+    @unittest.skipUnless(KIND == "ids", "one id is all that there is")
+    def test_an_id_beyond_those_of_images_is_kept(self):
+        flags = ["--userns", "keep-id:uid=200000,gid=200000"]
+        self.run_in("echo 1 > /mine; chown 7:8 /a; stat -c %u:%g /mine /a /d", flags=[*flags, "--user", "0"], driver="fuse")
+        self.run_in("cp /over /tmp/mine; stat -c %u:%g /tmp/mine", name="d", flags=flags, driver="fuse")
+        with tarfile.open(fileobj=io.BytesIO(self.kelp("export", "d", text=False)[0])) as tree:
+            owners = {member.name: (member.uid, member.gid) for member in tree}
+        self.assertEqual((owners["tmp/mine"], owners["a"]), ((200000, 200000), (0, 0)))
+        self.kelp("commit", "d", "kept:1")
+        seen = self.kelp("run", "--rm", *flags, "--storage-driver", "fuse", "kept:1", "stat", "-c", "%u:%g", "/tmp/mine", "/a")[0]
+        self.assertEqual(seen.split(), ["200000:200000", "0:0"])
+        archive = os.path.join(self.home, "kept.tar")
+        self.kelp("save", "-o", archive, "kept:1")
+        with tarfile.open(archive) as outer:
+            top = json.load(outer.extractfile("manifest.json"))[0]["Layers"][-1]
+            with tarfile.open(fileobj=outer.extractfile(top)) as layer:
+                self.assertEqual([(member.uid, member.gid) for member in layer if member.name == "tmp/mine"], [(200000, 200000)])
+
+    def test_a_commit_in_dockers_words(self):
+        self.run_in("echo 1 > /one")
+        registry = Uploads()
+        self.registries.append(registry)
+        for words, kind in ((["--format", "docker"], "application/vnd.docker.distribution.manifest.v2+json"),
+                            ([], "application/vnd.oci.image.manifest.v1+json")):
+            self.kelp("commit", *words, "c", "said:1")
+            self.assertEqual(self.kelp("image", "inspect", "-f", "{{.ManifestType}}", "said:1")[0].strip(), kind)
+            self.kelp("push", "--tls-verify=false", "said:1", f"{registry.host}/said:1")
+            (manifest,) = registry.manifests.values()
+            self.assertEqual(manifest["mediaType"], kind)
+            family = kind.split(".distribution")[0].split(".image")[0]
+            self.assertEqual([part["mediaType"].startswith(family) for part in [*manifest["layers"], manifest["config"]]],
+                             [True] * 4)
+
+    def test_what_is_done_with_images_is_told(self):
+        self.run_in("echo 1 > /one")
+        archive = os.path.join(self.home, "told.tar")
+        self.kelp("commit", "-m", "why", "c", "told:1")
+        self.kelp("save", "-o", archive, "told:1")
+        self.kelp("rmi", "told:1")
+        self.kelp("load", "-i", archive)
+        with tarfile.open(os.path.join(self.home, "root.tar"), "w"):
+            pass
+        self.kelp("import", os.path.join(self.home, "root.tar"), "bare:1")
+        self.kelp("untag", "bare:1")
+        self.kelp("image", "prune", "-f")
+        self.kelp("container", "prune", "-f")
+        out, _ = self.kelp("events", "--since", "1h", "--until", "0s", "--format",
+                           "{{.Type}} {{.Action}} {{.Name}} {{.Actor.Attributes.comment}}")
+        told = [line.replace("<no value>", "").strip() for line in out.splitlines()]
+        told = told[next(at for at, line in enumerate(told) if line.startswith("container commit")):]
+        bare = told[-4].rsplit(" ", 1)[1]
+        self.assertEqual(told, [
+            "container commit c why", "image save told:1", "image untag told:1", "image delete told:1",
+            "image load told:1", "image import bare:1", "image untag bare:1", f"image delete {bare}", "image prune",
+            "container destroy c", "container prune"])
 
     def test_a_commit_of_a_commit(self):
         self.run_in("echo 1 > /one; rm /a")

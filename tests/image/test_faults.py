@@ -126,6 +126,28 @@ echo all
         self.assertIn("load works", out)
         self.assertIn("commit works", out)
 
+    def test_a_disk_that_is_too_small_for_an_archive(self):
+        name = self.registry().add("app", Image(root(), tar(("a", os.urandom(3 << 20)))))
+        self.kelp("pull", "-q", name)
+        self.inside(f'''
+out="$HOME/out"; mkdir "$out"; mount -t tmpfs -o size=2m,mode=700 tmpfs "$out" || exit 1
+refused() {{
+  "$@" 2>"$HOME/err"; status=$?
+  [ $status = 125 ] || {{ echo "$*: $status: $(cat "$HOME/err")"; exit 1; }}
+  grep -q "No space left on device" "$HOME/err" || {{ echo "$*: $(cat "$HOME/err")"; exit 1; }}
+  [ -z "$(ls -A "$out")" ] || {{ echo "$*: left $(ls -A "$out")"; exit 1; }}
+}}
+refused "{KELP}" save -o "$out/a.tar" "{name}"
+refused "{KELP}" save --format oci-archive -o "$out/a.tar" "{name}"
+refused "{KELP}" save --format oci-dir -o "$out/a" "{name}"
+"{KELP}" run --name c "{name}" true
+refused "{KELP}" export -o "$out/c.tar" c
+echo old > "$out/a.tar"
+"{KELP}" save -o "$out/a.tar" "{name}" 2>/dev/null && exit 1
+[ "$(cat "$out"/*)" = old ] || exit 1
+"{KELP}" save "{name}" > "$out/a.tar" 2>"$HOME/err"; [ $? = 125 ] && grep -q "No space" "$HOME/err"
+''')
+
     def test_a_read_only_store_is_told_and_can_be_read(self):
         server = self.registry()
         image = Image(root())
@@ -222,6 +244,19 @@ class Plain(Containers):
         self.quietly("rm", "c")
         self.assertEqual(os.listdir(self.store + "/containers"), [])
         self.sound()
+
+    def test_a_folder_that_is_made_anew_hides_what_an_image_had(self):
+        """No attribute can say so."""
+        script = """set -e
+            rm -r /gone /d; mkdir /gone /d /d/sub; echo y > /gone/y; ls -a /gone /d /d/sub
+            mkdir /other; echo z > /other/z; rm -r /gone; mv /other /gone; rmdir /d/sub; mkdir /d/sub; rm -r /d"""
+        self.assertEqual(self.quietly("run", "--name", "c", self.name, "sh", "-c", script),
+                         "/d:\n.\n..\nsub\n\n/d/sub:\n.\n..\n\n/gone:\n.\n..\ny\n")
+        self.assertEqual(self.quietly("diff", "c").splitlines(), ["D /d", "C /gone", "D /gone/x", "A /gone/z"])
+        self.quietly("commit", "c", "made:1")
+        for image in ("made:1", self.name):
+            seen = self.quietly("run", "--rm", image, "sh", "-c", "ls /gone; test -e /d; echo $?")
+            self.assertEqual(seen, "z\n1\n" if image == "made:1" else "x\n0\n")
 
     def test_a_layer_that_is_not_whole_is_replaced(self):
         """Two names can't be exchanged here."""

@@ -84,6 +84,21 @@ class Uploads(Loopback):
         self.listen(Handler)
 
 
+class Unwilling(Uploads):
+    """Answers an upload before it has read any of it, and hangs up."""
+
+    def __init__(self):
+        super().__init__()
+        handler = self.server.RequestHandlerClass
+
+        def refuse(request, *_):
+            body = b'{"errors": [{"code": "DENIED", "message": "the reef is closed"}]}'
+            request.wfile.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+            request.close_connection = True
+
+        handler.do_PATCH = handler.handle_expect_100 = refuse
+
+
 class Push(Case):
     def pushed(self, registry, *words):
         """Pushes an image of one large layer; what arrived is the image, whatever happened on the way."""
@@ -119,6 +134,11 @@ class Push(Case):
     def test_lasting_ones_are_told(self):
         with self.assertRaisesRegex(AssertionError, "403"):
             self.pushed(Uploads(refusals=[(403, {})] * 9))
+
+
+    def test_one_that_does_not_even_listen_is_told(self):
+        with self.assertRaisesRegex(AssertionError, "the reef is closed"):
+            self.pushed(Unwilling())
 
 
 if __name__ == "__main__":

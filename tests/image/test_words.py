@@ -100,6 +100,13 @@ class Words(Case):
                          ("refresh_token", "identity", "repository:team/app:pull"))
 
     def test_an_interrupted_pull_says_that_it_can_go_on_and_does(self):
+        self.interrupted("pull", self.name)
+
+    def test_an_interrupted_run_too(self):
+        self.interrupted("run", "--name", "c", self.name, "true")
+        self.assertEqual(self.kelp("ps", "-aq")[0], "")
+
+    def interrupted(self, *words):
         blob = self.image.layers[0]
 
         def slow(request, path):
@@ -110,7 +117,7 @@ class Words(Case):
 
         self.server.fault = slow
         part = os.path.join(self.store, "partial", sha(blob).removeprefix("sha256:"))
-        pull = self.start("pull", self.name, start_new_session=True)
+        pull = self.start(*words, start_new_session=True)
         while not (os.path.exists(part) and os.path.getsize(part)):
             self.assertIsNone(pull.poll())
             time.sleep(0.01)
@@ -123,6 +130,7 @@ class Words(Case):
         self.kelp("pull", "-q", self.name)
         self.assertTrue([wanted for _, wanted, _ in self.server.log if wanted], self.server.log)
         self.sound()
+        self.assertEqual(self.left(), [])
 
     def test_the_layers_of_an_image_are_a_tree(self):
         self.kelp("pull", "-q", self.name)

@@ -126,10 +126,12 @@ impl Client {
         }
     }
 
-    /// A body whose length nobody knows yet. It can't be sent again, so nothing here is tried twice.
+    /// A body whose length nobody knows yet. It can't be sent again, so nothing here is tried twice. A registry that does not
+    /// want it says so before any of it is sent (RFC 9110, 10.1.1); after that its answer could get lost.
     fn stream(&self, url: &str, body: &mut dyn Read) -> Result<Response<Body>, ureq::Error> {
         let mut request = Request::builder().method(Method::PATCH).uri(url);
         request = request.header("content-type", "application/octet-stream");
+        request = request.header("expect", "100-continue");
         if let Some(value) = self.tokens.header(SCOPE) {
             request = request.header("authorization", value);
         }
