@@ -24,7 +24,10 @@ pub fn find(name: &str, fetch: &FetchArgs, policy: PolicyWord) -> Result<(Root, 
     let store = Store::open(&paths)?;
     let here = match policy {
         PolicyWord::Missing | PolicyWord::Never => {
-            store.find(name)?.filter(|image| image.unsettled.is_empty())
+            let fits = |image: &Image| {
+                fetch.platform.as_ref().is_none_or(|wanted| wanted.accepts(&image.record.platform))
+            };
+            store.find(name)?.filter(|image| image.unsettled.is_empty() && fits(image))
         }
         PolicyWord::Always | PolicyWord::Newer => None,
     };
@@ -32,6 +35,7 @@ pub fn find(name: &str, fetch: &FetchArgs, policy: PolicyWord) -> Result<(Root, 
         Some(image) => image,
         None => pulled(&store, name, fetch, policy)?,
     };
+    image_pull::is_for(&image.record.platform, fetch.platform.as_ref(), name)?;
     Ok((Root::Layers(image.layers.clone()), defaults(&image)?))
 }
 

@@ -84,6 +84,8 @@ struct Found {
     client: Client,
     fetched: Fetched,
     manifest: Manifest,
+    /// An index named it for the platform; else only its configuration says for which it is.
+    listed: bool,
 }
 
 /// Gets the image that `word` means.
@@ -159,6 +161,9 @@ fn remote(
         Err(_) => found.client.small_blob(&config.digest, config.size, config::LONGEST)?,
     };
     let image = describe(&found, &text)?;
+    if !found.listed {
+        is_for(&image.platform, options.platform.as_ref(), &found.reference.familiar())?;
+    }
     let diff_ids: Vec<Digest> = image.layers.iter().map(|layer| layer.diff_id.clone()).collect();
     let workspace = store.workspace("pulling")?;
     {
@@ -204,8 +209,8 @@ fn find(
             progress(Event::Asking(reference));
             let client = Client::new(endpoint, options.manner.clone())?;
             match manifest_for(&client, reference, options) {
-                Ok((fetched, manifest)) => {
-                    return Ok(Found { reference: reference.clone(), client, fetched, manifest });
+                Ok((fetched, manifest, listed)) => {
+                    return Ok(Found { reference: reference.clone(), client, fetched, manifest, listed });
                 }
                 Err(error) => refusals.push(error),
             }
@@ -215,19 +220,32 @@ fn find(
     Err(refusals.into_iter().fold(first, |whole, next| whole.context(format!("{next:#}"))))
 }
 
-fn manifest_for(client: &Client, reference: &Reference, options: &Options) -> Result<(Fetched, Manifest)> {
+fn manifest_for(
+    client: &Client,
+    reference: &Reference,
+    options: &Options,
+) -> Result<(Fetched, Manifest, bool)> {
     let fetched = client.manifest(reference)?;
     let index = match Document::parse(&fetched.bytes, fetched.media_type.as_deref())? {
-        Document::Manifest(manifest) => return Ok((fetched, manifest)),
+        Document::Manifest(manifest) => return Ok((fetched, manifest, false)),
         Document::Index(index) => index,
     };
     let wanted = options.platform.clone().unwrap_or_else(Platform::host);
     let entry = manifest::choose(&index, &wanted).with_context(|| format!("cannot use {reference}"))?;
     let fetched = client.manifest(&reference.with_digest(&entry.digest))?;
     match Document::parse(&fetched.bytes, fetched.media_type.as_deref())? {
-        Document::Manifest(manifest) => Ok((fetched, manifest)),
+        Document::Manifest(manifest) => Ok((fetched, manifest, true)),
         Document::Index(_) => bail!("the index of {reference} names another index"),
     }
+}
+
+/// Refuses an image that is for another platform than the one that was asked for, in docker's words.
+pub fn is_for(actual: &Platform, wanted: Option<&Platform>, name: &str) -> Result<()> {
+    let Some(wanted) = wanted.filter(|wanted| !wanted.accepts(actual)) else { return Ok(()) };
+    Err(Error::usage(format!(
+        "image with reference {name} was found but does not match the specified platform: wanted {wanted}, actual: {actual}"
+    ))
+    .into())
 }
 
 /// What the image will be, all that outsiders say about it checked.

@@ -33,6 +33,7 @@ use crate::image::tar::{Entry, Kind, Reader, Unheard};
 use crate::image::tree::{self, Missing, Tree};
 use crate::sys::xattr;
 use crate::units::Bytes;
+use crate::userns::numbers::Places;
 
 /// What the file itself can't have: `UID:GID:MODE`.
 pub const OVERRIDE: &std::ffi::CStr = c"user.containers.override_stat";
@@ -86,6 +87,7 @@ pub struct Unpacked {
 struct Unpacker {
     tree: Tree,
     owners: Owners,
+    places: Places,
     limits: Limits,
     overwrite: bool,
     /// What the names in the stream begin with, and what stands there instead.
@@ -137,9 +139,9 @@ pub fn extract(source: impl BufRead, place: impl FnOnce(Kind) -> Result<Destinat
 
 impl Unpacker {
     fn new(tree: Tree, owners: Owners, limits: Limits, overwrite: bool) -> Self {
-        let (folders, links, whiteouts, result) =
-            (Vec::new(), Vec::new(), HashSet::new(), Unpacked::default());
-        Self { tree, owners, limits, overwrite, renamed: None, folders, links, whiteouts, result }
+        let (folders, links, whiteouts, result) = Default::default();
+        let (renamed, places) = (None, Places::here());
+        Self { tree, owners, places, limits, overwrite, renamed, folders, links, whiteouts, result }
     }
 
     fn rename(&self, entry: &mut Entry) {
@@ -462,6 +464,8 @@ impl Unpacker {
             // EINVAL: the id is not in the map. EPERM: an NFS server that knows only its own ids.
             Err(Errno::EINVAL | Errno::EPERM) => {
                 self.result.only_recorded += 1;
+                let place = self.places.of(uid, gid);
+                place.map(|(uid, gid)| chown(Uid::from_raw(uid), Gid::from_raw(gid)));
                 Ok(false)
             }
             Err(errno) => Err(errno).context("cannot give it to its owner"),

@@ -56,6 +56,48 @@ impl Numbers {
     }
 }
 
+/// Where files lie that belong to the user's own id, if images have no such id: at the last that they have, which a
+/// container that keeps the id shows as it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Places {
+    uid: Place,
+    gid: Place,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Place {
+    own: u32,
+    last: u32,
+}
+
+impl Places {
+    /// In the user namespace of this process, whose root is the user.
+    pub fn here() -> Self {
+        let maps = IdMaps::of_process(std::process::id() as i32);
+        maps.map_or_else(
+            |_| Self::default(),
+            |maps| Self { uid: Place::in_map(&maps.uid), gid: Place::in_map(&maps.gid) },
+        )
+    }
+
+    /// The owner of a file that can't have this one; `None` if nobody can stand in for it.
+    pub fn of(&self, uid: u32, gid: u32) -> Option<(u32, u32)> {
+        self.uid.of(uid).zip(self.gid.of(gid))
+    }
+}
+
+impl Place {
+    fn in_map(lines: &[Line]) -> Self {
+        let root = lines.iter().find(|line| line.container.0 == 0);
+        let last = lines.iter().map(|line| line.container.0.saturating_add(line.count - 1)).max();
+        Self { own: root.map_or(0, |line| line.host.0), last: last.unwrap_or(0) }
+    }
+
+    fn of(self, id: u32) -> Option<u32> {
+        if id <= self.last { Some(id) } else { Some(self.last).filter(|_| id == self.own) }
+    }
+}
+
 /// First and end.
 type Span = (u32, u32);
 
@@ -218,6 +260,12 @@ mod tests {
                 made.uid.iter().find(|line| u32::wrapping_sub(host, line.host.0) < line.count).unwrap();
             assert_eq!(line.container.0 + (host - line.host.0), number);
         }
+    }
+
+    #[test]
+    fn the_own_id_has_a_place_among_those_of_images() {
+        let place = Place::in_map(&maps(&[(0, 200_000, 1), (1, 100_000, 65_536)]).uid);
+        assert_eq!([place.of(7), place.of(200_000), place.of(200_001)], [Some(7), Some(65_536), None]);
     }
 
     #[test]

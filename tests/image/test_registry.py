@@ -289,6 +289,13 @@ class Faults(Case):
             self.assertEqual(out.strip(), image.id.split(":")[1])
         self.assertIn("arm64", self.refused("pull", "--platform", "linux/s390x", self.server.host + "/multi:1"))
 
+    def test_an_image_of_another_platform_is_refused(self):
+        """Without an index only the configuration says for which platform it is."""
+        for verb in (["pull"], ["run", "--rm"], ["run", "--rm", "--pull", "never"]):
+            said = self.refused(*verb[:2], "--platform", "linux/arm64", *verb[2:], self.name)
+            self.assertIn("does not match the specified platform: wanted linux/arm64/v8, actual: linux/amd64", said)
+            self.kelp("pull", "-q", "--platform", "linux/amd64", self.name)
+
     def test_policies_and_configuration_are_obeyed(self):
         self.assertIn("forbids", self.refused("pull", "--policy", "never", self.name))
         self.kelp("pull", "-q", self.name)
