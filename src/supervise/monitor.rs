@@ -87,7 +87,7 @@ pub struct Monitor {
     servers_ended: bool,
     /// When the container is killed.
     pub kill_at: Option<Instant>,
-    /// When a container that was killed should have ended.
+    /// When a container that was killed, or has nothing more to say, should have ended.
     dead_by: Option<Instant>,
     pub end: End,
 }
@@ -178,7 +178,7 @@ impl Monitor {
         }
         let health = container.made.request.health();
         self.checkup = health.map(|health| Checkup::new(container.folder.clone(), health));
-        let mut settled = Some(Instant::now() + memory::SETTLING);
+        let (mut settled, mut silent) = (Some(Instant::now() + memory::SETTLING), false);
         loop {
             let check = self.checkup.as_ref().and_then(Checkup::next);
             let own = [self.kill_at, self.dead_by, settled, check, self.restraint.next()];
@@ -195,6 +195,10 @@ impl Monitor {
             if self.kill_at.is_some_and(|at| at <= Instant::now()) {
                 self.kill_at = None;
                 self.kill(Some(running));
+            }
+            if !silent && self.outlets.iter().all(Outlet::has_ended) {
+                silent = true;
+                self.dead_by.get_or_insert(Instant::now() + BURIAL);
             }
             let kept = if ended { None } else { self.kept(container) };
             if ended || kept.is_some() {
@@ -220,11 +224,12 @@ impl Monitor {
         self.dead_by = Some(Instant::now() + BURIAL);
     }
 
-    /// Who keeps a container that was killed from ending.
+    /// Who keeps a container from ending whose program has ended.
     fn kept(&mut self, container: &Container) -> Option<String> {
-        self.dead_by.filter(|at| *at <= Instant::now())?;
-        self.dead_by = Some(Instant::now() + BURIAL);
-        unreaped::keeping(container.status.process.as_ref()?.pid)
+        self.dead_by.take_if(|at| *at <= Instant::now())?;
+        let first = container.status.process.as_ref()?.pid;
+        self.dead_by = unreaped::is_exiting(first)?.then(|| Instant::now() + BURIAL);
+        unreaped::keeping(first)
     }
 
     /// The exit status of a container that would not end before somebody else has reaped what is his.
@@ -232,7 +237,8 @@ impl Monitor {
         warn(&sentence);
         self.callers.tell_all(&FromMonitor::Warn(sentence.clone()));
         container.status.error = sentence;
-        128 + libc::SIGKILL
+        let first = container.status.process.as_ref();
+        first.and_then(|first| unreaped::status(first.pid)).unwrap_or(128 + libc::SIGKILL)
     }
 
     /// What can wait until the program has long been running: only memory, and what `ps` shows, are at stake.

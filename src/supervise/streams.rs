@@ -69,6 +69,11 @@ impl Outlet {
         Self { stream, from: None, sinks: Vec::new() }
     }
 
+    /// Whether nothing comes any more.
+    pub fn has_ended(&self) -> bool {
+        self.from.is_none()
+    }
+
     /// What it waits for: whoever has not taken the last piece yet, else the next one.
     pub fn waits_on(&self) -> Vec<(BorrowedFd<'_>, Wants)> {
         let slow: Vec<_> = self.sinks.iter().filter(|sink| !sink.held.is_empty()).collect();

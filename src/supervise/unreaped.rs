@@ -1,12 +1,12 @@
 //! Why a container that was killed does not end: its first process waits until each process of its pid namespace is
 //! reaped (`pid_namespaces(7)`), also those that whoever is outside has to reap. `exec` stays beside its program for that;
 //! if it is killed too, the machine's first process inherits the duty, and in a CI container that may be a program that
-//! never heard of it.
+//! never heard of it. Looked for once after a kill, and once when the container has nothing more to say.
 
 use std::fs;
 use std::time::Duration;
 
-/// How long after a kill that is looked for.
+/// How long after that it is looked for.
 pub const BURIAL: Duration = Duration::from_secs(2);
 
 /// `PF_EXITING` of the kernel's flags of a process (`proc_pid_stat(5)`).
@@ -57,9 +57,20 @@ pub fn keeping(first: i32) -> Option<String> {
 
 /// Whether a process is on its way out, by whatever it still waits for there.
 pub fn is_exiting(pid: i32) -> Option<bool> {
+    Some(field(pid, 9)? & EXITING != 0)
+}
+
+/// The exit status of one that is, 128+n if signal n ended it.
+pub fn status(pid: i32) -> Option<i32> {
+    let status = i32::try_from(field(pid, 52)?).ok()?;
+    Some(if status & 0x7f == 0 { status >> 8 & 0xff } else { 128 + (status & 0x7f) })
+}
+
+/// A number of `proc_pid_stat(5)`, counted as there.
+fn field(pid: i32, number: usize) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, fields) = stat.rsplit_once(')')?;
-    Some(fields.split_whitespace().nth(6)?.parse::<u64>().ok()? & EXITING != 0)
+    fields.split_whitespace().nth(number - 3)?.parse().ok()
 }
 
 #[cfg(test)]

@@ -119,15 +119,30 @@ fn a_machine_that_reaps_nobody_does_not_keep_a_container() {
     // Their parents are killed, too.
     started(&dir);
     dir.kelp(&["exec", "-d", "reef", "sleep", "99"]).ok();
-    let parents = parents();
-    assert_eq!(parents.len(), 1);
-    sys::kill(parents[0], libc::SIGKILL).unwrap();
+    assert_eq!(parents().len(), 1);
+    sys::kill(parents()[0], libc::SIGKILL).unwrap();
     assert!(soon(|| children_in_containers(std::process::id() as i32).len() == 1));
     let left = children_in_containers(std::process::id() as i32)[0];
     let ended = dir.kelp(&["rm", "-f", "reef"]).ok();
     says(&ended.err, &[&format!("process {left} "), "does not reap it"]);
     assert_eq!(dir.kelp(&["ps", "-aq"]).ok().out, "");
-    sys::reap();
+    let none_is_left = || {
+        sys::reap();
+        children_in_containers(std::process::id() as i32).is_empty()
+    };
+    assert!(soon(none_is_left));
+    // One that ends by itself.
+    let text = "until [ -e /tmp/go ]; do sleep 0.02; done; exit 7";
+    dir.kelp(&["run", "-d", "--name", "reef", "@host", "sh", "-c", text]).ok();
+    dir.kelp(&["exec", "-d", "reef", "sleep", "99"]).ok();
+    sys::kill(parents()[0], libc::SIGKILL).unwrap();
+    assert!(soon(|| children_in_containers(std::process::id() as i32).len() == 1));
+    dir.kelp(&["exec", "reef", "touch", "/tmp/go"]).ok();
+    assert_eq!(dir.kelp(&["wait", "reef"]).ok().out, "7\n");
+    let error = dir.kelp(&["inspect", "-f", "{{.State.Error}}", "reef"]).ok().out;
+    says(&error, &["does not reap it"]);
+    dir.kelp(&["rm", "reef"]).ok();
+    assert!(soon(none_is_left));
 }
 
 #[test]
