@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -279,6 +279,11 @@ fn describe(found: &Found, text: &[u8]) -> Result<ImageRecord> {
     })
 }
 
+/// What has come of a layer's blob.
+fn arrived_of(store: &Store, layer: &LayerReference) -> PathBuf {
+    store.path("partial").join(layer.digest.hex())
+}
+
 /// The bytes of all files of the layers.
 pub fn unpacked_size(store: &Store, diff_ids: &[Digest]) -> Result<u64> {
     let mut size = 0;
@@ -305,6 +310,12 @@ fn layers(
         }
         if installer.store.layer(&layer.diff_id, options.owners)?.is_some() {
             progress(Event::Known(&layer.digest));
+            let partial = arrived_of(installer.store, layer);
+            if partial.exists() {
+                // Whoever put the layer in its place was killed before its last step.
+                let _lock = layer_lock(installer.store, layer, &partial, progress)?;
+                let _ = fs::remove_file(&partial);
+            }
         } else if !missing.iter().any(|known| known.diff_id == layer.diff_id) {
             missing.push(layer);
         }
@@ -341,7 +352,7 @@ fn layer_of(
     progress: &Progress<'_>,
 ) -> Result<()> {
     let store = installer.store;
-    let partial = store.path("partial").join(layer.digest.hex());
+    let partial = arrived_of(store, layer);
     let _lock = layer_lock(store, layer, &partial, progress)?;
     if store.layer(&layer.diff_id, options.owners)?.is_some() {
         progress(Event::Known(&layer.digest));

@@ -289,10 +289,19 @@ class Faults(Case):
             self.assertEqual(out.strip(), image.id.split(":")[1])
         self.assertIn("arm64", self.refused("pull", "--platform", "linux/s390x", self.server.host + "/multi:1"))
 
+    def test_what_came_of_a_layer_that_is_in_its_place_goes(self):
+        """A pull that was killed between the two."""
+        self.kelp("pull", "-q", self.name)
+        part = os.path.join(self.store, "partial", sha(self.image.layers[0]).removeprefix("sha256:"))
+        with open(part, "wb") as file:
+            file.write(self.image.layers[0])
+        self.kelp("pull", "-q", self.name)
+        self.assertEqual(self.left(), [])
+
     def test_an_image_of_another_platform_is_refused(self):
         """Without an index only the configuration says for which platform it is."""
         for verb in (["pull"], ["run", "--rm"], ["run", "--rm", "--pull", "never"]):
-            said = self.refused(*verb[:2], "--platform", "linux/arm64", *verb[2:], self.name)
+            _, said = self.kelp(*verb[:2], "--platform", "linux/arm64", *verb[2:], self.name, ok=False)
             self.assertIn("does not match the specified platform: wanted linux/arm64/v8, actual: linux/amd64", said)
             self.kelp("pull", "-q", "--platform", "linux/amd64", self.name)
 
