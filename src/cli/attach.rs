@@ -25,6 +25,12 @@ pub struct ProxyArgs {
     pub sig_proxy: bool,
 }
 
+impl Default for ProxyArgs {
+    fn default() -> Self {
+        Self { sig_proxy: true }
+    }
+}
+
 /// Attach to a container that runs
 #[derive(Debug, Args)]
 pub struct AttachArgs {

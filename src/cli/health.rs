@@ -12,7 +12,7 @@ use crate::spec::life::{HealthChoice, HealthTest, NEVER, OnFailure};
 use crate::units;
 use crate::verbs::order;
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct HealthArgs {
     /// Command that says by its exit status whether the container is healthy; none switches the image's off
     #[arg(long, value_name = "COMMAND")]
@@ -32,9 +32,9 @@ pub struct HealthArgs {
     /// Time between two checks while a container comes up [default: 5s]
     #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
     health_start_interval: Option<String>,
-    /// What is done with an unhealthy container: none, kill, restart, stop
-    #[arg(long, value_name = "ACTION", default_value = "none")]
-    health_on_failure: String,
+    /// What is done with an unhealthy container: none, kill, restart, stop [default: none]
+    #[arg(long, value_name = "ACTION")]
+    health_on_failure: Option<String>,
     /// No health check, not even the image's
     #[arg(long)]
     no_healthcheck: bool,
@@ -62,14 +62,14 @@ impl HealthArgs {
         if self.no_healthcheck && self.health_cmd.is_some() {
             return Err(Error::usage("--no-healthcheck conflicts with --health-* options").into());
         }
-        let action: OnFailure = self.health_on_failure.parse()?;
+        let word = self.health_on_failure.as_deref().unwrap_or("none");
+        let action: OnFailure = word.parse()?;
         let checked = match &choice.test {
             Some(test) => *test != HealthTest::None,
             None => has_image_test,
         };
         if action != OnFailure::None && !checked {
-            let sentence =
-                format!("cannot set on-failure action to {} without a health check", self.health_on_failure);
+            let sentence = format!("cannot set on-failure action to {word} without a health check");
             return Err(Error::usage(sentence).into());
         }
         Ok((choice, action))

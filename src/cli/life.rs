@@ -14,11 +14,11 @@ use crate::spec::life::{LogDriver, OnFailure, Restart, Stream};
 use crate::spec::request::Life;
 use crate::supervise::keys::Keys;
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct LifeArgs {
-    /// When to start the container again: no, on-failure[:COUNT], always, unless-stopped
-    #[arg(long, value_name = "POLICY", default_value = "no", help_heading = "Container")]
-    restart: String,
+    /// When to start the container again: no, on-failure[:COUNT], always, unless-stopped [default: no]
+    #[arg(long, value_name = "POLICY", help_heading = "Container")]
+    restart: Option<String>,
     /// Seconds that `stop` waits before it kills
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, help_heading = "Container")]
     stop_timeout: Option<i64>,
@@ -43,9 +43,9 @@ pub struct LifeArgs {
     /// Remove the image with the container, unless another is made from it; implies --rm
     #[arg(long, help_heading = "Container")]
     pub rmi: bool,
-    /// What is kept of the output: json-file, k8s-file, none, passthrough
-    #[arg(long, value_name = "DRIVER", default_value = "json-file", help_heading = "Container")]
-    log_driver: String,
+    /// What is kept of the output: json-file, k8s-file, none, passthrough [default: json-file]
+    #[arg(long, value_name = "DRIVER", help_heading = "Container")]
+    log_driver: Option<String>,
     /// max-size=BYTES, max-file=COUNT
     #[arg(long, value_name = "OPTION", help_heading = "Container")]
     log_opt: Vec<String>,
@@ -84,7 +84,7 @@ impl LifeArgs {
 
     /// With `remove`, the container goes when it ends, so that nothing can start it again.
     pub fn life(&self, remove: bool) -> Result<Life> {
-        let restart: Restart = self.restart.parse()?;
+        let restart: Restart = self.restart.as_deref().unwrap_or("no").parse()?;
         if remove && restart != Restart::No {
             return Err(Error::usage("conflicting options: cannot specify both --restart and --rm").into());
         }
@@ -115,7 +115,10 @@ impl LifeArgs {
     }
 
     fn log(&self) -> Result<LogDriver> {
-        let mut log = LogDriver { format: self.log_driver.parse()?, ..LogDriver::default() };
+        let mut log = LogDriver {
+            format: self.log_driver.as_deref().unwrap_or("json-file").parse()?,
+            ..LogDriver::default()
+        };
         for option in &self.log_opt {
             match option.split_once('=') {
                 Some(("max-size", size)) if size != "-1" => log.max_size = Some(size.parse()?),

@@ -46,10 +46,10 @@ impl Args for LimitArgs {
 
 impl FromArgMatches for LimitArgs {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, ClapError> {
-        let words = |limit: &Limit| -> Vec<String> {
-            matches.get_many::<String>(limit.flag).into_iter().flatten().cloned().collect()
+        let words = |limit: &Limit| -> Option<Vec<String>> {
+            Some(matches.get_many::<String>(limit.flag)?.cloned().collect())
         };
-        Ok(Self(TABLE.iter().map(|limit| (limit.flag, words(limit))).collect()))
+        Ok(Self(TABLE.iter().filter_map(|limit| Some((limit.flag, words(limit)?))).collect()))
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), ClapError> {
@@ -74,7 +74,7 @@ fn flag(limit: &'static Limit) -> Arg {
 }
 
 /// Limits of a container that is made, and where they are kept.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub struct ResourceArgs {
     #[command(flatten)]
     limits: LimitArgs,

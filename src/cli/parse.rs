@@ -7,6 +7,7 @@ use anyhow::Result;
 use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches};
 
 use crate::cli::container::Verb as OnContainer;
+use crate::cli::run::RunArgs;
 use crate::cli::{Cli, Verb};
 use crate::error::Error;
 
@@ -29,7 +30,7 @@ type Alone = fn(&'static str, Vec<OsString>) -> Parsed;
 
 /// The verbs that are parsed by their own table.
 const ALONE: &[(&str, Alone)] = &[
-    ("run", |name, words| by_table(name, words, |it| OnContainer::Run(Box::new(it)).into())),
+    ("run", run),
     ("exec", |name, words| by_table(name, words, |it| OnContainer::Exec(it).into())),
     ("start", |name, words| by_table(name, words, |it| OnContainer::Start(it).into())),
     ("stop", |name, words| by_table(name, words, |it| OnContainer::Stop(it).into())),
@@ -63,10 +64,21 @@ impl From<OnContainer> for Verb {
     }
 }
 
-fn by_table<A: Args>(name: &'static str, words: Vec<OsString>, verb: fn(A) -> Verb) -> Parsed {
-    let command = A::augment_args(Command::new(name).bin_name(format!("kelp {name}")));
+fn run(name: &'static str, words: Vec<OsString>) -> Parsed {
+    let verb = |arguments: RunArgs| Verb::from(OnContainer::Run(Box::new(arguments)));
+    match RunArgs::at_once(alone(name), &words) {
+        Some((arguments, matches)) => Ok((Cli { verb: verb(arguments) }, matches)),
+        None => by_table(name, words, verb),
+    }
+}
+
+fn alone(name: &'static str) -> Command {
     // As in docker, the last of a flag counts.
-    let matches = command.args_override_self(true).try_get_matches_from(words)?;
+    Command::new(name).bin_name(format!("kelp {name}")).args_override_self(true)
+}
+
+fn by_table<A: Args>(name: &'static str, words: Vec<OsString>, verb: fn(A) -> Verb) -> Parsed {
+    let matches = A::augment_args(alone(name)).try_get_matches_from(words)?;
     let verb = verb(A::from_arg_matches(&matches)?);
     Ok((Cli { verb }, matches))
 }
@@ -74,9 +86,47 @@ fn by_table<A: Args>(name: &'static str, words: Vec<OsString>, verb: fn(A) -> Ve
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::storage::Places;
 
     fn help(parsed: Parsed) -> String {
         parsed.expect_err("a help text is no verb").render().to_string()
+    }
+
+    #[test]
+    fn what_is_often_given_means_what_the_table_of_all_says() {
+        const LINES: &[&str] = &[
+            "--rm --network none --rootfs /r true",
+            "--rootfs /r",
+            "-d --name x -p 80:80 -v /a:/b --tmpfs /t --mount type=tmpfs,target=/u -e A=b -e C debian:12 sh -c -l",
+            "-it --rm -w /w -u 1:2 --userns=keep-id --entrypoint /e -h host --read-only --init @host -- ls -m",
+            "--name x --name y @host --memory 5m",
+            "--dns 1.1.1.1 --allow-host-loopback @host",
+            "--rm --memory 5m @host true",
+            "-l a=b @host",
+            "-itl a=b @host true",
+            "--no-such-flag @host",
+            "--rootfs /r --memory 5m true",
+            "--rootfs /r -- --memory",
+            "-e --memory @host",
+            "-e A=b -e --memory @host",
+            "--rm",
+            "--name",
+            "--rm=maybe @host",
+            "--help",
+        ];
+        let mut at_once = 0;
+        for line in LINES {
+            let words: Vec<OsString> =
+                std::iter::once("run").chain(line.split(' ')).map(Into::into).collect();
+            at_once += usize::from(RunArgs::at_once(alone("run"), &words).is_some());
+            let verb = |parsed: Parsed| match parsed {
+                Ok((cli, matches)) => format!("{cli:?} {:?}", Places::of_verb(&matches)),
+                Err(error) => error.render().to_string(),
+            };
+            let all = by_table("run", words.clone(), |it| OnContainer::Run(Box::new(it)).into());
+            assert_eq!(verb(run("run", words)), verb(all), "{line}");
+        }
+        assert_eq!(at_once, 7);
     }
 
     #[test]

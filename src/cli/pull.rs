@@ -38,7 +38,7 @@ pub struct PullArgs {
 }
 
 /// How images are fetched and unpacked.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub struct FetchArgs {
     /// The platform, when an image has several: OS/ARCH[/VARIANT]
     #[arg(long, value_name = "PLATFORM")]
@@ -46,18 +46,18 @@ pub struct FetchArgs {
     /// Keep the compressed layers too, so that push and save send the very same bytes
     #[arg(long)]
     pub keep_blobs: bool,
-    /// Whose files the store has: real (if there are ids for it) or recorded
-    #[arg(long, value_name = "OWNERS", value_enum, default_value = "auto")]
-    pub store_owners: OwnersWord,
-    /// The most that one layer may become
-    #[arg(long, value_name = "BYTES", default_value = "128g")]
-    pub max_layer_size: Bytes,
+    /// Whose files the store has: real (if there are ids for it) or recorded [default: auto]
+    #[arg(long, value_name = "OWNERS", value_enum)]
+    pub store_owners: Option<OwnersWord>,
+    /// The most that one layer may become [default: 128g]
+    #[arg(long, value_name = "BYTES")]
+    pub max_layer_size: Option<Bytes>,
     #[command(flatten)]
     pub registry: RegistryArgs,
 }
 
 /// How registries are talked to.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub struct RegistryArgs {
     /// File with credentials
     #[arg(long, value_name = "FILE")]
@@ -65,12 +65,12 @@ pub struct RegistryArgs {
     /// USER:PASSWORD for the registry
     #[arg(long, value_name = "USER:PASSWORD")]
     pub creds: Option<String>,
-    /// Verify certificates and refuse plain HTTP
-    #[arg(long, value_name = "BOOL", default_value = "true", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pub tls_verify: bool,
-    /// How often a request is tried again
-    #[arg(long, value_name = "N", default_value = "5")]
-    pub retry: u32,
+    /// Verify certificates and refuse plain HTTP [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub tls_verify: Option<bool>,
+    /// How often a request is tried again [default: 5]
+    #[arg(long, value_name = "N")]
+    pub retry: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -108,8 +108,8 @@ impl RegistryArgs {
         Manner {
             authfile: self.authfile.clone(),
             credentials: pair.map(basic),
-            insecure: !self.tls_verify,
-            retries: self.retry,
+            insecure: self.tls_verify == Some(false),
+            retries: self.retry.unwrap_or(5),
             ..Manner::default()
         }
     }
@@ -119,15 +119,17 @@ impl FetchArgs {
     /// To be asked where the work is done: owners depend on the user namespace.
     pub fn options(&self, policy: Policy) -> Options {
         let owners = match self.store_owners {
-            OwnersWord::Auto => Owners::possible(),
-            OwnersWord::Recorded => Owners::Recorded,
+            None | Some(OwnersWord::Auto) => Owners::possible(),
+            Some(OwnersWord::Recorded) => Owners::Recorded,
         };
+        let mut limits = Limits::default();
+        limits.layer = self.max_layer_size.unwrap_or(limits.layer);
         Options {
             platform: self.platform.clone(),
             policy,
             keep_blobs: self.keep_blobs,
             owners,
-            limits: Limits { layer: self.max_layer_size, ..Limits::default() },
+            limits,
             manner: self.registry.manner(),
             ..Options::default()
         }

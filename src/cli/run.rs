@@ -1,12 +1,12 @@
 //! `kelp run`: docker's flags to a request. It takes words apart and looks at nothing of the machine but the
 //! files that the words name.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use clap::Args;
+use clap::{ArgMatches, Args, Command, FromArgMatches};
 
 use crate::cli::life::LifeArgs;
 use crate::cli::limits::ResourceArgs;
@@ -32,11 +32,20 @@ use crate::verbs::run::Foreground;
 /// ROOT is an image, or @host (your machine's own userland below a throw-away layer), or is left out with --rootfs DIR.
 #[derive(Debug, Args)]
 #[command(
-    trailing_var_arg = true,
-    disable_help_flag = true,
     after_help = "Exit status: 125 kelp failed, 126 the program cannot run, 127 it was not found, 128+n signal n ended it, else the program's own."
 )]
 pub struct RunArgs {
+    #[command(flatten)]
+    often: Often,
+    #[command(flatten)]
+    seldom: Seldom,
+}
+
+// Plain comments, since clap would print the others in place of the verb's.
+// What most containers are started with. Each flag of a table costs three microseconds of every start.
+#[derive(Debug, Args)]
+#[command(trailing_var_arg = true, disable_help_flag = true)]
+struct Often {
     /// Print help
     #[arg(long, action = clap::ArgAction::Help, help_heading = "Container")]
     help: Option<bool>,
@@ -46,14 +55,57 @@ pub struct RunArgs {
     /// Use a directory as the root; writes go to a throw-away layer
     #[arg(long, value_name = "DIR", help_heading = "Root")]
     rootfs: Option<PathBuf>,
-    /// With --rootfs, write into the directory itself
-    #[arg(long, requires = "rootfs", help_heading = "Root")]
-    rootfs_rw: bool,
     /// Make the root read-only
     #[arg(long, help_heading = "Root")]
     read_only: bool,
     #[command(flatten, next_help_heading = "Root")]
     storage: StorageArgs,
+    /// Remove the container when it ends
+    #[arg(long, help_heading = "Container")]
+    rm: bool,
+    /// Name of the container
+    #[arg(long, help_heading = "Container")]
+    name: Option<String>,
+    /// Put a small reaper as pid 1 before the program
+    #[arg(long, help_heading = "Container")]
+    init: bool,
+    /// Run in the background and print the id
+    #[arg(short = 'd', long, help_heading = "Container")]
+    detach: bool,
+    /// Keep stdin open
+    #[arg(short = 'i', long, help_heading = "Process")]
+    interactive: bool,
+    /// Give the program a terminal
+    #[arg(short = 't', long, help_heading = "Process")]
+    tty: bool,
+    /// Set an environment variable: NAME=VALUE, or NAME to pass it on
+    #[arg(short = 'e', long, value_name = "NAME=VALUE", help_heading = "Process")]
+    env: Vec<OsString>,
+    /// Working folder
+    #[arg(short = 'w', long, value_name = "DIR", help_heading = "Process")]
+    workdir: Option<PathBuf>,
+    /// USER[:GROUP], by name or number, as the container knows them
+    #[arg(short = 'u', long, help_heading = "Process")]
+    user: Option<String>,
+    /// Program that the command is given to
+    #[arg(long, value_name = "PROGRAM", help_heading = "Process")]
+    entrypoint: Option<OsString>,
+    /// Id maps: auto, single, keep-id[:uid=N,gid=N]
+    #[arg(long, value_name = "MODE", help_heading = "Namespaces")]
+    userns: Option<String>,
+    #[command(flatten, next_help_heading = "Network")]
+    network: NetworkArgs,
+    /// Host name
+    #[arg(short = 'h', long, help_heading = "Namespaces")]
+    hostname: Option<String>,
+}
+
+// Its `default` is what no word gives.
+#[derive(Debug, Default, Args)]
+struct Seldom {
+    /// With --rootfs, write into the directory itself
+    #[arg(long, requires = "rootfs", help_heading = "Root")]
+    rootfs_rw: bool,
     /// Give a device node of the host, or a device of a CDI file: HOST[:CONTAINER[:rwm]], VENDOR/CLASS=NAME
     #[arg(long, value_name = "NODE", help_heading = "Root")]
     device: Vec<String>,
@@ -67,9 +119,9 @@ pub struct RunArgs {
     /// Size of /dev/shm
     #[arg(long, value_name = "BYTES", help_heading = "Root")]
     shm_size: Option<String>,
-    /// When to ask the registry for the image
-    #[arg(long, value_enum, default_value = "missing", help_heading = "Image")]
-    pull: PolicyWord,
+    /// When to ask the registry for the image [default: missing]
+    #[arg(long, value_enum, help_heading = "Image")]
+    pull: Option<PolicyWord>,
     #[command(flatten, next_help_heading = "Image")]
     fetch: FetchArgs,
     /// What makes the root: overlay (the kernel's), fuse (kelp's own), copy [default: the best that works]
@@ -78,15 +130,6 @@ pub struct RunArgs {
     /// Limits of the throw-away layer, with the fuse driver: size=1g, inodes=10000
     #[arg(long, value_name = "LIMIT", help_heading = "Root")]
     storage_opt: Vec<String>,
-    /// Remove the container when it ends
-    #[arg(long, help_heading = "Container")]
-    rm: bool,
-    /// Name of the container
-    #[arg(long, help_heading = "Container")]
-    name: Option<String>,
-    /// Put a small reaper as pid 1 before the program
-    #[arg(long, help_heading = "Container")]
-    init: bool,
     /// Signal that stops the container
     #[arg(long, value_name = "SIGNAL", help_heading = "Container")]
     stop_signal: Option<String>,
@@ -96,35 +139,14 @@ pub struct RunArgs {
     /// Print the plan instead of running it
     #[arg(long, help_heading = "Container")]
     explain: bool,
-    /// Run in the background and print the id
-    #[arg(short = 'd', long, help_heading = "Container")]
-    detach: bool,
     #[command(flatten)]
     life: LifeArgs,
-    /// Keep stdin open
-    #[arg(short = 'i', long, help_heading = "Process")]
-    interactive: bool,
-    /// Give the program a terminal
-    #[arg(short = 't', long, help_heading = "Process")]
-    tty: bool,
-    /// Set an environment variable: NAME=VALUE, or NAME to pass it on
-    #[arg(short = 'e', long, value_name = "NAME=VALUE", help_heading = "Process")]
-    env: Vec<OsString>,
     /// Read environment variables from a file
     #[arg(long, value_name = "FILE", help_heading = "Process")]
     env_file: Vec<PathBuf>,
-    /// Working folder
-    #[arg(short = 'w', long, value_name = "DIR", help_heading = "Process")]
-    workdir: Option<PathBuf>,
-    /// USER[:GROUP], by name or number, as the container knows them
-    #[arg(short = 'u', long, help_heading = "Process")]
-    user: Option<String>,
     /// Add a group; keep-groups keeps the caller's
     #[arg(long, value_name = "GROUP", help_heading = "Process")]
     group_add: Vec<String>,
-    /// Program that the command is given to
-    #[arg(long, value_name = "PROGRAM", help_heading = "Process")]
-    entrypoint: Option<OsString>,
     /// Resource limit: NAME=SOFT[:HARD]
     #[arg(long, value_name = "LIMIT", help_heading = "Process")]
     ulimit: Vec<String>,
@@ -143,35 +165,27 @@ pub struct RunArgs {
     /// no-new-privileges[=false], seccomp=FILE|unconfined, mask=PATH:..., unmask=PATH:...|ALL, root-emulation=false
     #[arg(long, value_name = "OPTION", help_heading = "Security")]
     security_opt: Vec<String>,
-    /// Id maps: auto, single, keep-id[:uid=N,gid=N]
-    #[arg(long, value_name = "MODE", help_heading = "Namespaces")]
-    userns: Option<String>,
     /// Map user ids: CONTAINER:HOST[:COUNT], where host id 0 is yours and 1 your first subordinate one
     #[arg(long, value_name = "MAP", conflicts_with = "userns", help_heading = "Namespaces")]
     uidmap: Vec<String>,
     /// Map group ids, likewise
     #[arg(long, value_name = "MAP", conflicts_with = "userns", help_heading = "Namespaces")]
     gidmap: Vec<String>,
-    #[command(flatten, next_help_heading = "Network")]
-    network: NetworkArgs,
     /// host or private [default: private]
     #[arg(long, value_name = "MODE", help_heading = "Namespaces")]
     pid: Option<String>,
-    /// host or private
-    #[arg(long, value_name = "MODE", default_value = "private", help_heading = "Namespaces")]
-    ipc: String,
-    /// host or private
-    #[arg(long, value_name = "MODE", default_value = "private", help_heading = "Namespaces")]
-    uts: String,
-    /// host or private
-    #[arg(long, value_name = "MODE", default_value = "private", help_heading = "Namespaces")]
-    cgroupns: String,
+    /// host or private [default: private]
+    #[arg(long, value_name = "MODE", help_heading = "Namespaces")]
+    ipc: Option<String>,
+    /// host or private [default: private]
+    #[arg(long, value_name = "MODE", help_heading = "Namespaces")]
+    uts: Option<String>,
+    /// host or private [default: private]
+    #[arg(long, value_name = "MODE", help_heading = "Namespaces")]
+    cgroupns: Option<String>,
     /// Clocks ahead of the host's: boottime=SECONDS,monotonic=SECONDS
     #[arg(long, value_name = "OFFSETS", help_heading = "Namespaces")]
     time_offset: Option<String>,
-    /// Host name
-    #[arg(short = 'h', long, help_heading = "Namespaces")]
-    hostname: Option<String>,
     /// NIS domain name
     #[arg(long, help_heading = "Namespaces")]
     domainname: Option<String>,
@@ -185,13 +199,32 @@ pub struct RunArgs {
     resources: ResourceArgs,
 }
 
+impl RunArgs {
+    /// The words by the table of what is given often; `None` if that does not tell what they mean.
+    pub fn at_once(command: Command, words: &[OsString]) -> Option<(Self, ArgMatches)> {
+        let matches = Often::augment_args(command).try_get_matches_from(words).ok()?;
+        // A flag that the table does not have is taken for the root, or for a flag's value.
+        let is_flag = |word: &OsStr| word.as_encoded_bytes().starts_with(b"-");
+        let looked_at = |id: &str| if id == "words" { 1 } else { usize::MAX };
+        let doubtful = matches
+            .ids()
+            .map(clap::Id::as_str)
+            .any(|id| matches.get_raw(id).into_iter().flatten().take(looked_at(id)).any(is_flag));
+        if doubtful {
+            return None;
+        }
+        let often = Often::from_arg_matches(&matches).ok()?;
+        Some((Self { often, seldom: Seldom::default() }, matches))
+    }
+}
+
 pub fn run(arguments: RunArgs, places: &Places) -> Result<i32> {
-    let (explain, detach) = (arguments.explain, arguments.detach);
+    let (explain, detach) = (arguments.seldom.explain, arguments.often.detach);
     let cidfile = cidfile(&arguments)?;
-    let pass_signals = arguments.life.proxy.sig_proxy;
-    let itself = pass_signals && !arguments.tty && !arguments.life.is_choosy();
+    let pass_signals = arguments.seldom.life.proxy.sig_proxy;
+    let itself = pass_signals && !arguments.often.tty && !arguments.seldom.life.is_choosy();
     let foreground = if itself { Foreground::Itself } else { Foreground::Attached { pass_signals } };
-    let replace = arguments.life.replace;
+    let replace = arguments.seldom.life.replace;
     let request = request(arguments, places)?;
     if explain {
         use std::io::Write;
@@ -216,7 +249,7 @@ pub fn run(arguments: RunArgs, places: &Places) -> Result<i32> {
 
 /// `--cidfile`, made before the container, so that two don't share one.
 fn cidfile(arguments: &RunArgs) -> Result<Option<File>> {
-    let Some(path) = &arguments.life.cidfile else { return Ok(None) };
+    let Some(path) = &arguments.seldom.life.cidfile else { return Ok(None) };
     let made = File::create_new(path).map_err(|error| Error::usage(error.to_string()));
     Ok(Some(made.with_context(|| format!("cannot make the container id file {}", path.display()))?))
 }
@@ -237,7 +270,7 @@ fn make_room(replace: bool, request: &Request) -> Result<()> {
 /// `kelp create`
 pub fn create(arguments: RunArgs, places: &Places) -> Result<i32> {
     let cidfile = cidfile(&arguments)?;
-    let replace = arguments.life.replace;
+    let replace = arguments.seldom.life.replace;
     let request = request(arguments, places)?;
     make_room(replace, &request)?;
     let id = verbs::start::create(request)?;
@@ -252,102 +285,112 @@ fn each<T>(list: &[String], parse: impl Fn(&str) -> Result<T>) -> Result<Vec<T>>
 
 fn request(arguments: RunArgs, places: &Places) -> Result<Request> {
     let (root, image, command) = root(&arguments)?;
-    let network = arguments.network.network(&image.exposed, arguments.surroundings.defaults().network)?;
-    let add_hosts = each(&arguments.add_host, words::host)?;
+    let network =
+        arguments.often.network.network(&image.exposed, arguments.seldom.surroundings.defaults().network)?;
+    let add_hosts = each(&arguments.seldom.add_host, words::host)?;
     if matches!(network, Network::None) && add_hosts.iter().any(|(_, address)| address == HOST_GATEWAY) {
         return Err(Error::usage("--add-host: without a network there is no gateway").into());
     }
     let (named, nodes): (Vec<String>, Vec<String>) =
-        arguments.device.iter().cloned().partition(|word| qualified(word).is_some());
+        arguments.seldom.device.iter().cloned().partition(|word| qualified(word).is_some());
     let named: Vec<QualifiedName> = named.iter().filter_map(|word| qualified(word)).collect();
     let mut request = Request {
         root_name: root_name(&arguments),
         root,
         image,
-        read_only: arguments.read_only,
-        name: arguments.name.as_deref().map(str::parse).transpose()?,
-        remove: arguments.rm || arguments.life.rmi,
-        remove_image: arguments.life.rmi,
-        init: arguments.init,
-        interactive: arguments.interactive,
-        terminal: arguments.tty,
+        read_only: arguments.often.read_only,
+        name: arguments.often.name.as_deref().map(str::parse).transpose()?,
+        remove: arguments.often.rm || arguments.seldom.life.rmi,
+        remove_image: arguments.seldom.life.rmi,
+        init: arguments.often.init,
+        interactive: arguments.often.interactive,
+        terminal: arguments.often.tty,
         command,
-        entrypoint: arguments.entrypoint.clone(),
-        environment: variables(&arguments.env_file, &arguments.env)?,
-        cwd: cwd(arguments.workdir.clone())?,
-        user: arguments.user.clone(),
-        groups: arguments.group_add.clone(),
+        entrypoint: arguments.often.entrypoint.clone(),
+        environment: variables(&arguments.seldom.env_file, &arguments.often.env)?,
+        cwd: cwd(arguments.often.workdir.clone())?,
+        user: arguments.often.user.clone(),
+        groups: arguments.seldom.group_add.clone(),
         hostname: arguments
+            .often
             .hostname
             .as_deref()
             .map(|word| words::hostname("--hostname", word))
             .transpose()?,
         domainname: arguments
+            .seldom
             .domainname
             .as_deref()
             .map(|word| words::hostname("--domainname", word))
             .transpose()?,
         add_hosts,
-        mounts: arguments.storage.mounts(places)?,
+        mounts: arguments.often.storage.mounts(places)?,
         volumes_from: Vec::new(),
-        secrets: each(&arguments.secret, secret::asked)?,
+        secrets: each(&arguments.seldom.secret, secret::asked)?,
         devices: each(&nodes, words::device)?,
         links: Vec::new(),
-        shm_size: arguments.shm_size.as_deref().map(str::parse).transpose()?,
+        shm_size: arguments.seldom.shm_size.as_deref().map(str::parse).transpose()?,
         userns: userns(&arguments)?,
         network,
-        dns: arguments.network.dns()?,
+        dns: arguments.often.network.dns()?,
         pid: words::sharing(
             "--pid",
-            arguments.pid.as_deref().unwrap_or(arguments.surroundings.defaults().pid),
+            arguments.seldom.pid.as_deref().unwrap_or(arguments.seldom.surroundings.defaults().pid),
         )?,
-        ipc: words::sharing("--ipc", &arguments.ipc)?,
-        uts: words::sharing("--uts", &arguments.uts)?,
-        cgroupns: words::sharing("--cgroupns", &arguments.cgroupns)?,
-        time: arguments.time_offset.as_deref().map(words::time_offsets).transpose()?,
-        sysctls: each(&arguments.sysctl, words::sysctl)?,
-        rlimits: each(&arguments.ulimit, words::ulimit)?,
-        umask: umask(arguments.umask.as_deref())?,
-        oom_score_adj: arguments.oom_score_adj,
-        cap_add: arguments.cap_add.clone(),
-        cap_drop: arguments.cap_drop.clone(),
-        security: security(&arguments.security_opt)?,
-        stop_signal: arguments.stop_signal.as_deref().map(words::signal).transpose()?,
-        timeout: arguments.timeout.as_deref().map(units::parse_duration).transpose()?,
-        storage: words::storage(arguments.storage_driver.as_deref(), &arguments.storage_opt)?,
-        life: arguments.life.life(arguments.rm || arguments.life.rmi)?,
-        resources: arguments.resources.resources()?,
+        ipc: words::sharing("--ipc", arguments.seldom.ipc.as_deref().unwrap_or_default())?,
+        uts: words::sharing("--uts", arguments.seldom.uts.as_deref().unwrap_or_default())?,
+        cgroupns: words::sharing("--cgroupns", arguments.seldom.cgroupns.as_deref().unwrap_or_default())?,
+        time: arguments.seldom.time_offset.as_deref().map(words::time_offsets).transpose()?,
+        sysctls: each(&arguments.seldom.sysctl, words::sysctl)?,
+        rlimits: each(&arguments.seldom.ulimit, words::ulimit)?,
+        umask: umask(arguments.seldom.umask.as_deref())?,
+        oom_score_adj: arguments.seldom.oom_score_adj,
+        cap_add: arguments.seldom.cap_add.clone(),
+        cap_drop: arguments.seldom.cap_drop.clone(),
+        security: security(&arguments.seldom.security_opt)?,
+        stop_signal: arguments.seldom.stop_signal.as_deref().map(words::signal).transpose()?,
+        timeout: arguments.seldom.timeout.as_deref().map(units::parse_duration).transpose()?,
+        storage: words::storage(arguments.seldom.storage_driver.as_deref(), &arguments.seldom.storage_opt)?,
+        life: arguments.seldom.life.life(arguments.often.rm || arguments.seldom.life.rmi)?,
+        resources: arguments.seldom.resources.resources()?,
     };
-    let (choice, on_failure) = arguments.life.health.choice(request.image.health.is_some())?;
+    let (choice, on_failure) = arguments.seldom.life.health.choice(request.image.health.is_some())?;
     (request.life.health, request.life.on_failure) = (Some(choice), on_failure);
-    request.life.attached = arguments.life.attached(arguments.detach, arguments.interactive)?;
-    arguments.storage.add(&mut request)?;
-    cdi::add(&mut request, &named, &arguments.cdi)?;
-    surroundings::add(&mut request, &arguments.surroundings)?;
+    request.life.attached =
+        arguments.seldom.life.attached(arguments.often.detach, arguments.often.interactive)?;
+    arguments.often.storage.add(&mut request)?;
+    cdi::add(&mut request, &named, &arguments.seldom.cdi)?;
+    surroundings::add(&mut request, &arguments.seldom.surroundings)?;
     Ok(request)
 }
 
 /// What the user called the root.
 fn root_name(arguments: &RunArgs) -> String {
-    let directory = arguments.rootfs.as_ref().map(|path| path.display().to_string());
-    let word =
-        || arguments.words.iter().find(|word| *word != "--").map(|word| word.to_string_lossy().into_owned());
+    let directory = arguments.often.rootfs.as_ref().map(|path| path.display().to_string());
+    let word = || {
+        arguments
+            .often
+            .words
+            .iter()
+            .find(|word| *word != "--")
+            .map(|word| word.to_string_lossy().into_owned())
+    };
     directory.or_else(word).unwrap_or_default()
 }
 
 /// With `--rootfs` all words are the command; without it the first names the root. A `--` between the two is
 /// no word.
 fn root(arguments: &RunArgs) -> Result<(Root, ImageDefaults, Vec<OsString>)> {
-    let mut words = arguments.words.clone();
+    let mut words = arguments.often.words.clone();
     let strip = |words: &mut Vec<OsString>| {
         if words.first().is_some_and(|word| word == "--") {
             words.remove(0);
         }
     };
     strip(&mut words);
-    if let Some(directory) = &arguments.rootfs {
+    if let Some(directory) = &arguments.often.rootfs {
         let path = std::path::absolute(directory).context("cannot make --rootfs absolute")?;
-        let writes = if arguments.rootfs_rw { Writes::Through } else { Writes::Layer };
+        let writes = if arguments.seldom.rootfs_rw { Writes::Through } else { Writes::Layer };
         return Ok((Root::Directory { path, writes }, ImageDefaults::default(), words));
     }
     if words.is_empty() {
@@ -362,7 +405,11 @@ fn root(arguments: &RunArgs) -> Result<(Root, ImageDefaults, Vec<OsString>)> {
     let Some(name) = name.to_str() else {
         return Err(Error::usage(format!("{name:?} is not an image name")).into());
     };
-    let (root, image) = from_image::find(name, &arguments.fetch, arguments.pull)?;
+    let (root, image) = from_image::find(
+        name,
+        &arguments.seldom.fetch,
+        arguments.seldom.pull.unwrap_or(PolicyWord::Missing),
+    )?;
     Ok((root, image, words))
 }
 
@@ -391,13 +438,15 @@ pub fn cwd(path: Option<PathBuf>) -> Result<Option<PathBuf>> {
 }
 
 fn userns(arguments: &RunArgs) -> Result<UserNamespace> {
-    if !arguments.uidmap.is_empty() || !arguments.gidmap.is_empty() {
+    if !arguments.seldom.uidmap.is_empty() || !arguments.seldom.gidmap.is_empty() {
         return Ok(UserNamespace::Maps {
-            uid: each(&arguments.uidmap, |word| words::extent("--uidmap", word))?,
-            gid: each(&arguments.gidmap, |word| words::extent("--gidmap", word))?,
+            uid: each(&arguments.seldom.uidmap, |word| words::extent("--uidmap", word))?,
+            gid: each(&arguments.seldom.gidmap, |word| words::extent("--gidmap", word))?,
         });
     }
-    words::userns(arguments.userns.as_deref().unwrap_or(arguments.surroundings.defaults().userns))
+    words::userns(
+        arguments.often.userns.as_deref().unwrap_or(arguments.seldom.surroundings.defaults().userns),
+    )
 }
 
 fn umask(word: Option<&str>) -> Result<u32> {

@@ -18,9 +18,9 @@ pub struct SurroundingsArgs {
     /// Time zone: AREA/CITY, or local for the host's
     #[arg(long, value_name = "ZONE", help_heading = "Process")]
     pub tz: Option<String>,
-    /// What systemd as the program expects: true (if it is the program), false, always
-    #[arg(long, value_name = "WHEN", default_value = "true", help_heading = "Process")]
-    pub systemd: String,
+    /// What systemd as the program expects: true (if it is the program), false, always [default: true]
+    #[arg(long, value_name = "WHEN", help_heading = "Process")]
+    pub systemd: Option<String>,
     /// hpc: the host's network and processes, your own ids, your home and working folder, your environment
     #[arg(long, value_name = "NAME", help_heading = "Container")]
     pub profile: Option<Profile>,
@@ -61,7 +61,7 @@ pub fn add(request: &mut Request, arguments: &SurroundingsArgs) -> Result<()> {
     if let Some(zone) = &arguments.tz {
         add_first(request, read_only(zone_file(zone)?, "/etc/localtime"));
     }
-    if is_systemd(request, &arguments.systemd)? {
+    if is_systemd(request, arguments.systemd.as_deref().unwrap_or("true"))? {
         systemd(request)?;
     }
     Ok(())

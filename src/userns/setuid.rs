@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use nix::fcntl::OFlag;
+use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use nix::sys::signal::SigSet;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, pipe2};
@@ -69,10 +70,30 @@ fn has_file_capabilities(path: &Path) -> bool {
 pub fn write(programs: &SetuidPrograms, pid: i32, maps: &IdMaps, meanwhile: impl FnOnce()) -> Result<()> {
     let uids = start(&programs.newuidmap, pid, &maps.uid)?;
     let gids = start(&programs.newgidmap, pid, &maps.gid);
+    if let Ok(gids) = &gids {
+        set_apart(uids.pid, gids.pid);
+    }
     meanwhile();
     let uids = finish(&programs.newuidmap, uids);
     gids.and_then(|gids| finish(&programs.newgidmap, gids))?;
     uids
+}
+
+/// On two processors the scheduler often leaves both programs on one of them while the other is idle: what is idle for
+/// less than half a millisecond at a time looks for no work (`sched_migration_cost_ns`). Both are moved once, and bound
+/// to nothing.
+fn set_apart(one: Pid, other: Pid) {
+    let Ok(all) = sched_getaffinity(Pid::from_raw(0)) else { return };
+    let allowed: Vec<usize> = (0..CpuSet::count()).filter(|cpu| all.is_set(*cpu).unwrap_or(false)).collect();
+    let (Ok(own), [first, second]) = (sched_getcpu(), &allowed[..]) else { return };
+    let away = if own == *first { *second } else { *first };
+    for (pid, cpu) in [(one, away), (other, own)] {
+        let mut only = CpuSet::new();
+        let _ = only
+            .set(cpu)
+            .and_then(|()| sched_setaffinity(pid, &only))
+            .and_then(|()| sched_setaffinity(pid, &all));
+    }
 }
 
 /// A program that was started, and what it says.
