@@ -173,7 +173,7 @@ pub struct Container {
     pub status: Status,
     lock: Lock,
     journal: Journal,
-    /// Its layer may hold what another container left, until `clear_spare`.
+    /// Its layer may hold what another container left, until `clear_leftovers`.
     from_spare: bool,
 }
 
@@ -345,10 +345,14 @@ impl Container {
         Ok(gone)
     }
 
-    /// Empties what came from the spare folder; called when there is nothing else to do, before a root is made.
-    pub fn clear_spare(&mut self) -> Result<()> {
+    /// Empties what came from the spare folder, or what kernel overlay left of its last mount, which it would remove
+    /// itself and wait for the disk; called when there is nothing else to do, before a root is made.
+    pub fn clear_leftovers(&mut self) -> Result<()> {
         if std::mem::take(&mut self.from_spare) {
             spare::clean(&self.folder).context("cannot clean the spare folder")?;
+        }
+        if self.status.rung == Some(Rung::KernelOverlay) {
+            let _ = tree::remove(&self.folder.join("work/work"));
         }
         Ok(())
     }

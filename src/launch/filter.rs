@@ -5,10 +5,9 @@
 //! Layout: load arch; compare; per architecture: load nr, search, leaves. A leaf is one return, shared by all that
 //! reach it, or a chain of conditions on arguments each ending in a return, then the default.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::str::FromStr;
 
 use crate::spec::seccomp::{Action, Comparison, Condition, Filter, Rule};
 use crate::sys::seccomp::{self, Instruction};
@@ -21,22 +20,30 @@ const IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
 const IF_GREATER: u16 = (libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K) as u16;
 const IF_AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
 
+macro_rules! calls {
+    ($architecture:ident) => {
+        |show| {
+            use syscalls::$architecture::Sysno;
+            let all = (0..Sysno::table_size()).filter_map(Sysno::new);
+            all.for_each(|call| show(call.id() as u32, call.name()));
+        }
+    };
+}
+
 /// Offsets in `struct seccomp_data`.
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
 const ARGUMENTS: u32 = 16;
 
-/// An architecture whose calls the machine can make: its `AUDIT_ARCH_*` and its numbers by name.
-type Numbers = fn(&str) -> Option<u32>;
+/// Shows each call of an architecture, by number and name, in the order of the numbers.
+type Calls = fn(&mut dyn FnMut(u32, &'static str));
 
+/// The architectures whose calls the machine can make, by their `AUDIT_ARCH_*`. Names are looked up by number: to look
+/// all numbers up by name takes ten times as long.
 #[cfg(target_arch = "x86_64")]
-const ARCHITECTURES: [(u32, Numbers); 2] = [
-    (0xC000_003E, |name| syscalls::x86_64::Sysno::from_str(name).ok().map(|number| number.id() as u32)),
-    (0x4000_0003, |name| syscalls::x86::Sysno::from_str(name).ok().map(|number| number.id() as u32)),
-];
+const ARCHITECTURES: [(u32, Calls); 2] = [(0xC000_003E, calls!(x86_64)), (0x4000_0003, calls!(x86))];
 #[cfg(target_arch = "aarch64")]
-const ARCHITECTURES: [(u32, Numbers); 1] =
-    [(0xC000_00B7, |name| syscalls::aarch64::Sysno::from_str(name).ok().map(|number| number.id() as u32))];
+const ARCHITECTURES: [(u32, Calls); 1] = [(0xC000_00B7, calls!(aarch64))];
 
 fn instruction(code: u16, k: u32) -> Instruction {
     Instruction { code, jt: 0, jf: 0, k }
@@ -50,8 +57,9 @@ fn branch(code: u16, k: u32, jt: usize, jf: usize) -> Instruction {
 pub fn compile(filter: &Filter) -> Vec<Instruction> {
     let mut program = Backwards::default();
     let mut next = program.returning(value(filter.default));
-    for (architecture, numbers) in ARCHITECTURES.into_iter().rev() {
-        program.search(&ranges(filter, numbers), filter.default);
+    let chains = chains(filter);
+    for (architecture, calls) in ARCHITECTURES.into_iter().rev() {
+        program.search(&ranges(&chains, calls), filter.default);
         program.push(instruction(LOAD, NUMBER));
         program.jump(next);
         next = program.push(branch(IF_EQUAL, architecture, 1, 0));
@@ -176,42 +184,47 @@ struct Range<'a> {
     chain: Chain<'a>,
 }
 
-/// Covers all numbers: each range reaches to the next one's first.
-fn ranges(filter: &Filter, numbers: Numbers) -> Vec<Range<'_>> {
-    let mut chains: BTreeMap<u32, Chain<'_>> = BTreeMap::new();
+fn chains(filter: &Filter) -> HashMap<&str, Chain<'_>> {
+    let mut chains: HashMap<&str, Chain<'_>> = HashMap::with_capacity(syscalls::Sysno::count());
     for rule in &filter.rules {
-        for number in rule.names.iter().filter_map(|name| numbers(name)) {
-            let chain = chains.entry(number).or_default();
+        for name in &rule.names {
+            let chain = chains.entry(name).or_default();
             if chain.last().is_none_or(|last| !last.conditions.is_empty()) {
                 chain.push(rule);
             }
         }
     }
+    chains
+}
+
+/// Covers all numbers: each range reaches to the next one's first.
+fn ranges<'a>(chains: &HashMap<&str, Chain<'a>>, calls: Calls) -> Vec<Range<'a>> {
     let mut ranges = vec![Range { first: 0, chain: Vec::new() }];
     let mut next = 0;
-    for (number, chain) in chains {
+    calls(&mut |number, name| {
+        let Some(chain) = chains.get(name) else { return };
         if number > next {
-            append(&mut ranges, next, Vec::new());
+            append(&mut ranges, next, &[]);
         }
         append(&mut ranges, number, chain);
         next = number + 1;
-    }
-    append(&mut ranges, next, Vec::new());
+    });
+    append(&mut ranges, next, &[]);
     ranges
 }
 
-fn append<'a>(ranges: &mut Vec<Range<'a>>, first: u32, chain: Chain<'a>) {
-    if ranges.last().is_some_and(|last| same(&last.chain, &chain)) {
+fn append<'a>(ranges: &mut Vec<Range<'a>>, first: u32, chain: &[&'a Rule]) {
+    if ranges.last().is_some_and(|last| same(&last.chain, chain)) {
         return;
     }
     if ranges.last().is_some_and(|last| last.first == first) {
         ranges.pop();
     }
-    ranges.push(Range { first, chain });
+    ranges.push(Range { first, chain: chain.to_vec() });
 }
 
-fn same(one: &Chain<'_>, other: &Chain<'_>) -> bool {
-    let outcome = |chain: &Chain<'_>| match chain[..] {
+fn same(one: &[&Rule], other: &[&Rule]) -> bool {
+    let outcome = |chain: &[&Rule]| match chain {
         [] => Some(None),
         [rule] if rule.conditions.is_empty() => Some(Some(rule.action)),
         _ => None,
@@ -319,6 +332,7 @@ mod tests {
     use super::*;
     use crate::spec::capability::CapabilitySet;
     use crate::spec::seccomp::docker_default;
+    use std::str::FromStr;
 
     /// Runs the program as the kernel would.
     fn answer(program: &[Instruction], architecture: u32, number: u32, arguments: [u64; 6]) -> u32 {
@@ -349,8 +363,8 @@ mod tests {
     }
 
     fn on(program: &[Instruction], name: &str, first: u64) -> u32 {
-        let (architecture, numbers) = ARCHITECTURES[0];
-        answer(program, architecture, numbers(name).unwrap(), [first, 0, 0, 0, 0, 0])
+        let number = syscalls::Sysno::from_str(name).unwrap().id() as u32;
+        answer(program, ARCHITECTURES[0].0, number, [first, 0, 0, 0, 0, 0])
     }
 
     #[test]

@@ -10,7 +10,7 @@ use nix::sys::signalfd::{SignalFd, siginfo};
 use crate::error::{Error, Kind};
 use crate::launch::child::{self, Streams, Task};
 use crate::launch::message::{self, Failure, ToChild, ToParent};
-use crate::launch::plan::Plan;
+use crate::launch::plan::{Plan, Step};
 use crate::sys::clone::{self, Cloned};
 use crate::sys::{process, socket};
 use crate::userns::{refusal, within};
@@ -47,6 +47,8 @@ pub trait Watcher {
     /// The child exists and waits; its maps are written.
     fn cloned(&mut self, pid: i32) -> Result<()>;
     fn warn(&mut self, sentence: &str);
+    /// Whether something outside, which `plan` does not tell of, must be ready before the program runs.
+    fn has_servers(&self) -> bool;
     /// The container is made; returns once everything outside is ready for the program.
     fn ready(&mut self) -> Result<()>;
     /// The root is a user-space overlay on `device`, in the user namespace of the child; returns once it is
@@ -114,6 +116,11 @@ impl Child {
         prepared?;
         watcher.cloned(self.pid)?;
         message::send(self.socket.as_fd(), &ToChild::Proceed, None)?;
+        // Where nothing is waited for, the child need not wait for that.
+        let at_once = !watcher.has_servers() && plan.steps.iter().all(Step::is_done_inside);
+        if at_once {
+            message::send(self.socket.as_fd(), &ToChild::Start, None)?;
+        }
         let mut master = None;
         let mut started = false;
         loop {
@@ -145,8 +152,10 @@ impl Child {
                     fd.into_iter().for_each(|fd| watcher.begin_listening(fd));
                 }
                 Some((ToParent::Ready, _)) => {
-                    watcher.ready()?;
-                    message::send(self.socket.as_fd(), &ToChild::Start, None)?;
+                    if !at_once {
+                        watcher.ready()?;
+                        message::send(self.socket.as_fd(), &ToChild::Start, None)?;
+                    }
                     started = true;
                 }
                 Some((ToParent::Failed(failure), _)) => return failed(failure),

@@ -145,6 +145,17 @@ pub enum RootSource {
     Host(Vec<Piece>),
 }
 
+impl Step {
+    /// Whether nothing outside goes on with what the step has made before the program runs.
+    pub fn is_done_inside(&self) -> bool {
+        match self {
+            Self::Root(root) => root.rung != Rung::FuseOverlay,
+            Self::Console | Self::View => false,
+            _ => true,
+        }
+    }
+}
+
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

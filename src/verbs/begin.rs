@@ -404,7 +404,7 @@ struct Watch<'a, 'b> {
 
 impl Watcher for Watch<'_, '_> {
     fn meanwhile(&mut self) -> Result<()> {
-        self.container.clear_spare()
+        self.container.clear_leftovers()
     }
 
     fn group(&self) -> Option<BorrowedFd<'_>> {
@@ -440,6 +440,10 @@ impl Watcher for Watch<'_, '_> {
 
     fn warn(&mut self, sentence: &str) {
         (self.warn)(sentence);
+    }
+
+    fn has_servers(&self) -> bool {
+        self.engine.is_some()
     }
 
     fn ready(&mut self) -> Result<()> {
