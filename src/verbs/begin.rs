@@ -209,8 +209,7 @@ fn attempt(
         let layer = Layer { upper, remove: request.remove };
         let plan = plan_for(&spec, &container.folder, maps, *rung, layer, secrets.clone())?;
         let streams = monitor.connect(request.terminal, request.interactive)?;
-        let called = container.name();
-        let limits = container.limits();
+        let (called, limits) = (container.name(), container.limits());
         let mut watch = Watch {
             container,
             warn,
