@@ -56,6 +56,8 @@ fn offered(rung: &'static str, folder: &Path) -> Check {
             let words = missing.iter().map(|name| format!("+{name}")).collect::<Vec<_>>().join(" ");
             format!("an administrator can run: echo {words} >{}/cgroup.subtree_control", above.display())
         }
+        // Above the root of a cgroup namespace nothing is seen, and v1 may keep them.
+        None if !scope::is_kept(folder) => HANDED_ON_MEND.to_owned(),
         _ => MEND.to_owned(),
     };
     if has.is_empty() {
@@ -67,6 +69,9 @@ fn offered(rung: &'static str, folder: &Path) -> Check {
 }
 
 const SCOPE_MEND: &str = "none is needed: your own systemd gives your containers a scope";
+
+const HANDED_ON_MEND: &str = "whoever gave you that cgroup can hand more on, by writing +cpu +cpuset +io +memory +pids to the \
+                              cgroup.subtree_control above it, if cgroup v1 does not keep them";
 
 const MEND: &str = "an administrator can run: mkdir -p /etc/systemd/system/user@.service.d && printf \
                     '[Service]\\nDelegate=cpu cpuset io memory pids\\n' >/etc/systemd/system/user@.service.d/delegate.conf \
