@@ -227,6 +227,18 @@ impl Hold {
     }
 }
 
+/// What a program that joins starts with where the kernel does not hold it by a group: the number of processes is the
+/// watcher's, which sees all.
+pub fn of_one_that_joins(limits: &Limits, enforced: &Enforced) -> Inherited {
+    let softly = |flag: &str| enforced.get(flag) == Some(&Enforcer::Soft);
+    let shares = limits.number(CPU_SHARES).filter(|_| softly(CPU_SHARES));
+    Inherited {
+        affinity: limits.set(CPUSET).filter(|_| softly(CPUSET)).cloned(),
+        nice: shares.map_or(0, nice_of_shares),
+        processes: None,
+    }
+}
+
 /// The limits that nothing enforces, for a warning.
 pub fn unenforced(enforced: &Enforced) -> Vec<&str> {
     let none = enforced.iter().filter(|(_, enforcer)| **enforcer == Enforcer::None);

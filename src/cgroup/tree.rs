@@ -11,11 +11,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::dir::Dir;
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::Mode;
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
 
-use crate::sys::process;
+use crate::sys::clone::{self, Cloned};
+use crate::sys::{process, socket};
 use crate::units::CpuSet;
 
 /// Where they are looked for.
@@ -25,6 +31,11 @@ pub struct Processes {
     /// The first of them, if `proc` shows others too.
     root: Option<i32>,
 }
+
+const FOLDER: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
+
+/// How long the server of a root may take to let us in, in milliseconds.
+const STUCK: u16 = 2000;
 
 /// How long a stop may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -221,15 +232,48 @@ fn is_same(one: &Process, other: &Process) -> bool {
 
 /// The procfs that the process sees, if it belongs to a pid namespace in which the process is the first.
 fn own_procfs(first: i32) -> Result<OwnedFd> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let path = format!("/proc/{first}/root/proc");
-    let proc = nix::fcntl::open(path.as_str(), flags, Mode::empty())?;
-    let is_proc = fstatfs(&proc)?.filesystem_type() == PROC_SUPER_MAGIC;
-    let inside = nix::fcntl::readlinkat(&proc, "1/ns/pid")?;
     let outside = nix::fcntl::readlink(format!("/proc/{first}/ns/pid").as_str())?;
     let own = nix::fcntl::readlink("/proc/self/ns/pid")?;
-    anyhow::ensure!(is_proc && inside == outside && inside != own, "it shows other processes");
+    anyhow::ensure!(outside != own, "it shows our processes");
+    let proc = match nix::fcntl::open(format!("/proc/{first}/root/proc").as_str(), FOLDER, Mode::empty()) {
+        Err(Errno::EACCES) => opened_inside(first)?,
+        opened => opened?,
+    };
+    let is_proc = fstatfs(&proc)?.filesystem_type() == PROC_SUPER_MAGIC;
+    let inside = nix::fcntl::readlinkat(&proc, "1/ns/pid")?;
+    anyhow::ensure!(is_proc && inside == outside, "it shows other processes");
     Ok(proc)
+}
+
+/// A root that a server makes lets nobody through who is not of its user namespace (`allow_other` of `fuse(4)`), so a
+/// child of ours goes there, opens the folder and hands it out. It joins no pid namespace, so nobody inside sees it.
+fn opened_inside(first: i32) -> Result<OwnedFd> {
+    let target = process::pidfd_open(first)?;
+    let (ours, theirs) = socket::pair()?;
+    match clone::clone(0, None)? {
+        Cloned::Child => {
+            let hand_out = || -> Result<()> {
+                process::not_dumpable()?;
+                process::parent_death_signal(libc::SIGKILL)?;
+                setns(&target, CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)?;
+                let proc = nix::fcntl::open("/proc", FOLDER, Mode::empty())?;
+                Ok(socket::send(theirs.as_fd(), b"proc", Some(proc.as_fd()))?)
+            };
+            clone::exit(i32::from(hand_out().is_err()))
+        }
+        Cloned::Parent { pid, pidfd } => {
+            drop(theirs);
+            // Its server may be gone, or stuck.
+            let mut polled = [PollFd::new(ours.as_fd(), PollFlags::POLLIN)];
+            let answers = poll(&mut polled, PollTimeout::from(STUCK)).is_ok_and(|ready| ready > 0);
+            if !answers {
+                process::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL)?;
+            }
+            let received = if answers { socket::receive(ours.as_fd())?.1 } else { None };
+            let _ = waitpid(Pid::from_raw(pid), None);
+            received.context("its /proc can't be opened from inside")
+        }
+    }
 }
 
 /// Parents before children, whatever their numbers.

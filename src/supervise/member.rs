@@ -20,6 +20,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::group::Group;
+use crate::cgroup::hold;
 use crate::container::call::{FromMonitor, Line};
 use crate::container::folder::Known;
 use crate::container::journal::Journal;
@@ -83,6 +84,9 @@ impl Member {
         // A secret that was removed meanwhile is known to the container's own program only.
         let secrets = secrets::variables(paths, &known.made.request).unwrap_or_default();
         secrets::add_variables(&secrets, &mut plan.process.environment);
+        let mut limits = known.made.request.resources.limits.clone();
+        limits.update(&known.status.limits);
+        plan.process.inherited = hold::of_one_that_joins(&limits, &known.status.enforced);
         let group = known.status.group.as_ref().map(Group::open).transpose();
         let group = group.context("cannot open the container's cgroup")?;
         Ok(Self { target: Target { pid: first.pid, pidfd }, plan, group })

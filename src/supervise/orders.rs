@@ -189,6 +189,7 @@ impl Monitor {
         let change = Change { changed: limits, together: &together, devices };
         let enforced = self.restraint.update(&change, &container.status.enforced)?;
         served.map_or(Ok(()), |rates| rates.change(throttle))?;
+        self.view.iter_mut().for_each(|view| view.limits_are(&together));
         container.status.enforced.extend(enforced);
         container.status.limits.update(limits);
         container.keep()

@@ -4,7 +4,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use crate::cgroup::group::Group;
@@ -13,12 +13,17 @@ use crate::cgroup::soft::{Watched, Watcher};
 use crate::cgroup::tree::{Process, Processes};
 use crate::spec::limits::{CPU_PERIOD, CPU_QUOTA, CPU_SHARES, CPUS, MEMORY, PIDS};
 
+/// How long after its start a container is watched.
+const SOON: Duration = Duration::from_millis(50);
+
 #[derive(Debug, Default)]
 pub struct Restraint {
     hold: Hold,
     /// The number of the container's first process.
     first: i32,
     watcher: Option<Watcher>,
+    /// When it begins to watch: a program that ends before that costs nothing.
+    begins: Option<Instant>,
     /// A nice value that its session is to get, and when that is tried.
     session: Option<(i32, Instant)>,
     /// What the kernel tells of its memory.
@@ -29,37 +34,38 @@ pub struct Restraint {
 
 impl Restraint {
     /// Restrains the container whose first process has this number, and whose program runs.
-    pub fn new(hold: Hold, first: i32) -> Result<Self> {
+    pub fn new(hold: Hold, first: i32) -> Self {
         let watched = hold.watched;
         let nice = hold.inherited.nice;
         let session = (nice != 0).then(|| (nice, Instant::now()));
         let memory = hold.group.as_ref().and_then(|group| MemoryEvents::of(group).ok());
-        let mut restraint = Self { hold, first, watcher: None, session, memory, paused: None };
-        restraint.watch(watched)?;
-        Ok(restraint)
+        let mut restraint = Self { hold, first, watcher: None, begins: None, session, memory, paused: None };
+        restraint.watch(watched);
+        restraint
     }
 
-    fn watch(&mut self, watched: Watched) -> Result<()> {
+    fn watch(&mut self, watched: Watched) {
         match &mut self.watcher {
             Some(watcher) => watcher.update(watched),
-            None if watched.is_empty() => {}
-            None => {
-                self.watcher = Some(Watcher::new(self.first, watched).context("cannot watch the container")?)
-            }
+            None if watched.is_empty() => self.begins = None,
+            None => self.begins = Some(Instant::now() + SOON),
         }
-        Ok(())
     }
 
     /// When the next turn is due.
     pub fn next(&self) -> Option<Instant> {
         let watcher = self.watcher.as_ref().filter(|_| self.paused.is_none()).map(|watcher| watcher.next);
-        watcher.into_iter().chain(self.session.map(|(_, at)| at)).min()
+        watcher.into_iter().chain(self.begins).chain(self.session.map(|(_, at)| at)).min()
     }
 
     pub fn turn(&mut self) {
         if let Some((nice, at)) = self.session.filter(|(_, at)| *at <= Instant::now()) {
             let busy = set_session_nice(self.first, nice);
             self.session = busy.then(|| (nice, at + BUSY));
+        }
+        if self.begins.is_some_and(|at| at <= Instant::now()) {
+            self.watcher = Watcher::new(self.first, self.hold.watched).ok();
+            self.begins = if self.watcher.is_some() { None } else { Some(Instant::now() + SOON) };
         }
         if let Some(watcher) = self.watcher.as_mut().filter(|watcher| watcher.next <= Instant::now()) {
             watcher.turn();
@@ -108,7 +114,7 @@ impl Restraint {
         if [CPUS, CPU_QUOTA, CPU_PERIOD].into_iter().any(has) {
             watched.nano_cpus = changed.watched.nano_cpus;
         }
-        self.watch(self.hold.watched)?;
+        self.watch(self.hold.watched);
         if let Some(processors) = &changed.inherited.affinity {
             Processes::below(self.first)?.run_on(processors);
         }

@@ -94,7 +94,7 @@ pub fn begin(
             Attempt::MapsRefused(error) => return Err(error),
             Attempt::Done(start) => {
                 let first = container.status.process.as_ref().map_or(0, |process| process.pid);
-                monitor.restraint = Restraint::new(hold, first)?;
+                monitor.restraint = Restraint::new(hold, first);
                 return Ok(start);
             }
         }

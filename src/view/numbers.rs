@@ -67,6 +67,11 @@ impl Source {
         Self { subject, group, processes: None, host_memory, host_swap, last: None }
     }
 
+    pub fn limits_are(&mut self, limits: &Limits) {
+        self.subject.limits = limits.clone();
+        self.last = None;
+    }
+
     pub fn numbers(&mut self) -> Numbers {
         if let Some((at, numbers)) = &self.last
             && at.elapsed() < FRESH

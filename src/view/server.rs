@@ -9,6 +9,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{read, write};
 
+use crate::spec::resources::Limits;
 use crate::view::calls::Calls;
 use crate::view::files::Files;
 use crate::view::numbers::{Source, Subject};
@@ -40,6 +41,11 @@ impl View {
     /// The number of the container's first process.
     pub fn is_of(&mut self, first: i32) {
         self.source.subject.first = first;
+    }
+
+    /// From now on.
+    pub fn limits_are(&mut self, limits: &Limits) {
+        self.source.limits_are(limits);
     }
 
     /// The child has mounted this.

@@ -215,11 +215,27 @@ fn without_a_cgroup_kelp_holds_the_limits_itself() {
 fn a_cgroup_that_is_asked_for_and_cannot_be_made_is_an_error() {
     needs!(userns);
     let dir = Dir::new();
-    for option in ["--cgroups=enabled", "--cgroups=split"] {
-        if is_soft(&dir) {
+    if is_soft(&dir) {
+        for option in ["--cgroups=enabled", "--cgroups=split"] {
             says(&dir.run(&[option], &["/bin/guest", "exit", "0"]).fails(125), &["cannot make a cgroup"]);
         }
+        return;
     }
+    // The group of another container, below which nobody may make any.
+    let root = dir.root();
+    let words = ["run", "-d", "--name", "full", "--cgroups=enabled", "--rootfs", &root, "/bin/guest"];
+    dir.kelp(&[&words[..], &["sleep", "60"]].concat()).ok();
+    let first = dir.kelp(&["inspect", "--format", "{{.State.Pid}}", "full"]).ok().out;
+    let stands = fs::read_to_string(format!("/proc/{}/cgroup", first.trim())).unwrap();
+    let path = stands.lines().find_map(|line| line.strip_prefix("0::")).unwrap();
+    fs::write(format!("/sys/fs/cgroup{path}/cgroup.max.descendants"), "0").unwrap();
+    let below = dir.run(&["--cgroups=enabled", "--cgroup-parent", path], &["/bin/guest", "exit", "0"]);
+    says(&below.fails(125), &["cannot make a cgroup"]);
+    let line = format!(
+        "echo $$ >/sys/fs/cgroup{path}/cgroup.procs && exec \"$0\" run --rm --cgroups=split --rootfs {root} /bin/guest exit 0"
+    );
+    says(&dir.shell(&line).fails(125), &["cannot make a cgroup"]);
+    dir.kelp(&["rm", "-f", "full"]).ok();
 }
 
 #[test]
@@ -360,6 +376,26 @@ fn the_kernels_own_answer_is_the_containers_too() {
     }
     for options in ["--view=host", "--cap-add=SYS_ADMIN", "--security-opt=seccomp=unconfined"] {
         assert!(!seen(&[options]).starts_with("65536\n"), "{options}");
+    }
+}
+
+/// By another way than the first program: nothing of it is a child of that one's. The root is a user-space overlay,
+/// into which nobody can look from outside.
+#[test]
+fn what_joins_is_under_the_limits_too() {
+    needs!(userns, fuse);
+    let dir = Dir::new();
+    let root = dir.root();
+    let options = ["-m", "60m", "--memory-swap", "60m", "--cpuset-cpus", "0", "--cpu-shares", "256"];
+    for driver in ["fuse", "copy"] {
+        let words = [&["run", "-d", "--name", driver, "--storage-driver", driver], &options[..]].concat();
+        dir.kelp(&[&words[..], &["--rootfs", &root, "/bin/guest", "sleep", "60"]].concat()).ok();
+        let seen = dir.kelp(&["exec", driver, "/bin/guest", "processors"]).ok().json();
+        assert_eq!(seen["allowed"], "0", "{driver}");
+        assert_eq!(seen["nice"], if is_soft(&dir) { 6 } else { 0 }, "{driver}");
+        let filled = dir.kelp(&["exec", driver, "/bin/guest", "fill", "200", "30"]).end();
+        assert_eq!(filled.code, 137, "{driver}: {}{}", filled.out, filled.err);
+        dir.kelp(&["rm", "-f", driver]).ok();
     }
 }
 

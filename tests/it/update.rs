@@ -8,6 +8,7 @@ use crate::limits::{Gate, enforcer, is_a_fifth, is_soft};
 use crate::needs;
 use serde_json::Value;
 use std::fs;
+use std::time::{Duration, Instant};
 
 /// A container that runs `command` under limits that hold nothing back.
 struct Running {
@@ -85,6 +86,22 @@ fn shares_change() {
     let used = |live: &Running| live.said()["used"].as_f64().unwrap();
     let (more, less) = (used(&more.0), used(&less.0));
     assert!((2.5..=6.0).contains(&(more / less)), "{more} s to {less} s");
+}
+
+#[test]
+fn what_a_container_sees_changes() {
+    needs!(userns, fuse);
+    let live = Running::new(&["--cpuset-cpus", "0-1"], &["sleep", "60"]);
+    live.update(&["-m", "128m", "--cpuset-cpus", "0"]).ok();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    for (path, wanted) in
+        [("/proc/meminfo", "MemTotal:         131072 kB\n"), ("/sys/devices/system/cpu/online", "0\n")]
+    {
+        let seen = || live.exec(&["read", path])["text"].as_str().unwrap().to_owned();
+        while !seen().starts_with(wanted) {
+            assert!(Instant::now() < deadline, "{}", seen());
+        }
+    }
 }
 
 #[test]
