@@ -93,11 +93,13 @@ def crun_exec(users, times):
 
 def crowd(users, times):
     """`ps` among many, and all of them removed at once."""
-    for number in range(MANY):
-        timed(IDS, users, f"{KELP_RUN} --name many-{number} --rootfs {CACHE}/root-ids {PROGRAM}")
-    times[f"ps, {MANY} containers"] = {"kelp": [timed(IDS, users, f"{KELP} ps") for _ in range(TURNS)]}
-    names = " ".join(f"many-{number}" for number in range(MANY))
-    times[f"rm -f of {MANY}"] = {"kelp": [timed(IDS, users, f"{KELP} rm -f {names}")]}
+    for program, start in (("kelp", f"{KELP_RUN} --rootfs {CACHE}/root-ids"), ("podman", PODMAN_RUN)):
+        tool, root = (KELP, "") if program == "kelp" else (PODMAN, "bench")
+        names = [f"many-{number}" for number in range(MANY)]
+        for name in names:
+            timed(IDS, users, f"{start} --name {name} {root} {PROGRAM}")
+        times.setdefault(f"ps, {MANY} containers", {})[program] = [timed(IDS, users, f"{tool} ps") for _ in range(TURNS)]
+        times.setdefault(f"rm -f of {MANY}", {})[program] = [timed(IDS, users, f"{tool} rm -f {' '.join(names)}")]
 
 
 def at_once(users, times):

@@ -1,6 +1,7 @@
 """What the environment and the user's files say of registries, and a pull that somebody interrupts."""
 
 import base64
+import functools
 import json
 import os
 import signal
@@ -117,7 +118,9 @@ class Words(Case):
 
         self.server.fault = slow
         part = os.path.join(self.store, "partial", sha(blob).removeprefix("sha256:"))
-        pull = self.start(*words, start_new_session=True)
+        # Whoever is started in the background by a shell ignores the signal, and so would all that the tests start.
+        heeds = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        pull = self.start(*words, start_new_session=True, preexec_fn=heeds)
         while not (os.path.exists(part) and os.path.getsize(part)):
             self.assertIsNone(pull.poll())
             time.sleep(0.01)
