@@ -4,7 +4,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -68,31 +68,53 @@ fn has_file_capabilities(path: &Path) -> bool {
 /// # Errors
 /// A program that can't be started, or that refuses the map, with its own words.
 pub fn write(programs: &SetuidPrograms, pid: i32, maps: &IdMaps, meanwhile: impl FnOnce()) -> Result<()> {
-    let uids = start(&programs.newuidmap, pid, &maps.uid)?;
-    let gids = start(&programs.newgidmap, pid, &maps.gid);
+    let gate = Gate::new()?;
+    let uids = start(&programs.newuidmap, pid, &maps.uid, &gate)?;
+    let gids = start(&programs.newgidmap, pid, &maps.gid, &gate);
     if let Ok(gids) = &gids {
-        set_apart(uids.pid, gids.pid);
+        gate.set_apart(uids.pid, gids.pid);
     }
+    drop(gate);
     meanwhile();
     let uids = finish(&programs.newuidmap, uids);
     gids.and_then(|gids| finish(&programs.newgidmap, gids))?;
     uids
 }
 
-/// On two processors the scheduler often leaves both programs on one of them while the other is idle: what is idle for
-/// less than half a millisecond at a time looks for no work (`sched_migration_cost_ns`). Both are moved once, and bound
-/// to nothing.
-fn set_apart(one: Pid, other: Pid) {
-    let Ok(all) = sched_getaffinity(Pid::from_raw(0)) else { return };
-    let allowed: Vec<usize> = (0..CpuSet::count()).filter(|cpu| all.is_set(*cpu).unwrap_or(false)).collect();
-    let (Ok(own), [first, second]) = (sched_getcpu(), &allowed[..]) else { return };
-    let away = if own == *first { *second } else { *first };
-    for (pid, cpu) in [(one, away), (other, own)] {
-        let mut only = CpuSet::new();
-        let _ = only
-            .set(cpu)
-            .and_then(|()| sched_setaffinity(pid, &only))
-            .and_then(|()| sched_setaffinity(pid, &all));
+/// Where both programs wait until they are made. On two processors the scheduler often leaves both on one of them while
+/// the other is idle: what is idle for less than half a millisecond at a time looks for no work
+/// (`sched_migration_cost_ns`), and the first may run to its end before the second is made. So they are set apart, and
+/// are bound to nothing once they have passed.
+struct Gate {
+    closed: OwnedFd,
+    held: OwnedFd,
+    processors: Option<CpuSet>,
+}
+
+impl Gate {
+    fn new() -> Result<Self> {
+        let (closed, held) = pipe2(OFlag::O_CLOEXEC)?;
+        Ok(Self { closed, held, processors: sched_getaffinity(Pid::from_raw(0)).ok() })
+    }
+
+    fn set_apart(&self, one: Pid, other: Pid) {
+        let may_use = |cpu: &usize| self.processors.is_some_and(|all| all.is_set(*cpu).unwrap_or(false));
+        let allowed: Vec<usize> = (0..CpuSet::count()).filter(may_use).collect();
+        let (Ok(own), [first, second]) = (sched_getcpu(), &allowed[..]) else { return };
+        let away = if own == *first { *second } else { *first };
+        for (pid, cpu) in [(one, away), (other, own)] {
+            let mut only = CpuSet::new();
+            let _ = only.set(cpu).and_then(|()| sched_setaffinity(pid, &only));
+        }
+    }
+
+    /// Waits until nobody holds the gate any more; for a copy of the process that made it, which held it too.
+    fn pass(&self) {
+        let _ = nix::unistd::close(self.held.as_raw_fd());
+        let _ = nix::unistd::read(&self.closed, &mut [0]);
+        if let Some(all) = &self.processors {
+            let _ = sched_setaffinity(Pid::from_raw(0), all);
+        }
     }
 }
 
@@ -104,7 +126,7 @@ struct Started {
 
 /// Starts a program without waiting until it runs, which the standard library does: on a small machine the scheduler runs
 /// the first of two to its end before the second is started.
-fn start(program: &Path, pid: i32, lines: &[Line]) -> Result<Started> {
+fn start(program: &Path, pid: i32, lines: &[Line], gate: &Gate) -> Result<Started> {
     let mut words = vec![CString::new(program.as_os_str().as_bytes())?, CString::new(pid.to_string())?];
     for line in lines {
         let numbers = [line.container.to_string(), line.host.to_string(), line.count.to_string()];
@@ -117,6 +139,7 @@ fn start(program: &Path, pid: i32, lines: &[Line]) -> Result<Started> {
     match clone::clone(0, None).with_context(|| format!("cannot start {}", program.display()))? {
         Cloned::Parent { pid, .. } => Ok(Started { pid: Pid::from_raw(pid), said: said.into() }),
         Cloned::Child => {
+            gate.pass();
             let failed = become_program(&words, null.as_fd(), says.as_fd());
             let _ = nix::unistd::write(&says, format!("cannot start it: {failed}").as_bytes());
             clone::exit(127)
