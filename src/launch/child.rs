@@ -156,9 +156,10 @@ fn follow(
 ) -> Result<Option<OwnedFd>> {
     let mut site =
         Site { plan, socket, root: None, console: None, masks: hide::Masks::default(), files: None };
+    let mut told_to_start = false;
     for (number, step) in plan.steps.iter().enumerate().skip(first) {
         if number == plan.early {
-            expect(socket)?;
+            told_to_start = matches!(expect(socket)?, ToChild::Proceed { start: true });
         }
         let done = match step {
             Step::Seal => stage::seal(plan, filter, number + 1, socket),
@@ -171,14 +172,16 @@ fn follow(
         })?;
     }
     message::send(socket, &ToParent::Ready, None)?;
-    expect(socket)?;
+    if !told_to_start {
+        expect(socket)?;
+    }
     Ok(site.console)
 }
 
 /// Waits for the parent's word; a parent that is gone ends the child.
-fn expect(socket: BorrowedFd<'_>) -> Result<()> {
+fn expect(socket: BorrowedFd<'_>) -> Result<ToChild> {
     match message::receive::<ToChild>(socket)? {
-        Some(_) => Ok(()),
+        Some((word, _)) => Ok(word),
         None => clone::exit(125),
     }
 }

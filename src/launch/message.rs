@@ -6,7 +6,7 @@
 //! | has it served, `Served` | <-> | `Device` with the opened /dev/fuse, on rung T2; `View` with one more, unanswered |
 //! | | <- | `Warn` (any number), `Console` with the terminal's master |
 //! | keeps the record | <- | `Ready`, or `Failed` and the end |
-//! | `Start` | -> | credentials, seccomp, whose `Listener` comes with the view, exec |
+//! | `Start`, unless `Proceed` said so | -> | credentials, seccomp, whose `Listener` comes with the view, exec |
 //! | | <- | end of file: exec happened; or `Failed` and the end |
 
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -18,7 +18,10 @@ use crate::sys::socket;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToChild {
-    Proceed,
+    /// With `start`, the program too is not to wait, and no `Start` comes.
+    Proceed {
+        start: bool,
+    },
     /// The user-space overlay is served.
     Served,
     Start,

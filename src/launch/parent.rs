@@ -115,12 +115,9 @@ impl Child {
         }
         prepared?;
         watcher.cloned(self.pid)?;
-        message::send(self.socket.as_fd(), &ToChild::Proceed, None)?;
         // Where nothing is waited for, the child need not wait for that.
         let at_once = !watcher.has_servers() && plan.steps.iter().all(Step::is_done_inside);
-        if at_once {
-            message::send(self.socket.as_fd(), &ToChild::Start, None)?;
-        }
+        message::send(self.socket.as_fd(), &ToChild::Proceed { start: at_once }, None)?;
         let mut master = None;
         let mut started = false;
         loop {

@@ -146,11 +146,11 @@ pub enum RootSource {
 }
 
 impl Step {
-    /// Whether nothing outside goes on with what the step has made before the program runs.
+    /// Whether nothing outside goes on with what the step has made before the program runs, and the child is not another.
     pub fn is_done_inside(&self) -> bool {
         match self {
             Self::Root(root) => root.rung != Rung::FuseOverlay,
-            Self::Console | Self::View => false,
+            Self::Console | Self::View | Self::Seal => false,
             _ => true,
         }
     }
