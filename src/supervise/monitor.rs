@@ -25,7 +25,7 @@ use crate::spec::Spec;
 use crate::spec::life::Stream;
 use crate::supervise::callers::Callers;
 use crate::supervise::health::Checkup;
-use crate::supervise::orders::{Heard, send};
+use crate::supervise::orders::Heard;
 use crate::supervise::restraint::Restraint;
 use crate::supervise::service::{Server, Service};
 use crate::supervise::signals;
@@ -194,7 +194,7 @@ impl Monitor {
             }
             if self.kill_at.is_some_and(|at| at <= Instant::now()) {
                 self.kill_at = None;
-                self.kill(Some(running));
+                self.send(Some(running), libc::SIGKILL);
             }
             if !silent && self.outlets.iter().all(Outlet::has_ended) {
                 silent = true;
@@ -218,10 +218,14 @@ impl Monitor {
         }
     }
 
-    /// Kills the program, and looks later what keeps it from ending.
-    pub fn kill(&mut self, running: Option<&Running>) {
-        send(running, libc::SIGKILL);
-        self.dead_by = Some(Instant::now() + BURIAL);
+    /// Sends a signal to the program if it runs. After one that kills it is looked what keeps it from ending.
+    pub fn send(&mut self, running: Option<&Running>, signal: i32) {
+        if let Some(running) = running {
+            let _ = process::pidfd_send_signal(running.pidfd.as_fd(), signal);
+        }
+        if signal == libc::SIGKILL {
+            self.dead_by = Some(Instant::now() + BURIAL);
+        }
     }
 
     /// Who keeps a container from ending whose program has ended.
@@ -341,7 +345,7 @@ impl Monitor {
             container.keep()?;
             warn(lost.loss());
             if lost == Service::Root {
-                self.kill(Some(running));
+                self.send(Some(running), libc::SIGKILL);
             }
         }
         Ok(())
@@ -376,7 +380,7 @@ impl Monitor {
                 libc::SIGTERM | libc::SIGINT | libc::SIGQUIT if !in_foreground => {
                     self.stop(container, running, None, None);
                 }
-                _ => send(running, signal),
+                _ => self.send(running, signal),
             }
         }
         Ok(())
@@ -385,7 +389,7 @@ impl Monitor {
     /// The caller's terminal is gone, and nobody sees a container in the foreground any more. Pid 1 ignores
     /// SIGHUP unless it has a handler, so it is given as long as `docker stop` gives, and is killed then.
     fn hang_up(&mut self, running: Option<&Running>) {
-        send(running, libc::SIGHUP);
+        self.send(running, libc::SIGHUP);
         self.kill_at = Some(Instant::now() + GRACE);
     }
 

@@ -22,7 +22,7 @@ use crate::supervise::health::Checkup;
 use crate::supervise::member::{self, Bond};
 use crate::supervise::monitor::{End, GRACE, Monitor};
 use crate::supervise::streams::Sink;
-use crate::sys::{process, terminal};
+use crate::sys::terminal;
 use crate::view::server::View;
 
 /// Whether a caller may have more to say first.
@@ -74,11 +74,7 @@ impl Monitor {
                 None
             }
             Order::Signal { signal, for_good } => {
-                if signal == libc::SIGKILL {
-                    self.kill(running)
-                } else {
-                    send(running, signal)
-                }
+                self.send(running, signal);
                 container.tell("kill", &[("signal", signal.to_string())]);
                 if for_good {
                     self.end = End::Stopped;
@@ -171,7 +167,7 @@ impl Monitor {
         }
         match container.made.request.life.on_failure {
             OnFailure::None => {}
-            OnFailure::Kill => self.kill(running),
+            OnFailure::Kill => self.send(running, libc::SIGKILL),
             OnFailure::Stop => self.stop(container, running, None, None),
             OnFailure::Restart => {
                 self.stop(container, running, None, None);
@@ -227,11 +223,7 @@ impl Monitor {
         let patience = seconds.or(request.life.stop_timeout).unwrap_or(GRACE.as_secs() as i64);
         let signal =
             if patience == 0 { libc::SIGKILL } else { signal.unwrap_or_else(|| request.stop_signal()) };
-        if signal == libc::SIGKILL {
-            self.kill(running)
-        } else {
-            send(running, signal)
-        }
+        self.send(running, signal);
         if let Ok(seconds) = u64::try_from(patience) {
             self.kill_at = Some(Instant::now() + Duration::from_secs(seconds));
         }
@@ -255,11 +247,4 @@ fn told(
 
 fn answer(outcome: Result<()>) -> FromMonitor {
     outcome.map_or_else(|error| FromMonitor::Refused(format!("{error:#}")), |()| FromMonitor::Done)
-}
-
-/// Sends a signal to the program if it runs.
-pub fn send(running: Option<&Running>, signal: i32) {
-    if let Some(running) = running {
-        let _ = process::pidfd_send_signal(running.pidfd.as_fd(), signal);
-    }
 }
