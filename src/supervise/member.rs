@@ -10,7 +10,6 @@
 //! | `Elsewhere`, `Failed` or `Ended` | -> | |
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 
@@ -41,7 +40,7 @@ use crate::spec::life::Stream;
 use crate::spec::request::Request;
 use crate::spec::resolve::{self, Facts};
 use crate::stage::{self, Number};
-use crate::supervise::streams::{become_background, null};
+use crate::supervise::streams::{become_background, end_with, null};
 use crate::supervise::{secrets, signals};
 use crate::sys::clone::{self, Cloned};
 use crate::sys::{memory, process, socket};
@@ -188,17 +187,13 @@ pub fn accompany(
     let (ours, theirs) = socket::pair()?;
     match clone::clone(0, None).context("make the program's parent")? {
         Cloned::Parent { pid, .. } => Ok((pid, Line::new(ours), streams)),
-        Cloned::Child => {
-            // Nothing of the command's own calls may go on here, after a panic neither.
-            let served = panic::catch_unwind(AssertUnwindSafe(|| -> Result<()> {
-                let ends = [&streams.stdin, &streams.stdout, &streams.stderr].into_iter().flatten();
-                let kept = ends.chain(&member.group).chain([&member.target.pidfd, &theirs]).map(AsFd::as_fd);
-                become_background(COPY, &kept.collect::<Vec<_>>())?;
-                tell(known, member, exec, &Line::new(theirs), streams, Bond::Stays);
-                Ok(())
-            }));
-            clone::exit(if matches!(served, Ok(Ok(()))) { 0 } else { 125 })
-        }
+        Cloned::Child => end_with(|| {
+            let ends = [&streams.stdin, &streams.stdout, &streams.stderr].into_iter().flatten();
+            let kept = ends.chain(&member.group).chain([&member.target.pidfd, &theirs]).map(AsFd::as_fd);
+            become_background(COPY, &kept.collect::<Vec<_>>())?;
+            tell(known, member, exec, &Line::new(theirs), streams, Bond::Stays);
+            Ok(())
+        }),
     }
 }
 

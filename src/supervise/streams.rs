@@ -6,6 +6,7 @@
 use std::ffi::CStr;
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{self, AssertUnwindSafe};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -15,7 +16,7 @@ use crate::container::log::Log;
 use crate::launch::child::Streams;
 use crate::spec::life::Stream;
 use crate::supervise::keys::Keys;
-use crate::sys::process;
+use crate::sys::{clone, process};
 
 /// The longest piece that is moved at once.
 pub const PIECE: usize = 64 * 1024;
@@ -302,6 +303,13 @@ pub fn sit_down(interactive: bool, inlet: &mut Inlet, outlets: &mut [Outlet]) ->
 /// /dev/null for both directions.
 pub fn null() -> io::Result<OwnedFd> {
     Ok(nix::fcntl::open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?)
+}
+
+/// Does the work of a copy of a command, and ends the copy: nothing of the command's own calls may go on in it, after a
+/// panic neither.
+pub fn end_with(work: impl FnOnce() -> anyhow::Result<()>) -> ! {
+    let done = panic::catch_unwind(AssertUnwindSafe(work));
+    clone::exit(if matches!(done, Ok(Ok(()))) { 0 } else { 125 })
 }
 
 /// Leaves the session, the streams, the name and all descriptors but `kept` of the command that this process is a copy of.

@@ -3,7 +3,6 @@
 //! runs, or why it does not. A copy and not kelp started again: that took a millisecond more, a seventh of the start.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::panic::{self, AssertUnwindSafe};
 
 use anyhow::{Context, Result};
 
@@ -25,11 +24,7 @@ pub fn start(paths: &Paths, container: Container) -> Result<Line> {
     let (ours, theirs) = socket::pair()?;
     match clone::clone(0, None).context("make the monitor's process")? {
         Cloned::Parent { .. } => Ok(Line::new(ours)),
-        Cloned::Child => {
-            // Nothing of the command's own calls may go on here, after a panic neither.
-            let served = panic::catch_unwind(AssertUnwindSafe(|| serve(paths, container, theirs)));
-            clone::exit(if matches!(served, Ok(Ok(()))) { 0 } else { 125 })
-        }
+        Cloned::Child => streams::end_with(|| serve(paths, container, theirs)),
     }
 }
 
