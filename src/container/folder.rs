@@ -30,6 +30,7 @@ use crate::spec::life::Restart;
 use crate::spec::request::{Request, UserNamespace};
 use crate::spec::resources::Limits;
 use crate::sys::path::spread_folders;
+use crate::sys::process;
 use crate::units;
 use crate::userns::maps::{self, IdMaps};
 use crate::userns::within;
@@ -152,8 +153,7 @@ impl Process {
 }
 
 fn start_time(pid: i32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+    process::stat(pid, 22)
 }
 
 /// What the name of a folder that is being removed begins with: nobody takes it for a container any more.

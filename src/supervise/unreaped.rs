@@ -6,6 +6,8 @@
 use std::fs;
 use std::time::Duration;
 
+use crate::sys::process;
+
 /// How long after that it is looked for.
 pub const BURIAL: Duration = Duration::from_secs(2);
 
@@ -57,20 +59,13 @@ pub fn keeping(first: i32) -> Option<String> {
 
 /// Whether a process is on its way out, by whatever it still waits for there.
 pub fn is_exiting(pid: i32) -> Option<bool> {
-    Some(field(pid, 9)? & EXITING != 0)
+    Some(process::stat(pid, 9)? & EXITING != 0)
 }
 
 /// The exit status of one that is, 128+n if signal n ended it.
 pub fn status(pid: i32) -> Option<i32> {
-    let status = i32::try_from(field(pid, 52)?).ok()?;
+    let status = i32::try_from(process::stat(pid, 52)?).ok()?;
     Some(if status & 0x7f == 0 { status >> 8 & 0xff } else { 128 + (status & 0x7f) })
-}
-
-/// A number of `proc_pid_stat(5)`, counted as there.
-fn field(pid: i32, number: usize) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, fields) = stat.rsplit_once(')')?;
-    fields.split_whitespace().nth(number - 3)?.parse().ok()
 }
 
 #[cfg(test)]

@@ -117,6 +117,13 @@ pub fn rename(name: &CStr) -> io::Result<()> {
     done(unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr(), 0, 0, 0) }.into())
 }
 
+/// A number that the kernel has of a process: a field after the name, counted as in `proc_pid_stat(5)`.
+pub fn stat(pid: i32, field: usize) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name stands in parentheses and may hold any; then comes the third field.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(field.checked_sub(3)?)?.parse().ok()
+}
+
 /// Puts the name in place of the words that the program was started with, so that all of `ps` shows it alone.
 ///
 /// # Errors
