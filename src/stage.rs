@@ -3,17 +3,16 @@
 //! what it holds, whatever the parent is doing. It knows no request by its content.
 
 use std::fs::File;
-use std::io::{self, Seek, Write};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result};
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::sys::process;
+use crate::sys::{memory, process};
 
 /// A descriptor that a request names by the number it has in the helper.
 pub type Number = RawFd;
@@ -31,9 +30,7 @@ pub fn start_from<T: Serialize>(
     request: &T,
     kept: &[BorrowedFd<'_>],
 ) -> Result<Child> {
-    let mut file = File::from(memfd_create(c"kelp-request", MFdFlags::MFD_CLOEXEC)?);
-    file.write_all(&serde_json::to_vec(request)?)?;
-    file.rewind()?;
+    let file = memory::file(c"kelp-request", &serde_json::to_vec(request)?)?;
     let passed: Vec<BorrowedFd<'_>> = kept.iter().copied().chain([file.as_fd()]).collect();
     for fd in &passed {
         process::keep_over_exec(*fd)?;

@@ -10,7 +10,7 @@
 //! | `Stop`, `Wait` | `Ended`, when it has; others: an answer, `Done` or `Refused`, or nothing to be said |
 
 use std::fs::{self, File};
-use std::io::{BufReader, Seek, Write};
+use std::io::BufReader;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,6 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, connect, getsockopt, listen, socket,
     sockopt,
@@ -33,7 +32,7 @@ use crate::ids::Name;
 use crate::spec::exec::Exec;
 use crate::spec::life::{Restart, Stream};
 use crate::spec::resources::Limits;
-use crate::sys::{process, socket as message};
+use crate::sys::{memory, process, socket as message};
 
 /// What a caller says.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -184,7 +183,8 @@ impl Line {
     /// Sends one message. Whoever is gone does not hear it, and then there is nothing to be heard either.
     pub fn say<T: Serialize>(&self, words: &T, fd: Option<BorrowedFd<'_>>) -> Result<()> {
         let mut text = serde_json::to_vec(words)?;
-        let long = (text.len() > LONGEST && fd.is_none()).then(|| aside(&text)).transpose()?;
+        let long =
+            (text.len() > LONGEST && fd.is_none()).then(|| memory::file(c"kelp-call", &text)).transpose()?;
         if long.is_some() {
             text = ASIDE.to_vec();
         }
@@ -219,13 +219,6 @@ impl Line {
         }
         Ok(self.hear::<FromMonitor>()?.map(|(words, _)| words))
     }
-}
-
-fn aside(text: &[u8]) -> Result<OwnedFd> {
-    let mut file = File::from(memfd_create(c"kelp-call", MFdFlags::MFD_CLOEXEC)?);
-    file.write_all(text)?;
-    file.rewind()?;
-    Ok(file.into())
 }
 
 /// Waits for the monitor to connect.

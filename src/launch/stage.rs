@@ -4,7 +4,7 @@
 
 use std::ffi::CString;
 use std::fs::{self, File};
-use std::io::{self, Seek, Write};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::launch::child::{self, SOCKET};
 use crate::launch::plan::Plan;
 use crate::spec::capability::NAMES;
+use crate::sys::memory;
 use crate::sys::mount::{Depth, MOUNT_ATTR_RDONLY, MountAttr, mount_setattr, open_tree};
 use crate::sys::process::{self, CapabilitySets};
 use crate::sys::seccomp::Instruction;
@@ -49,9 +50,7 @@ pub fn needs_seal(maps: &IdMaps) -> Result<bool> {
 pub fn seal(plan: &Plan, filter: &[Instruction], next: usize, socket: BorrowedFd<'_>) -> Result<()> {
     let filter = filter.iter().map(|one| (one.code, one.jt, one.jf, one.k)).collect();
     let rest = Rest { plan: plan.clone(), filter, next };
-    let mut file = File::from(memfd_create(c"kelp-launch", MFdFlags::MFD_CLOEXEC)?);
-    file.write_all(&serde_json::to_vec(&rest)?)?;
-    file.rewind()?;
+    let file = memory::file(c"kelp-launch", &serde_json::to_vec(&rest)?)?;
     let program = read_only_copy().or_else(|_| memory_copy()).context("copy kelp's own file")?;
     keep_capabilities()?;
     process::keep_over_exec(socket)?;

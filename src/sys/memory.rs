@@ -1,10 +1,14 @@
-//! What a process that mostly waits gives back to the machine: the pages of its own program, which the kernel counts as
-//! its memory though the file has them too.
+//! Memory: files that lie in it, and what a process that mostly waits gives back to the machine: the pages of its own
+//! program, which the kernel counts as its memory though the file has them too.
 #![allow(unsafe_code)]
 
-use std::io;
+use std::ffi::CStr;
+use std::fs::File;
+use std::io::{self, Seek, Write};
 use std::ptr;
 use std::time::Duration;
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
 
 const PAGE: usize = 4096;
 
@@ -18,6 +22,14 @@ pub fn release_code() -> io::Result<()> {
     // SAFETY: `release` has the type that dl_iterate_phdr(3) calls, and `outcome` outlives the call.
     unsafe { libc::dl_iterate_phdr(Some(release), (&raw mut outcome).cast()) };
     outcome
+}
+
+/// A file in memory with this content, to be read from its beginning (`memfd_create(2)`).
+pub fn file(name: &CStr, content: &[u8]) -> io::Result<File> {
+    let mut file = File::from(memfd_create(name, MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(content)?;
+    file.rewind()?;
+    Ok(file)
 }
 
 /// Gives free heap back (`malloc_trim(3)`).
