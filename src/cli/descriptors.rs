@@ -8,7 +8,8 @@ use anyhow::Result;
 use crate::cli::table::{self, Column};
 use crate::cli::top;
 use crate::error::Error;
-use crate::userns::maps::{IdMaps, Line};
+use crate::ids::HostId;
+use crate::userns::maps::{IdMaps, Line, maps_from};
 use crate::verbs::observe::Seen;
 
 /// A process, and what the kernel says of it besides.
@@ -30,7 +31,7 @@ const DESCRIPTORS: [(&str, &str, Show); 17] = [
     ("huser", "HUSER", |it| it.said("Uid:", 1)),
     ("pgid", "PGID", |it| it.last("NSpgid:")),
     ("pid", "PID", |it| it.last("NSpid:")),
-    ("ppid", "PPID", |it| parent(it.seen)),
+    ("ppid", "PPID", |it| it.parent()),
     ("rgroup", "RGROUP", |it| name(inside(&it.maps.gid, it.said("Gid:", 0)))),
     ("ruser", "RUSER", |it| name(inside(&it.maps.uid, it.said("Uid:", 0)))),
     ("state", "STATE", |it| it.said("State:", 0)),
@@ -61,8 +62,7 @@ pub fn print(processes: &[Seen], columns: &[usize], first: i32) -> Result<()> {
     let maps = IdMaps::of_process(first)?;
     let chosen = || columns.iter().filter_map(|at| DESCRIPTORS.get(*at));
     let row = |seen: &Seen| {
-        let status = fs::read_to_string(format!("/proc/{}/status", seen.pid)).unwrap_or_default();
-        let shown = Shown { seen, status, maps: &maps };
+        let shown = Shown { seen, status: status(seen.pid), maps: &maps };
         let cells = chosen().map(|(name, _, show)| ((*name).to_owned(), show(&shown).into()));
         serde_json::Value::Object(cells.collect())
     };
@@ -72,35 +72,40 @@ pub fn print(processes: &[Seen], columns: &[usize], first: i32) -> Result<()> {
 }
 
 impl Shown<'_> {
-    /// A word of a line of `proc_pid_status(5)`.
+    /// The words of a line of `proc_pid_status(5)`.
+    fn words(&self, key: &str) -> Vec<&str> {
+        words(&self.status, key)
+    }
+
     fn said(&self, key: &str, at: usize) -> String {
-        let line = self.status.lines().find_map(|line| line.strip_prefix(key));
-        line.and_then(|line| line.split_whitespace().nth(at)).unwrap_or("?").to_owned()
+        self.words(key).get(at).copied().unwrap_or("?").to_owned()
     }
 
     /// The last, which is the container's own.
     fn last(&self, key: &str) -> String {
-        let line = self.status.lines().find_map(|line| line.strip_prefix(key));
-        line.and_then(|line| line.split_whitespace().last()).unwrap_or("?").to_owned()
+        self.words(key).last().copied().unwrap_or("?").to_owned()
+    }
+
+    /// The container's number of the parent, which is 0 if that is outside.
+    fn parent(&self) -> String {
+        let status = status(self.seen.parent);
+        let (own, above) = (self.words("NSpid:"), words(&status, "NSpid:"));
+        above.last().filter(|_| above.len() == own.len()).map_or("0", |number| *number).to_owned()
     }
 }
 
-/// The container's number of the parent, which is 0 if that is outside.
-fn parent(seen: &Seen) -> String {
-    let numbers = |pid: i32| -> Vec<String> {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
-        line.split_whitespace().map(str::to_owned).collect()
-    };
-    let (own, above) = (numbers(seen.pid), numbers(seen.parent));
-    above.last().filter(|_| above.len() == own.len()).map_or("0", String::as_str).to_owned()
+fn status(pid: i32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default()
+}
+
+fn words<'a>(status: &'a str, key: &str) -> Vec<&'a str> {
+    let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
+    line.split_whitespace().collect()
 }
 
 fn inside(lines: &[Line], id: String) -> String {
-    let Ok(id) = id.parse::<u32>() else { return id };
-    let line =
-        lines.iter().find(|line| id.checked_sub(line.host.0).is_some_and(|offset| offset < line.count));
-    line.map_or_else(|| "?".to_owned(), |line| (line.container.0 + (id - line.host.0)).to_string())
+    let Ok(id) = id.parse() else { return id };
+    maps_from(lines, HostId(id)).map_or_else(|| "?".to_owned(), |id| id.to_string())
 }
 
 /// The one name that every container knows.

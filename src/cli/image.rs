@@ -12,7 +12,7 @@ use crate::container::list::made_from;
 use crate::image::collect;
 use crate::image::config::rfc3339;
 use crate::image::manifest::{Document, OCI_MANIFEST};
-use crate::image::store::{Image, Store};
+use crate::image::store::{Image, ImageRecord, Store};
 use crate::paths::Paths;
 
 /// Work with images
@@ -144,21 +144,25 @@ pub fn describe(store: &Store, image: &Image) -> Result<Value> {
 fn prune(arguments: PruneArgs) -> Result<i32> {
     let paths = Paths::find()?;
     inside::run(move || {
-        let store = Store::open(&paths)?;
-        let wanted = |image: &crate::image::store::ImageRecord| {
-            arguments.filter.iter().all(|filter| fits(filter, image))
-        };
-        let removed = collect::prune(&store, arguments.all, &wanted, &|id| made_from(&paths, id.hex()))?;
-        rmi::print(&removed);
-        rmi::tell(&paths, &removed, None);
-        events::pruned(&paths, Kind::Image, removed.freed);
-        println!("Total reclaimed space: {}", table::size(removed.freed));
+        let freed = remove_unused(&paths, arguments.all, &arguments.filter)?;
+        println!("Total reclaimed space: {}", table::size(freed));
         Ok(0)
     })
 }
 
+/// Removes the images that nobody needs and that the filters choose, and says so; gives the bytes that they had.
+pub fn remove_unused(paths: &Paths, all: bool, filters: &[String]) -> Result<u64> {
+    let store = Store::open(paths)?;
+    let wanted = |image: &ImageRecord| filters.iter().all(|filter| fits(filter, image));
+    let removed = collect::prune(&store, all, &wanted, &|id| made_from(paths, id.hex()))?;
+    rmi::print(&removed);
+    rmi::tell(paths, &removed, None);
+    events::pruned(paths, Kind::Image, removed.freed);
+    Ok(removed.freed)
+}
+
 /// Whether a filter of a removal chooses the image.
-pub fn fits(filter: &str, image: &crate::image::store::ImageRecord) -> bool {
+fn fits(filter: &str, image: &ImageRecord) -> bool {
     match filter::parse(filter) {
         Some(Filter { key: "label", value, is_not }) => filter::has_label(&image.labels, value) != is_not,
         Some(Filter { key: "until", value, is_not: false }) => filter::until(value, image.created),

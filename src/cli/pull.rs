@@ -105,12 +105,13 @@ impl RegistryArgs {
             user: user.to_owned(),
             password: password.to_owned(),
         };
+        let usual = Manner::default();
         Manner {
             authfile: self.authfile.clone(),
             credentials: pair.map(basic),
             insecure: self.tls_verify == Some(false),
-            retries: self.retry.unwrap_or(5),
-            ..Manner::default()
+            retries: self.retry.unwrap_or(usual.retries),
+            ..usual
         }
     }
 }

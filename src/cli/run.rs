@@ -285,112 +285,97 @@ fn each<T>(list: &[String], parse: impl Fn(&str) -> Result<T>) -> Result<Vec<T>>
 
 fn request(arguments: RunArgs, places: &Places) -> Result<Request> {
     let (root, image, command) = root(&arguments)?;
-    let network =
-        arguments.often.network.network(&image.exposed, arguments.seldom.surroundings.defaults().network)?;
-    let add_hosts = each(&arguments.seldom.add_host, words::host)?;
+    let RunArgs { often, seldom } = &arguments;
+    let network = often.network.network(&image.exposed, seldom.surroundings.defaults().network)?;
+    let add_hosts = each(&seldom.add_host, words::host)?;
     if matches!(network, Network::None) && add_hosts.iter().any(|(_, address)| address == HOST_GATEWAY) {
         return Err(Error::usage("--add-host: without a network there is no gateway").into());
     }
     let (named, nodes): (Vec<String>, Vec<String>) =
-        arguments.seldom.device.iter().cloned().partition(|word| qualified(word).is_some());
+        seldom.device.iter().cloned().partition(|word| qualified(word).is_some());
     let named: Vec<QualifiedName> = named.iter().filter_map(|word| qualified(word)).collect();
     let mut request = Request {
-        root_name: root_name(&arguments),
+        root_name: root_name(often),
         root,
         image,
-        read_only: arguments.often.read_only,
-        name: arguments.often.name.as_deref().map(str::parse).transpose()?,
-        remove: arguments.often.rm || arguments.seldom.life.rmi,
-        remove_image: arguments.seldom.life.rmi,
-        init: arguments.often.init,
-        interactive: arguments.often.interactive,
-        terminal: arguments.often.tty,
+        read_only: often.read_only,
+        name: often.name.as_deref().map(str::parse).transpose()?,
+        remove: often.rm || seldom.life.rmi,
+        remove_image: seldom.life.rmi,
+        init: often.init,
+        interactive: often.interactive,
+        terminal: often.tty,
         command,
-        entrypoint: arguments.often.entrypoint.clone(),
-        environment: variables(&arguments.seldom.env_file, &arguments.often.env)?,
-        cwd: cwd(arguments.often.workdir.clone())?,
-        user: arguments.often.user.clone(),
-        groups: arguments.seldom.group_add.clone(),
-        hostname: arguments
-            .often
-            .hostname
-            .as_deref()
-            .map(|word| words::hostname("--hostname", word))
-            .transpose()?,
-        domainname: arguments
-            .seldom
+        entrypoint: often.entrypoint.clone(),
+        environment: variables(&seldom.env_file, &often.env)?,
+        cwd: cwd(often.workdir.clone())?,
+        user: often.user.clone(),
+        groups: seldom.group_add.clone(),
+        hostname: often.hostname.as_deref().map(|word| words::hostname("--hostname", word)).transpose()?,
+        domainname: seldom
             .domainname
             .as_deref()
             .map(|word| words::hostname("--domainname", word))
             .transpose()?,
         add_hosts,
-        mounts: arguments.often.storage.mounts(places)?,
+        mounts: often.storage.mounts(places)?,
         volumes_from: Vec::new(),
-        secrets: each(&arguments.seldom.secret, secret::asked)?,
+        secrets: each(&seldom.secret, secret::asked)?,
         devices: each(&nodes, words::device)?,
         links: Vec::new(),
-        shm_size: arguments.seldom.shm_size.as_deref().map(str::parse).transpose()?,
+        shm_size: seldom.shm_size.as_deref().map(str::parse).transpose()?,
         userns: userns(&arguments)?,
         network,
-        dns: arguments.often.network.dns()?,
-        pid: words::sharing(
-            "--pid",
-            arguments.seldom.pid.as_deref().unwrap_or(arguments.seldom.surroundings.defaults().pid),
-        )?,
-        ipc: words::sharing("--ipc", arguments.seldom.ipc.as_deref().unwrap_or_default())?,
-        uts: words::sharing("--uts", arguments.seldom.uts.as_deref().unwrap_or_default())?,
-        cgroupns: words::sharing("--cgroupns", arguments.seldom.cgroupns.as_deref().unwrap_or_default())?,
-        time: arguments.seldom.time_offset.as_deref().map(words::time_offsets).transpose()?,
-        sysctls: each(&arguments.seldom.sysctl, words::sysctl)?,
-        rlimits: each(&arguments.seldom.ulimit, words::ulimit)?,
-        umask: umask(arguments.seldom.umask.as_deref())?,
-        oom_score_adj: arguments.seldom.oom_score_adj,
-        cap_add: arguments.seldom.cap_add.clone(),
-        cap_drop: arguments.seldom.cap_drop.clone(),
-        security: security(&arguments.seldom.security_opt)?,
-        stop_signal: arguments.seldom.stop_signal.as_deref().map(words::signal).transpose()?,
-        timeout: arguments.seldom.timeout.as_deref().map(units::parse_duration).transpose()?,
-        storage: words::storage(arguments.seldom.storage_driver.as_deref(), &arguments.seldom.storage_opt)?,
-        life: arguments.seldom.life.life(arguments.often.rm || arguments.seldom.life.rmi)?,
-        resources: arguments.seldom.resources.resources()?,
+        dns: often.network.dns()?,
+        pid: words::sharing("--pid", seldom.pid.as_deref().unwrap_or(seldom.surroundings.defaults().pid))?,
+        ipc: words::sharing("--ipc", seldom.ipc.as_deref().unwrap_or_default())?,
+        uts: words::sharing("--uts", seldom.uts.as_deref().unwrap_or_default())?,
+        cgroupns: words::sharing("--cgroupns", seldom.cgroupns.as_deref().unwrap_or_default())?,
+        time: seldom.time_offset.as_deref().map(words::time_offsets).transpose()?,
+        sysctls: each(&seldom.sysctl, words::sysctl)?,
+        rlimits: each(&seldom.ulimit, words::ulimit)?,
+        umask: umask(seldom.umask.as_deref())?,
+        oom_score_adj: seldom.oom_score_adj,
+        cap_add: seldom.cap_add.clone(),
+        cap_drop: seldom.cap_drop.clone(),
+        security: security(&seldom.security_opt)?,
+        stop_signal: seldom.stop_signal.as_deref().map(words::signal).transpose()?,
+        timeout: seldom.timeout.as_deref().map(units::parse_duration).transpose()?,
+        storage: words::storage(seldom.storage_driver.as_deref(), &seldom.storage_opt)?,
+        life: seldom.life.life(often.rm || seldom.life.rmi)?,
+        resources: seldom.resources.resources()?,
     };
-    let (choice, on_failure) = arguments.seldom.life.health.choice(request.image.health.is_some())?;
+    let (choice, on_failure) = seldom.life.health.choice(request.image.health.is_some())?;
     (request.life.health, request.life.on_failure) = (Some(choice), on_failure);
-    request.life.attached =
-        arguments.seldom.life.attached(arguments.often.detach, arguments.often.interactive)?;
-    arguments.often.storage.add(&mut request)?;
-    cdi::add(&mut request, &named, &arguments.seldom.cdi)?;
-    surroundings::add(&mut request, &arguments.seldom.surroundings)?;
+    request.life.attached = seldom.life.attached(often.detach, often.interactive)?;
+    often.storage.add(&mut request)?;
+    cdi::add(&mut request, &named, &seldom.cdi)?;
+    surroundings::add(&mut request, &seldom.surroundings)?;
     Ok(request)
 }
 
 /// What the user called the root.
-fn root_name(arguments: &RunArgs) -> String {
-    let directory = arguments.often.rootfs.as_ref().map(|path| path.display().to_string());
-    let word = || {
-        arguments
-            .often
-            .words
-            .iter()
-            .find(|word| *word != "--")
-            .map(|word| word.to_string_lossy().into_owned())
-    };
+fn root_name(often: &Often) -> String {
+    let directory = often.rootfs.as_ref().map(|path| path.display().to_string());
+    let word =
+        || often.words.iter().find(|word| *word != "--").map(|word| word.to_string_lossy().into_owned());
     directory.or_else(word).unwrap_or_default()
 }
 
 /// With `--rootfs` all words are the command; without it the first names the root. A `--` between the two is
 /// no word.
 fn root(arguments: &RunArgs) -> Result<(Root, ImageDefaults, Vec<OsString>)> {
-    let mut words = arguments.often.words.clone();
+    let RunArgs { often, seldom } = arguments;
+    let mut words = often.words.clone();
     let strip = |words: &mut Vec<OsString>| {
         if words.first().is_some_and(|word| word == "--") {
             words.remove(0);
         }
     };
     strip(&mut words);
-    if let Some(directory) = &arguments.often.rootfs {
+    if let Some(directory) = &often.rootfs {
         let path = std::path::absolute(directory).context("cannot make --rootfs absolute")?;
-        let writes = if arguments.seldom.rootfs_rw { Writes::Through } else { Writes::Layer };
+        let writes = if seldom.rootfs_rw { Writes::Through } else { Writes::Layer };
         return Ok((Root::Directory { path, writes }, ImageDefaults::default(), words));
     }
     if words.is_empty() {
@@ -405,11 +390,7 @@ fn root(arguments: &RunArgs) -> Result<(Root, ImageDefaults, Vec<OsString>)> {
     let Some(name) = name.to_str() else {
         return Err(Error::usage(format!("{name:?} is not an image name")).into());
     };
-    let (root, image) = from_image::find(
-        name,
-        &arguments.seldom.fetch,
-        arguments.seldom.pull.unwrap_or(PolicyWord::Missing),
-    )?;
+    let (root, image) = from_image::find(name, &seldom.fetch, seldom.pull.unwrap_or(PolicyWord::Missing))?;
     Ok((root, image, words))
 }
 
@@ -437,16 +418,14 @@ pub fn cwd(path: Option<PathBuf>) -> Result<Option<PathBuf>> {
     }
 }
 
-fn userns(arguments: &RunArgs) -> Result<UserNamespace> {
-    if !arguments.seldom.uidmap.is_empty() || !arguments.seldom.gidmap.is_empty() {
+fn userns(RunArgs { often, seldom }: &RunArgs) -> Result<UserNamespace> {
+    if !seldom.uidmap.is_empty() || !seldom.gidmap.is_empty() {
         return Ok(UserNamespace::Maps {
-            uid: each(&arguments.seldom.uidmap, |word| words::extent("--uidmap", word))?,
-            gid: each(&arguments.seldom.gidmap, |word| words::extent("--gidmap", word))?,
+            uid: each(&seldom.uidmap, |word| words::extent("--uidmap", word))?,
+            gid: each(&seldom.gidmap, |word| words::extent("--gidmap", word))?,
         });
     }
-    words::userns(
-        arguments.often.userns.as_deref().unwrap_or(arguments.seldom.surroundings.defaults().userns),
-    )
+    words::userns(often.userns.as_deref().unwrap_or(seldom.surroundings.defaults().userns))
 }
 
 fn umask(word: Option<&str>) -> Result<u32> {

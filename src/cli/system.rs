@@ -8,14 +8,12 @@ use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 
 use crate::cli::table;
-use crate::cli::{about, container, df, events, image, inside, rmi, start, volume, warn};
+use crate::cli::{about, container, df, events, image, inside, start, volume, warn};
 use crate::container::call::Then;
-use crate::container::journal::Kind;
-use crate::container::list::{self, made_from};
+use crate::container::list;
 use crate::error::Error;
 use crate::image::check::{self, Depth};
-use crate::image::collect;
-use crate::image::store::{ImageRecord, Store};
+use crate::image::store::Store;
 use crate::paths::Paths;
 use crate::rootfs::tree;
 use crate::verbs::order;
@@ -125,15 +123,10 @@ fn prune(arguments: PruneArgs) -> Result<i32> {
     let paths = Paths::find()?;
     let (status, freed) = container::remove_ended(&paths, &filters);
     let pruned = inside::run(|| {
-        let store = Store::open(&paths)?;
-        let wanted = |image: &ImageRecord| arguments.filter.iter().all(|filter| image::fits(filter, image));
-        let removed = collect::prune(&store, arguments.all, &wanted, &|id| made_from(&paths, id.hex()))?;
-        rmi::print(&removed);
-        rmi::tell(&paths, &removed, None);
-        events::pruned(&paths, Kind::Image, removed.freed);
+        let images = image::remove_unused(&paths, arguments.all, &arguments.filter)?;
         let volumes =
             if arguments.volumes { volume::remove_unused(&paths, false, &arguments.filter)? } else { 0 };
-        println!("Total reclaimed space: {}", table::size(freed + removed.freed + volumes));
+        println!("Total reclaimed space: {}", table::size(freed + images + volumes));
         Ok(0)
     })?;
     Ok(status.max(pruned))

@@ -101,7 +101,7 @@ pub fn maps_to(lines: &[Line], id: ContainerId) -> Option<HostId> {
 }
 
 /// The container's id of one of the host's.
-fn maps_from(lines: &[Line], id: HostId) -> Option<ContainerId> {
+pub fn maps_from(lines: &[Line], id: HostId) -> Option<ContainerId> {
     lines.iter().find_map(|line| {
         let offset = id.0.checked_sub(line.host.0)?;
         (offset < line.count).then(|| ContainerId(line.container.0.saturating_add(offset)))
