@@ -1,6 +1,6 @@
 //! The file system: one folder, one file for each of `render`. The kernel keeps a file's text and asks for nothing until
 //! its attributes are too old; then it asks for those, and for the text again because its time is another. So whoever
-//! reads in a loop waits for nobody, and nobody reads what is older than `FRESH`.
+//! reads in a loop waits for nobody, and nobody reads a text that is older than `FRESH`.
 //!
 //! Nothing is opened here, so nothing says who reads what: a reader that takes a long text in pieces may see its end at
 //! another moment than its beginning, but each line whole and once (`render::in_pages`).
