@@ -49,9 +49,10 @@ impl Check {
     }
 }
 
-/// Marks the first rung of each facility that works as the one that is used.
+/// Marks the first rung of each facility that works as the one that is used, unless the user has chosen one already.
 pub fn choose(checks: &mut [Check]) {
-    let mut chosen: Vec<&'static str> = Vec::new();
+    let used = checks.iter().filter(|check| check.state == State::Used);
+    let mut chosen: Vec<&'static str> = used.map(|check| check.facility).collect();
     for check in checks.iter_mut().filter(|check| check.state == State::Works) {
         if !chosen.contains(&check.facility) {
             chosen.push(check.facility);

@@ -1,14 +1,15 @@
 //! `kelp doctor`: every room's checks in one list, and the rung of each facility that kelp takes.
 //! It knows which rooms have checks, not what they try.
 
-use crate::check::{self, Check};
+use crate::check::{self, Check, State};
 use crate::paths::Paths;
+use crate::rootfs::rung::Rung;
 use crate::spec::request::UserNamespace;
 use crate::userns::maps::{self, IdMaps};
 use crate::{cgroup, launch, rootfs, userns};
 
-/// What the host permits, best rung first within each facility.
-pub fn examine(paths: &anyhow::Result<Paths>) -> Vec<Check> {
+/// What the host permits, best rung first within each facility; `wanted` is the user's own choice of a root.
+pub fn examine(paths: &anyhow::Result<Paths>, wanted: Option<Rung>) -> Vec<Check> {
     let mut checks = userns::check::checks();
     let maps =
         maps::choose(&UserNamespace::Auto).unwrap_or_else(|error| IdMaps::single(format!("{error:#}")));
@@ -26,6 +27,12 @@ pub fn examine(paths: &anyhow::Result<Paths>) -> Vec<Check> {
     }
     checks.extend(launch::check::checks(&maps));
     checks.extend(cgroup::check::checks());
+    let wanted = wanted.map(|rung| rung.to_string());
+    for check in checks.iter_mut().filter(|check| Some(check.rung) == wanted.as_deref()) {
+        if check.state == State::Works {
+            check.state = State::Used;
+        }
+    }
     check::choose(&mut checks);
     checks
 }

@@ -172,7 +172,7 @@ run_suite() {
   : >"$log/skipped"
   : >"$log/elsewhere"
   local suite=(env "KELP_TEST_KIND=$kind" "KELP_TEST_LOG=$log" "KELP_TEST_ROOT=$cache/root-$kind" "KELP_TEST_DEB=$cache/hello.deb"
-    "KELP_BIN=$stage/bin/kelp" "KELP_GUEST=$stage/bin/guest" "TMPDIR=$home/tmp" "CI=${CI:-}" "KELP_TEST_ROUNDS=${KELP_TEST_ROUNDS:-2}" "KELP_TEST_SEED=${KELP_TEST_SEED:-1886745193}" RUST_BACKTRACE=0
+    "KELP_BIN=$stage/bin/kelp" "KELP_GUEST=$stage/bin/guest" "TMPDIR=$home/tmp" "KELP_STORAGE_DRIVER=${KELP_STORAGE_DRIVER:-}" "CI=${CI:-}" "KELP_TEST_ROUNDS=${KELP_TEST_ROUNDS:-2}" "KELP_TEST_SEED=${KELP_TEST_SEED:-1886745193}" RUST_BACKTRACE=0
     "$stage/bin/cargo-nextest" nextest run --color never --no-fail-fast
     --cargo-metadata "$stage/x/target/nextest/cargo-metadata.json"
     --binaries-metadata "$stage/x/target/nextest/binaries-metadata.json"

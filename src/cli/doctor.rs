@@ -7,8 +7,10 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::check::{Check, State};
+use crate::cli::words;
 use crate::doctor;
 use crate::paths::Paths;
+use crate::rootfs::rung::Rung;
 
 /// Show what this host permits, what kelp uses, and the mend for what it refuses
 #[derive(Debug, Args)]
@@ -19,7 +21,7 @@ pub struct DoctorArgs {
 }
 
 pub fn run(arguments: &DoctorArgs) -> Result<i32> {
-    let checks = doctor::examine(&Paths::find());
+    let checks = doctor::examine(&Paths::find(), words::usual_driver()?.map(Rung::from));
     let mut out = io::stdout().lock();
     if arguments.json {
         serde_json::to_writer_pretty(&mut out, &checks)?;

@@ -124,7 +124,7 @@ struct Seldom {
     pull: Option<PolicyWord>,
     #[command(flatten, next_help_heading = "Image")]
     fetch: FetchArgs,
-    /// What makes the root: overlay (the kernel's), fuse (kelp's own), copy [default: the best that works]
+    /// What makes the root: overlay (the kernel's), fuse (kelp's own), copy [default: $KELP_STORAGE_DRIVER, else the best that works]
     #[arg(long, value_name = "DRIVER", help_heading = "Root")]
     storage_driver: Option<String>,
     /// Limits of the throw-away layer, with the fuse driver: size=1g, inodes=10000
@@ -286,6 +286,7 @@ fn each<T>(list: &[String], parse: impl Fn(&str) -> Result<T>) -> Result<Vec<T>>
 fn request(arguments: RunArgs, places: &Places) -> Result<Request> {
     let (root, image, command) = root(&arguments)?;
     let RunArgs { often, seldom } = &arguments;
+    let storage = words::storage(&root, seldom.storage_driver.as_deref(), &seldom.storage_opt)?;
     let network = often.network.network(&image.exposed, seldom.surroundings.defaults().network)?;
     let add_hosts = each(&seldom.add_host, words::host)?;
     if matches!(network, Network::None) && add_hosts.iter().any(|(_, address)| address == HOST_GATEWAY) {
@@ -341,7 +342,7 @@ fn request(arguments: RunArgs, places: &Places) -> Result<Request> {
         security: security(&seldom.security_opt)?,
         stop_signal: seldom.stop_signal.as_deref().map(words::signal).transpose()?,
         timeout: seldom.timeout.as_deref().map(units::parse_duration).transpose()?,
-        storage: words::storage(seldom.storage_driver.as_deref(), &seldom.storage_opt)?,
+        storage,
         life: seldom.life.life(often.rm || seldom.life.rmi)?,
         resources: seldom.resources.resources()?,
     };

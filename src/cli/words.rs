@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::ids::parse_id;
 use crate::network::names::HOST_GATEWAY;
 use crate::spec::request::{Driver, Extent, Storage, UserNamespace};
-use crate::spec::{Device, Rlimit, Sharing, TimeOffsets};
+use crate::spec::{Device, Rlimit, Root, Sharing, TimeOffsets, Writes};
 use crate::units::Bytes;
 
 fn refused(flag: &str, word: &str, why: &str) -> anyhow::Error {
@@ -209,8 +209,9 @@ pub fn time_offsets(word: &str) -> Result<TimeOffsets> {
     Ok(offsets)
 }
 
-/// `--storage-driver` and `--storage-opt size=BYTES|inodes=COUNT`; limits need the fuse driver.
-pub fn storage(driver: Option<&str>, options: &[String]) -> Result<Storage> {
+/// `--storage-driver` and `--storage-opt size=BYTES|inodes=COUNT`; limits need the fuse driver. A root that is written
+/// through needs no driver, so the one of the environment is not asked for there.
+pub fn storage(root: &Root, driver: Option<&str>, options: &[String]) -> Result<Storage> {
     let mut storage = Storage::default();
     for option in options {
         let unknown = || refused("--storage-opt", option, "size=BYTES or inodes=COUNT is expected");
@@ -221,16 +222,33 @@ pub fn storage(driver: Option<&str>, options: &[String]) -> Result<Storage> {
         }
     }
     storage.driver = match driver {
-        None if options.is_empty() => None,
-        None | Some("fuse" | "fuse-overlayfs") => Some(Driver::Fuse),
-        Some("overlay" | "overlay2") if options.is_empty() => Some(Driver::Overlay),
-        Some("copy" | "vfs") if options.is_empty() => Some(Driver::Copy),
-        Some("overlay" | "overlay2" | "copy" | "vfs") => {
-            return Err(Error::usage("--storage-opt: only the fuse driver keeps limits").into());
-        }
-        Some(other) => return Err(refused("--storage-driver", other, "overlay, fuse or copy is expected")),
+        Some(word) => Some(storage_driver("--storage-driver", word)?),
+        None if !options.is_empty() => Some(Driver::Fuse),
+        None if matches!(root, Root::Directory { writes: Writes::Through, .. }) => None,
+        None => usual_driver()?,
     };
+    if !options.is_empty() && storage.driver != Some(Driver::Fuse) {
+        return Err(Error::usage("--storage-opt: only the fuse driver keeps limits").into());
+    }
     Ok(storage)
+}
+
+/// `KELP_STORAGE_DRIVER`, the user's own default for `--storage-driver`.
+pub fn usual_driver() -> Result<Option<Driver>> {
+    const VARIABLE: &str = "KELP_STORAGE_DRIVER";
+    match std::env::var_os(VARIABLE) {
+        Some(word) if !word.is_empty() => storage_driver(VARIABLE, &word.to_string_lossy()).map(Some),
+        _ => Ok(None),
+    }
+}
+
+fn storage_driver(place: &str, word: &str) -> Result<Driver> {
+    match word {
+        "fuse" | "fuse-overlayfs" => Ok(Driver::Fuse),
+        "overlay" | "overlay2" => Ok(Driver::Overlay),
+        "copy" | "vfs" => Ok(Driver::Copy),
+        other => Err(refused(place, other, "overlay, fuse or copy is expected")),
+    }
 }
 
 /// `--sysctl NAME=VALUE`.

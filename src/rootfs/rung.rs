@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::paths::{self, Paths};
 use crate::record::{self, Durability};
+use crate::spec::request::Driver;
 use crate::spec::{Root, Writes};
 
 /// One way to make a root.
@@ -22,6 +23,16 @@ pub enum Rung {
     FuseOverlay,
     /// T3: a copy, with reflinks where the file system has them.
     Copy,
+}
+
+impl From<Driver> for Rung {
+    fn from(driver: Driver) -> Self {
+        match driver {
+            Driver::Overlay => Self::KernelOverlay,
+            Driver::Fuse => Self::FuseOverlay,
+            Driver::Copy => Self::Copy,
+        }
+    }
 }
 
 impl fmt::Display for Rung {

@@ -58,16 +58,43 @@ fn every_row_has_a_state_and_a_reason_and_refusals_have_a_mend() {
 
 #[test]
 fn what_doctor_calls_used_is_what_run_uses() {
-    needs!(userns, overlay);
+    needs!(userns, overlay, fuse);
     let dir = Dir::new();
-    let all = doctor(&dir).ok();
-    assert_eq!(row(&all, "root file system", "T0")["state"], json!("used"));
-    let seen = dir.report(&[]);
-    let root =
-        seen["mounts"].as_array().unwrap().iter().find(|mount| mount["target"] == "/").unwrap().clone();
-    assert_eq!(root["type"], json!("overlay"));
+    for (driver, used, works, kind) in
+        [("fuse", "T2", "T0", "fuse"), ("overlay", "T0", "T2", "overlay"), ("", "T0", "T2", "overlay")]
+    {
+        let all = doctor(&dir).env("KELP_STORAGE_DRIVER", driver).ok();
+        assert_eq!(row(&all, "root file system", used)["state"], json!("used"), "{driver}");
+        assert_eq!(row(&all, "root file system", works)["state"], json!("works"), "{driver}");
+        assert_eq!(root_of(dir.run(&[], &["/bin/guest"]).env("KELP_STORAGE_DRIVER", driver)), kind);
+    }
+    let (all, seen) = (doctor(&dir).ok(), dir.report(&[]));
     let many = row(&all, "id maps", "many ids")["state"] == json!("used");
     assert_eq!(many, seen["maps"]["uid"][0][2] != "1" || seen["maps"]["uid"].as_array().unwrap().len() > 1);
+}
+
+/// The file system of the root that this command's guest reports.
+fn root_of(kelp: crate::kelp::Kelp) -> String {
+    let seen = kelp.ok().json();
+    let mounts = seen["mounts"].as_array().unwrap();
+    let root = mounts.iter().find(|mount| mount["target"] == "/").unwrap();
+    root["type"].as_str().unwrap().split('.').next().unwrap().to_string()
+}
+
+#[test]
+fn the_environment_names_the_usual_driver_and_a_flag_another() {
+    needs!(userns, overlay, fuse);
+    let dir = Dir::new();
+    let root = dir.root();
+    let usual = |kelp: crate::kelp::Kelp| kelp.env("KELP_STORAGE_DRIVER", "fuse");
+    assert_eq!(root_of(usual(dir.run(&[], &["/bin/guest"]))), "fuse");
+    assert_eq!(root_of(usual(dir.run(&["--storage-driver", "overlay"], &["/bin/guest"]))), "overlay");
+    let itself = usual(dir.kelp(&["run", "--rm", "--rootfs-rw", "--rootfs", &root, "/bin/guest"]));
+    assert_ne!(root_of(itself), "fuse", "a root that is written through needs no driver");
+    let limits = dir.run(&["--storage-opt", "size=64m"], &["/bin/guest"]);
+    assert_eq!(root_of(limits.env("KELP_STORAGE_DRIVER", "overlay")), "fuse", "limits need that driver");
+    let said = dir.run(&[], &["/bin/guest"]).env("KELP_STORAGE_DRIVER", "aufs").fails(125);
+    assert!(said.contains("KELP_STORAGE_DRIVER aufs: overlay, fuse or copy is expected"), "{said}");
 }
 
 #[test]
