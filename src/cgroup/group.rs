@@ -35,9 +35,10 @@ impl Group {
     }
 
     /// For `clone3(2)`.
-    pub fn open(&self) -> io::Result<OwnedFd> {
+    pub fn open(&self) -> Result<OwnedFd> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        Ok(nix::fcntl::open(&self.folder, flags, Mode::empty())?)
+        nix::fcntl::open(&self.folder, flags, Mode::empty())
+            .with_context(|| format!("cannot open the cgroup {}", self.folder.display()))
     }
 
     pub fn write(&self, write: &Write) -> io::Result<()> {

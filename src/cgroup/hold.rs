@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -13,13 +14,17 @@ use serde::{Deserialize, Serialize};
 use crate::cgroup::delegation::{self, By, Ground};
 use crate::cgroup::device;
 use crate::cgroup::group::Group;
-use crate::cgroup::scope::Standing;
+use crate::cgroup::scope::{self, Standing};
 use crate::cgroup::soft::Watched;
 use crate::error::Error;
 use crate::spec::Inherited;
 use crate::spec::limits::{self, CPU_SHARES, CPUSET, MEMORY, PIDS, Soft, Unit};
 use crate::spec::resources::{Groups, Limits, Resources, Throttle, Write};
 use crate::units::CpuSet;
+
+/// How long what systemd removes, because the last container in it ends at this moment, is made anew: each time another
+/// one has ended.
+pub const PATIENCE: Duration = scope::PATIENCE;
 
 /// Who enforces a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,13 +138,15 @@ fn words(text: &str) -> BTreeSet<String> {
 }
 
 /// A scope whose last container ends at this moment is asked for anew.
-fn group(first: Ground, resources: &Resources, held: Held<'_>) -> Result<(Ground, Group)> {
-    match make(&first, held.name) {
-        Err(_) if first.by == By::Scope && !first.folder.exists() => {
-            let second = ground(resources, held.standing)?;
-            make(&second, held.name).map(|group| (second, group))
+fn group(mut ground: Ground, resources: &Resources, held: Held<'_>) -> Result<(Ground, Group)> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match make(&ground, held.name) {
+            Err(_) if ground.by == By::Scope && !ground.folder.exists() && Instant::now() < deadline => {
+                ground = self::ground(resources, held.standing)?;
+            }
+            made => return made.map(|group| (ground, group)),
         }
-        made => made.map(|group| (first, group)),
     }
 }
 

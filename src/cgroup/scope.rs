@@ -2,12 +2,13 @@
 //! user stand in the same one, so only the first asks the manager, over its own socket (no bus has to run), and the others
 //! make a folder in it. It goes away by itself when the last process has left it, whoever was killed.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::{AccessFlags, access};
 
 use crate::cgroup::bus::{self, Value};
@@ -21,10 +22,13 @@ const UNIT: &str = "kelp.scope";
 const MONITORS: &str = "monitors";
 
 /// How long the manager has.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A job that has not moved us by then has failed: the scope that it was for went away meanwhile.
 const AGAIN: Duration = Duration::from_millis(500);
+
+/// A scope that is in the way after so many questions, each after twice the time, is not one that is about to go.
+const REFUSALS: u32 = 5;
 
 /// The runtime folder of the caller's own manager, if one runs.
 pub fn runtime() -> Option<PathBuf> {
@@ -68,7 +72,7 @@ pub enum Standing {
 /// seen then: another container, which was the last in it, may end meanwhile.
 pub fn enter(runtime: &Path, standing: Standing) -> Result<PathBuf> {
     let (mount, deadline) = (delegation::hierarchy()?, Instant::now() + PATIENCE);
-    let mut asked: Option<Instant> = None;
+    let mut turn = Turn::default();
     loop {
         let own = delegation::own_path()?;
         if let Some(path) = own.ancestors().find(|path| path.file_name().is_some_and(|name| name == UNIT)) {
@@ -76,31 +80,65 @@ pub fn enter(runtime: &Path, standing: Standing) -> Result<PathBuf> {
             delegation::move_down(&folder, MONITORS).with_context(|| format!("cannot use {UNIT}"))?;
             return Ok(folder);
         }
-        if let Some(folder) = alive()? {
-            let reached = reaches(&mount, &own, &folder);
-            let joined = if reached && standing == Standing::Stays {
-                Ok(())
-            } else {
-                join(runtime, &folder, reached).with_context(|| format!("join {UNIT}"))
-            };
-            match joined {
-                Ok(()) => return Ok(folder),
-                Err(error) if Instant::now() > deadline => return Err(error),
-                // Whoever was the last in it has ended.
-                Err(_) => {}
+        let outcome = match alive()? {
+            // Whoever ends before systemd has moved it is in the scope for ever, as systemd sees it.
+            _ if turn.is_answered() => Ok(None),
+            Some(folder) => stand_in(runtime, &mount, &own, &folder, standing).map(|()| Some(folder)),
+            None => turn.ask(runtime).context("ask systemd for a scope").map(|()| None),
+        };
+        match outcome {
+            Ok(Some(folder)) => return Ok(folder),
+            Err(error) if Instant::now() > deadline => return Err(error),
+            Ok(None) if Instant::now() > deadline => {
+                return Err(Error::host(format!("systemd did not move kelp into {UNIT}")).into());
             }
-        } else if asked.is_none_or(|at| at.elapsed() > AGAIN) {
-            match start(runtime).context("ask systemd for a scope") {
-                Ok(()) => asked = Some(Instant::now()),
-                Err(error) if Instant::now() > deadline => return Err(error),
-                // Another container makes it at this moment, or the manager has not noticed yet that it is empty.
-                Err(_) => {}
-            }
-        } else if Instant::now() > deadline {
-            return Err(Error::host(format!("systemd did not move kelp into {UNIT}")).into());
+            // Whoever was the last in it ends at this moment, and the manager has not noticed yet.
+            Ok(None) | Err(_) => {}
         }
         // The manager moves us when its job runs; there is no event for it.
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::sleep(turn.pause());
+    }
+}
+
+/// One asks at a time: a manager that many ask without pause comes to no job of its own, and to moving nobody.
+#[derive(Default)]
+struct Turn {
+    ours: Option<Flock<File>>,
+    answered: Option<Instant>,
+    refusals: u32,
+}
+
+impl Turn {
+    fn ask(&mut self, runtime: &Path) -> Result<()> {
+        if self.ours.is_none() {
+            let kept = File::open(delegation::kept_by_systemd()?).context("open systemd's folder")?;
+            self.ours = Flock::lock(kept, FlockArg::LockExclusiveNonblock).ok();
+        }
+        if self.ours.is_none() {
+            return Ok(());
+        }
+        let asked = start(runtime).or_else(|error| self.join_nobody(runtime).map_err(|_| error));
+        match asked {
+            Ok(()) => self.answered = Some(Instant::now()),
+            Err(_) => self.refusals += 1,
+        }
+        asked
+    }
+
+    /// Goes into a scope that is there though nobody is in it: whoever asked for it had ended when it was to be moved.
+    /// The kernel moves nobody who ends and calls that a success, so systemd waits for the end of what never began.
+    fn join_nobody(&self, runtime: &Path) -> Result<()> {
+        anyhow::ensure!(self.refusals >= REFUSALS, "it may be on its way out");
+        places()?.iter().for_each(|folder| drop(fs::create_dir(folder.join(MONITORS))));
+        attach(runtime)
+    }
+
+    fn is_answered(&self) -> bool {
+        self.answered.is_some_and(|at| at.elapsed() < AGAIN)
+    }
+
+    fn pause(&self) -> Duration {
+        Duration::from_millis(1 << self.refusals.min(REFUSALS))
     }
 }
 
@@ -108,16 +146,20 @@ fn at(mount: &Path, path: &Path) -> PathBuf {
     mount.join(path.strip_prefix("/").unwrap_or(path))
 }
 
-/// The scope, if somebody is in it and has prepared it: older managers keep scopes beside their slices.
-fn alive() -> Result<Option<PathBuf>> {
+/// Where the scope may lie: older managers keep scopes beside their slices.
+fn places() -> Result<[PathBuf; 2]> {
     let kept = delegation::kept_by_systemd()?;
-    let found = [kept.join("app.slice").join(UNIT), kept.join(UNIT)];
+    Ok([kept.join("app.slice").join(UNIT), kept.join(UNIT)])
+}
+
+/// The scope, if somebody is in it and has prepared it.
+fn alive() -> Result<Option<PathBuf>> {
     let is_alive = |folder: &PathBuf| {
         let events = fs::read_to_string(folder.join("cgroup.events")).unwrap_or_default();
         let prepared = folder.join(MONITORS).exists() && delegation::processes(folder).is_empty();
         prepared && events.contains("populated 1")
     };
-    Ok(found.into_iter().find(is_alive))
+    Ok(places()?.into_iter().find(is_alive))
 }
 
 /// Whether a process that stands at `own` may be moved, or its child be born, below the folder: whoever does that must
@@ -128,14 +170,24 @@ fn reaches(mount: &Path, own: &Path, folder: &Path) -> bool {
     access(&above.join("cgroup.procs"), AccessFlags::W_OK).is_ok()
 }
 
-/// Moves this process in beside the other monitors.
-fn join(runtime: &Path, folder: &Path, reached: bool) -> Result<()> {
-    let own = std::process::id();
-    if reached {
-        return Ok(fs::write(folder.join(MONITORS).join("cgroup.procs"), own.to_string())?);
-    }
+/// Moves this process in beside the other monitors, if it must stand there.
+fn stand_in(runtime: &Path, mount: &Path, own: &Path, folder: &Path, standing: Standing) -> Result<()> {
+    let joined = match (reaches(mount, own, folder), standing) {
+        (true, Standing::Stays) => Ok(()),
+        (true, Standing::Moves) => {
+            let own = std::process::id().to_string();
+            fs::write(folder.join(MONITORS).join("cgroup.procs"), own).map_err(anyhow::Error::from)
+        }
+        (false, _) => attach(runtime),
+    };
+    joined.with_context(|| format!("join {UNIT}"))
+}
+
+/// Has the manager move this process in beside the other monitors.
+fn attach(runtime: &Path) -> Result<()> {
     let [unit, leaf] = [UNIT.to_owned(), format!("/{MONITORS}")].map(Value::Text);
-    bus::call(&socket(runtime), "AttachProcessesToUnit", &[unit, leaf, Value::Numbers(vec![own])])
+    let own = Value::Numbers(vec![std::process::id()]);
+    bus::call(&socket(runtime), "AttachProcessesToUnit", &[unit, leaf, own])
 }
 
 /// `StartTransientUnit` of org.freedesktop.systemd1(5).

@@ -4,6 +4,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::Child;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use nix::sys::signalfd::siginfo;
@@ -17,10 +18,9 @@ use crate::container::volume::{self, Volume};
 use crate::container::{files, published};
 use crate::error::Error;
 use crate::ids::ContainerName;
-use crate::launch::orphans;
 use crate::launch::parent::{self, Launched, Running, Watcher};
 use crate::launch::plan::{self, First, Plan, SecretFile, Surroundings, Upper};
-use crate::launch::stage;
+use crate::launch::{orphans, stage};
 use crate::network::engine::{self, Engine};
 use crate::paths::Paths;
 use crate::rootfs::fuse::{self, Rates};
@@ -79,10 +79,10 @@ pub fn begin(
     let mut maps = maps::choose(&request.userns)?;
     let standing = monitor.standing();
     let mut hold = hold(&request, paths, container, standing, warn)?;
-    let mut again = true;
+    let deadline = Instant::now() + hold::PATIENCE;
     loop {
         let attempt = attempt(&request, paths, container, &maps, &hold, monitor, warn);
-        if attempt.is_err() && hold.is_gone() && std::mem::take(&mut again) {
+        if attempt.is_err() && hold.is_gone() && Instant::now() < deadline {
             hold = self::hold(&request, paths, container, standing, warn)?;
             continue;
         }

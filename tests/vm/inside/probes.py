@@ -147,6 +147,22 @@ class Scope(Limits):
         self.assertEqual(leftovers(), [])
 
 
+    def test_a_scope_whose_first_process_ended_before_it_was_moved_in_is_used_and_goes(self):
+        """The kernel moves no process that is ending, and says that it has: systemd never sees such a scope become empty."""
+        ended = subprocess.Popen(["true"])
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+        ask = ["busctl", "--user", "call", "org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager",
+               "StartTransientUnit", "ssa(sv)a(sa(sv))", "kelp.scope", "fail", "2", "PIDs", "au", "1", str(ended.pid), "Delegate", "b", "true", "0"]
+        asked = subprocess.run(ask, capture_output=True, text=True)
+        self.assertEqual(asked.returncode, 0, asked.stderr)
+        show = ["systemctl", "--user", "show", "--value", "-p", "SubState", "kelp.scope"]
+        self.assertEqual(awaited(lambda: subprocess.run(show, capture_output=True, text=True).stdout, "running\n"), "running\n")
+        ended.wait()
+        ran = kelp("run", "--rm", "--strict-limits", "-m", "64m", "@host", "true")
+        self.assertEqual((ran.returncode, ran.stderr), (0, ""))
+        self.assertEqual(leftovers(), [])
+
+
 class Delegated(Scope):
     def test_doctor_finds_every_controller_in_a_scope(self):
         self.limits("systemd user scope", "cpu cpuset io memory pids")
