@@ -224,9 +224,10 @@ impl Hold {
         lost.map(|(flag, enforcer)| (flag.clone(), *enforcer)).collect()
     }
 
-    /// Whether the group was removed by systemd, which found its scope empty before the container was born.
-    pub fn is_gone(&self) -> bool {
-        self.group.as_ref().is_some_and(|group| !group.folder.exists())
+    /// Whether the group was removed by systemd, which found its scope empty before the container was born. It is
+    /// forgotten then: the next one has its name, and must not be removed at the end of this.
+    pub fn forget_removed(&mut self) -> bool {
+        self.group.take_if(|group| !group.folder.exists()).is_some()
     }
 
     pub fn wants_server(&self) -> bool {

@@ -82,7 +82,7 @@ pub fn begin(
     let deadline = Instant::now() + hold::PATIENCE;
     loop {
         let attempt = attempt(&request, paths, container, &maps, &hold, monitor, warn);
-        if attempt.is_err() && hold.is_gone() && Instant::now() < deadline {
+        if attempt.is_err() && Instant::now() < deadline && hold.forget_removed() {
             hold = self::hold(&request, paths, container, standing, warn)?;
             continue;
         }
