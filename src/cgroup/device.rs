@@ -23,6 +23,14 @@ pub fn behind(folder: &Path) -> BTreeSet<String> {
     found
 }
 
+/// Whether BFQ schedules a disk of this machine: it serves those that wait by their I/O priority (`ioprio_set(2)`).
+pub fn some_are_weighed() -> bool {
+    let disks = fs::read_dir("/sys/block").into_iter().flatten().filter_map(Result::ok);
+    disks
+        .map(|disk| disk.path().join("queue/scheduler"))
+        .any(|file| fs::read_to_string(file).is_ok_and(|schedulers| schedulers.contains("[bfq]")))
+}
+
 /// What `/dev` calls it.
 pub fn path(number: &str) -> Option<String> {
     let event = fs::read_to_string(format!("/sys/dev/block/{number}/uevent")).ok()?;

@@ -18,8 +18,9 @@ use crate::cgroup::scope::{self, Standing};
 use crate::cgroup::soft::Watched;
 use crate::error::Error;
 use crate::spec::Inherited;
-use crate::spec::limits::{self, CPU_SHARES, CPUSET, MEMORY, PIDS, Soft, Unit};
+use crate::spec::limits::{self, BLKIO_WEIGHT, CPU_SHARES, CPUSET, MEMORY, PIDS, Soft, Unit};
 use crate::spec::resources::{Groups, Limits, Resources, Throttle, Write};
+use crate::sys::process;
 use crate::units::CpuSet;
 
 /// How long what systemd removes, because the last container in it ends at this moment, is made anew: each time another
@@ -103,6 +104,10 @@ pub fn take(resources: &Resources, held: Held<'_>) -> Result<Hold> {
     };
     if resources.strict {
         be_strict(&hold.enforced, refused)?;
+    }
+    // Whatever serves the container reads and writes for it.
+    if let Some(level) = hold.inherited.io_priority {
+        process::set_io_priority(0, level).with_context(|| format!("take I/O priority {level}"))?;
     }
     Ok(hold)
 }
@@ -210,7 +215,11 @@ impl Hold {
                 self.inherited.processes = limits.number(PIDS);
             }
             CPUSET => self.inherited.affinity = limits.set(CPUSET).cloned(),
+            BLKIO_WEIGHT if device::some_are_weighed() => {
+                self.inherited.io_priority = limits.number(BLKIO_WEIGHT).map(io_priority_of_weight);
+            }
             CPU_SHARES => self.inherited.nice = limits.number(CPU_SHARES).map_or(0, nice_of_shares),
+            BLKIO_WEIGHT => return Ok(Enforcer::None),
             _ if row.soft == Soft::Watched => self.watched.nano_cpus = limits.nano_cpus(),
             _ => return Ok(Enforcer::None),
         }
@@ -240,9 +249,11 @@ impl Hold {
 pub fn of_one_that_joins(limits: &Limits, enforced: &Enforced) -> Inherited {
     let softly = |flag: &str| enforced.get(flag) == Some(&Enforcer::Soft);
     let shares = limits.number(CPU_SHARES).filter(|_| softly(CPU_SHARES));
+    let weight = limits.number(BLKIO_WEIGHT).filter(|_| softly(BLKIO_WEIGHT));
     Inherited {
         affinity: limits.set(CPUSET).filter(|_| softly(CPUSET)).cloned(),
         nice: shares.map_or(0, nice_of_shares),
+        io_priority: weight.map(io_priority_of_weight),
         processes: None,
     }
 }
@@ -303,6 +314,13 @@ fn nice_of_shares(shares: u64) -> i32 {
     steps.round().clamp(0.0, 19.0) as i32
 }
 
+/// BFQ takes a level for the weight (8 - level) · 10 (block/bfq-wf2q.c); what docker calls the usual weight, 500, is the
+/// usual level, 4.
+fn io_priority_of_weight(weight: u64) -> u8 {
+    let eighths = (weight as f64 / 125.0).round().clamp(1.0, 8.0);
+    8 - eighths as u8
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -316,10 +334,17 @@ mod tests {
     }
 
     #[test]
+    fn a_weight_of_disks_is_one_of_eight_levels() {
+        for (weight, level) in [(1000, 0), (800, 2), (500, 4), (200, 6), (125, 7), (10, 7)] {
+            assert_eq!(io_priority_of_weight(weight), level, "{weight}");
+        }
+    }
+
+    #[test]
     fn without_a_group_each_limit_says_who_holds_it() {
         let mut limits = Limits::default();
         for (flag, word) in
-            [("memory", "20m"), ("cpus", "0.5"), ("blkio-weight", "10"), ("cpu-shares", "256")]
+            [("memory", "20m"), ("cpus", "0.5"), ("memory-high", "10m"), ("cpu-shares", "256")]
         {
             limits.take(limits::row(flag).unwrap(), &[word.to_owned()]).unwrap();
         }
@@ -330,7 +355,7 @@ mod tests {
             Watched { nano_cpus: Some(500_000_000), memory: Some(20 << 20), pids: None }
         );
         assert_eq!(hold.inherited.nice, 6);
-        assert_eq!(unenforced(&hold.enforced), ["blkio-weight"]);
+        assert_eq!(unenforced(&hold.enforced), ["memory-high"]);
         assert!(be_strict(&hold.enforced, None).is_err());
     }
 

@@ -27,8 +27,8 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 /// A job that has not moved us by then has failed: the scope that it was for went away meanwhile.
 const AGAIN: Duration = Duration::from_millis(500);
 
-/// A scope that is in the way after so many questions, each after twice the time, is not one that is about to go.
-const REFUSALS: u32 = 5;
+/// What is in the way after so many questions, each after twice the time, is not a scope that is about to go.
+const WAITS: u32 = 5;
 
 /// The runtime folder of the caller's own manager, if one runs.
 pub fn runtime() -> Option<PathBuf> {
@@ -105,7 +105,8 @@ pub fn enter(runtime: &Path, standing: Standing) -> Result<PathBuf> {
 struct Turn {
     ours: Option<Flock<File>>,
     answered: Option<Instant>,
-    refusals: u32,
+    /// How often it was another's turn, or the manager refused.
+    waits: u32,
 }
 
 impl Turn {
@@ -114,21 +115,18 @@ impl Turn {
             let kept = File::open(delegation::kept_by_systemd()?).context("open systemd's folder")?;
             self.ours = Flock::lock(kept, FlockArg::LockExclusiveNonblock).ok();
         }
-        if self.ours.is_none() {
-            return Ok(());
+        self.waits += 1;
+        if self.ours.is_some() {
+            start(runtime).or_else(|error| self.join_nobody(runtime).map_err(|_| error))?;
+            self.answered = Some(Instant::now());
         }
-        let asked = start(runtime).or_else(|error| self.join_nobody(runtime).map_err(|_| error));
-        match asked {
-            Ok(()) => self.answered = Some(Instant::now()),
-            Err(_) => self.refusals += 1,
-        }
-        asked
+        Ok(())
     }
 
     /// Goes into a scope that is there though nobody is in it: whoever asked for it had ended when it was to be moved.
     /// The kernel moves nobody who ends and calls that a success, so systemd waits for the end of what never began.
     fn join_nobody(&self, runtime: &Path) -> Result<()> {
-        anyhow::ensure!(self.refusals >= REFUSALS, "it may be on its way out");
+        anyhow::ensure!(self.waits > WAITS, "it may be on its way out");
         places()?.iter().for_each(|folder| drop(fs::create_dir(folder.join(MONITORS))));
         attach(runtime)
     }
@@ -138,7 +136,7 @@ impl Turn {
     }
 
     fn pause(&self) -> Duration {
-        Duration::from_millis(1 << self.refusals.min(REFUSALS))
+        Duration::from_millis(1 << self.waits.min(WAITS))
     }
 }
 

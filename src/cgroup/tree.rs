@@ -218,6 +218,18 @@ impl Processes {
         !threads.filter_map(|thread| renice(thread).err()).any(refused)
     }
 
+    /// This I/O priority for every thread of all of them; says whether the kernel took it. It refuses those that run as
+    /// other users.
+    pub fn set_io_priority(&self, level: u8) -> bool {
+        let all = self.list().into_iter().filter(|_| self.root.is_some());
+        let mut threads = all.flat_map(|process| self.threads(process.pid));
+        let refused = |thread: i32| {
+            let outcome = process::set_io_priority(thread, level);
+            outcome.is_err_and(|error| error.raw_os_error() == Some(libc::EPERM))
+        };
+        !threads.any(refused)
+    }
+
     /// SIGKILL for all, the first first: in a pid namespace of its own that ends the others.
     pub fn kill(&self) {
         for process in self.list() {

@@ -1,5 +1,5 @@
-//! Limits that the program starts with where no controller is ours: on which processors it runs, its nice value, how
-//! many processes there may be. Its children have them too; a program may make them stricter.
+//! Limits that the program starts with where no controller is ours: on which processors it runs, its nice value and its
+//! I/O priority, how many processes there may be. Its children have them too; a program may make them stricter.
 
 use anyhow::{Context, Result};
 use nix::sched::{CpuSet, sched_setaffinity};
@@ -22,6 +22,9 @@ pub fn assume(inherited: &Inherited) -> Result<()> {
     if inherited.nice != 0 {
         process::setpriority(0, inherited.nice)
             .with_context(|| format!("take nice value {}", inherited.nice))?;
+    }
+    if let Some(level) = inherited.io_priority {
+        process::set_io_priority(0, level).with_context(|| format!("take I/O priority {level}"))?;
     }
     if let Some(most) = inherited.processes {
         limit_processes(most).context("limit the processes")?;

@@ -52,7 +52,7 @@ pub enum File {
 pub enum Soft {
     /// The watcher of `cgroup::soft` holds it.
     Watched,
-    /// The program starts with it: affinity, nice value.
+    /// The program starts with it: affinity, nice value, I/O priority.
     Inherited,
     /// The user-space overlay holds replies back, if the root lies on that device.
     Throttled,
@@ -84,6 +84,7 @@ pub const MEMORY_SWAP: &str = "memory-swap";
 pub const CPUS: &str = "cpus";
 pub const CPU_PERIOD: &str = "cpu-period";
 pub const CPU_QUOTA: &str = "cpu-quota";
+pub const BLKIO_WEIGHT: &str = "blkio-weight";
 pub const CPU_SHARES: &str = "cpu-shares";
 pub const CPUSET: &str = "cpuset-cpus";
 pub const PIDS: &str = "pids-limit";
@@ -228,9 +229,10 @@ pub const TABLE: &[Limit] = &[
         ..DEFAULTS
     },
     Limit {
-        flag: "blkio-weight",
+        flag: BLKIO_WEIGHT,
         value: "WEIGHT",
         unit: Unit::Range(10, 1000),
+        soft: Soft::Inherited,
         file: File::IoWeight,
         docker: "BlkioWeight",
         oci: "blockIO.weight",

@@ -140,6 +140,8 @@ pub struct Process {
 pub struct Inherited {
     pub affinity: Option<CpuSet>,
     pub nice: i32,
+    /// A level of `ioprio_set(2)`'s best-effort class.
+    pub io_priority: Option<u8>,
     /// How many processes and threads the user namespace may hold, with those of kelp that serve it.
     pub processes: Option<u64>,
 }

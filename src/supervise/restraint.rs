@@ -11,7 +11,7 @@ use crate::cgroup::group::Group;
 use crate::cgroup::hold::{self, Change, Enforced, Enforcer, Hold};
 use crate::cgroup::soft::{Watched, Watcher};
 use crate::cgroup::tree::{Process, Processes};
-use crate::spec::limits::{CPU_PERIOD, CPU_QUOTA, CPU_SHARES, CPUS, MEMORY, PIDS};
+use crate::spec::limits::{BLKIO_WEIGHT, CPU_PERIOD, CPU_QUOTA, CPU_SHARES, CPUS, MEMORY, PIDS};
 
 /// How long after its start a container is watched.
 const SOON: Duration = Duration::from_millis(50);
@@ -119,6 +119,11 @@ impl Restraint {
             Processes::below(self.first)?.run_on(processors);
         }
         let mut served = changed.served.clone();
+        if let Some(level) = changed.inherited.io_priority
+            && !Processes::below(std::process::id().cast_signed())?.set_io_priority(level)
+        {
+            served.insert(BLKIO_WEIGHT.to_owned(), Enforcer::None);
+        }
         if served.get(CPU_SHARES) == Some(&Enforcer::Soft) && !self.renice(changed.inherited.nice) {
             served.insert(CPU_SHARES.to_owned(), Enforcer::None);
         }

@@ -329,6 +329,16 @@ pub fn setpriority(thread: u32, nice: i32) -> io::Result<()> {
     done(unsafe { libc::setpriority(libc::PRIO_PROCESS, thread, nice) }.into())
 }
 
+/// `ioprio_set(2)` of a thread: a level of the best-effort class, 0 the first to be served and 7 the last; thread 0 is
+/// the calling one.
+pub fn set_io_priority(thread: i32, level: u8) -> io::Result<()> {
+    const WHO_PROCESS: i32 = 1;
+    const BEST_EFFORT: i32 = 2 << 13;
+    let priority = BEST_EFFORT | i32::from(level);
+    // SAFETY: the arguments are passed by value.
+    done(unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, thread, priority) })
+}
+
 /// `setdomainname(2)`.
 pub fn setdomainname(name: &str) -> io::Result<()> {
     // SAFETY: the pointer and length describe `name`, which outlives the call.

@@ -130,7 +130,7 @@ fn the_number_of_processes_changes() {
 fn what_nothing_enforces_is_said_of_a_change_too() {
     needs!(userns);
     let live = Running::new(&["--pids-limit", "200"], &["sleep", "60"]);
-    for (flag, value) in [("memory-reservation", "8m"), ("memory-high", "400m"), ("blkio-weight", "100")] {
+    for (flag, value) in [("memory-reservation", "8m"), ("memory-high", "400m")] {
         let changed = live.update(&[&format!("--{flag}"), value]).ok();
         let described: Value = serde_json::from_str(&live.dir.kelp(&["inspect", "live"]).ok().out).unwrap();
         let by = described[0]["EnforcedBy"][flag].as_str().unwrap();

@@ -133,6 +133,35 @@ class Limits(unittest.TestCase):
             self.assertIn(word, json.dumps(checks))
         return checks
 
+    def changes(self, *words):
+        ended = kelp("update", *words)
+        self.assertEqual((ended.returncode, ended.stdout, ended.stderr), (0, f"{words[-1]}\n", ""))
+
+    def weights_share_a_disk(self, *options):
+        with open("/sys/block/vdc/queue/scheduler") as file:
+            self.assertIn("[bfq]", file.read())
+        for name in "ab":
+            subprocess.run(["dd", "if=/dev/zero", f"of=/scratch/{name}", "bs=1M", "count=30", "conv=fsync", "status=none"], check=True)
+        script = ("import mmap, os, sys, time\n"
+                  "fd = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT)\n"
+                  "page, done = mmap.mmap(-1, 262144), 0\n"
+                  "while not os.path.exists('/s/go'): pass\n"
+                  "end = time.monotonic() + 6\n"
+                  "while time.monotonic() < end: done += os.preadv(fd, [page], done % (28 << 20))\n"
+                  "print(done)")
+        start = lambda weight, name: subprocess.Popen(
+            ["kelp", "run", "--rm", "--name", name, "--blkio-weight", weight, *options, "-v", "/scratch:/s", "@host", "python3",
+             "-c", f"print('up', flush=True)\n{script}", f"/s/{name}"], stdout=subprocess.PIPE, text=True)
+        both = [start("800", "a"), start("800", "b")]
+        # One got its weight at its start, the other later.
+        self.assertEqual([run.stdout.readline() for run in both], ["up\n", "up\n"])
+        self.changes("--blkio-weight", "200", "b")
+        with open("/scratch/go", "w"):
+            pass
+        self.addCleanup(os.unlink, "/scratch/go")
+        more, less = (int(run.communicate()[0]) for run in both)
+        self.assertTrue(2 <= more / less <= 8, (more, less))
+
 
 class Scope(Limits):
     """The one scope of a user's containers."""
@@ -353,32 +382,7 @@ class Folder(Limits):
             self.is_free(flag, lambda: self.rate(program))
 
     def test_weights_share_a_disk(self):
-        with open("/sys/block/vdc/queue/scheduler") as file:
-            self.assertIn("[bfq]", file.read())
-        self.rate("dd if=/dev/zero of=/s/a bs=1M count=30 oflag=direct status=none; cp /s/a /s/b; sync")
-        script = ("import mmap, os, sys, time\n"
-                  "fd = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT)\n"
-                  "page, done = mmap.mmap(-1, 262144), 0\n"
-                  "while not os.path.exists('/s/go'): pass\n"
-                  "end = time.monotonic() + 6\n"
-                  "while time.monotonic() < end: done += os.preadv(fd, [page], done % (28 << 20))\n"
-                  "print(done)")
-        start = lambda weight, name: subprocess.Popen(
-            ["kelp", "run", "--rm", "--name", name, "--blkio-weight", weight, "--strict-limits", "-v", "/scratch:/s", "@host", "python3",
-             "-c", f"print('up', flush=True)\n{script}", f"/s/{name}"], stdout=subprocess.PIPE, text=True)
-        both = [start("800", "a"), start("800", "b")]
-        # One got its weight at its start, the other later.
-        self.assertEqual([run.stdout.readline() for run in both], ["up\n", "up\n"])
-        self.changes("--blkio-weight", "200", "b")
-        with open("/scratch/go", "w"):
-            pass
-        self.addCleanup(os.unlink, "/scratch/go")
-        more, less = (int(run.communicate()[0]) for run in both)
-        self.assertTrue(2 <= more / less <= 8, (more, less))
-
-    def changes(self, *words):
-        ended = kelp("update", *words)
-        self.assertEqual((ended.returncode, ended.stdout, ended.stderr), (0, f"{words[-1]}\n", ""))
+        self.weights_share_a_disk("--strict-limits")
 
     def changing(self):
         """A container that runs already when it gets its limits."""
@@ -473,6 +477,22 @@ class PartlyDelegated(Limits):
 class Soft(Limits):
     def test_doctor_says_that_limits_are_soft_and_how_to_mend_it(self):
         self.limits("soft", "enable-linger")
+
+
+class SoftDisk(Limits):
+    def test_weights_share_a_disk_that_bfq_schedules(self):
+        self.weights_share_a_disk()
+
+    def test_a_weight_is_said_to_hold_softly_and_what_joins_has_it_too(self):
+        kelp("run", "-d", "--name", "weighed", "--blkio-weight", "1000", "@host", "sleep", "1000")
+        self.addCleanup(kelp, "rm", "-f", "weighed")
+        enforced = lambda: kelp("inspect", "-f", '{{index .EnforcedBy "blkio-weight"}}', "weighed").stdout
+        self.assertEqual(enforced(), "soft\n")
+        self.assertEqual(kelp("exec", "weighed", "ionice").stdout, "best-effort: prio 0\n")
+        self.changes("--blkio-weight", "10", "weighed")
+        self.assertEqual(kelp("exec", "weighed", "ionice", "-p", "1").stdout, "best-effort: prio 7\n")
+        self.assertEqual(kelp("exec", "weighed", "ionice").stdout, "best-effort: prio 7\n")
+        self.assertEqual(enforced(), "soft\n")
 
 
 class Lingering(Scope):

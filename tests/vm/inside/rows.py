@@ -37,12 +37,21 @@ def give_folder():
     sh("mkdir -p /sys/fs/cgroup/job/step; cd /sys/fs/cgroup/job; chown bob: . step; for f in procs subtree_control threads; do"
        " chown bob: cgroup.$f step/cgroup.$f; done")
     sh("fallocate -l 256M /swap && chmod 600 /swap && mkswap -q /swap && swapon /swap; sysctl -qw vm.nr_hugepages=8")
+    give_disk()
+
+
+def take_folder():
+    sh("pkill -KILL -u bob || true; swapoff /swap; sysctl -qw vm.nr_hugepages=0")
+    take_disk()
+
+
+def give_disk():
     sh("mkdir -p /scratch && mount /dev/vdc /scratch && chmod 1777 /scratch; modprobe -q bfq")
     sh("echo bfq >/sys/block/vdc/queue/scheduler")
 
 
-def take_folder():
-    sh("pkill -KILL -u bob || true; swapoff /swap; sysctl -qw vm.nr_hugepages=0; umount -l /scratch")
+def take_disk():
+    sh("umount -l /scratch; echo none >/sys/block/vdc/queue/scheduler")
 
 
 def delegation(words):
@@ -100,6 +109,7 @@ ROWS = [
     ("partly-delegated", delegation("pids memory"), service, "ann", "ids", ["PartlyDelegated", "Everywhere"], [], nothing),
     ("no-delegation", delegation("no"), bare, "ann", "ids", ["Soft", "Everywhere"], [], delegation("cpu cpuset io memory pids")),
     ("no-session", nothing, bare, "bob", "one", ["Soft", "Programs", "Everywhere"], ["limits::", "update::", "disk::"], nothing),
+    ("soft-disk", give_disk, bare, "bob", "one", ["SoftDisk"], [], take_disk),
     ("no-session-lingering", nothing, bare, "ann", "ids", ["Lingering", "Everywhere"], [], nothing),
     ("overlay-barred", bar_overlay, service, "ann", "ids", ["OverlayBarred", "Everywhere"], [], allow_overlay),
     ("fuse-and-overlay-barred", lambda: (bar_overlay(), sh("chmod 600 /dev/fuse")), service, "ann", "ids",
