@@ -82,6 +82,8 @@ pub struct Changes {
 pub struct Caller {
     pub uid: u32,
     pub gid: u32,
+    /// Permissions that a new file does not get, unless its directory has a default access control list.
+    pub umask: u32,
 }
 
 /// The kernel's `new_encode_dev`.

@@ -89,6 +89,8 @@ pub struct Config {
     pub coherent: bool,
     /// Small writes gather in the kernel's page cache.
     pub writeback: bool,
+    /// Access control lists hold. They need real owners.
+    pub acl: bool,
 }
 
 impl Default for Config {
@@ -107,6 +109,7 @@ impl Default for Config {
             volatile: false,
             coherent: false,
             writeback: true,
+            acl: true,
         }
     }
 }

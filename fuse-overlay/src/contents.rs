@@ -204,6 +204,10 @@ impl Overlay {
         self.options.writeback
     }
 
+    pub fn has_acls(&self) -> bool {
+        self.options.acl
+    }
+
     pub fn is_coherent(&self) -> bool {
         self.options.coherent
     }

@@ -6,7 +6,7 @@ use crate::find::{Entry, Found};
 use crate::listing::Source;
 use crate::node::{Name, Node, Upper};
 use crate::overlay::{At, Overlay, whiteout_at};
-use crate::place::Place;
+use crate::place::{OPEN_PATH, Place};
 use crate::upper::UpperLayer;
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Statx, linkat, mkdirat, mknodat, openat, renameat,
@@ -66,6 +66,10 @@ struct Making<'a> {
     name: &'a [u8],
     new: &'a New<'a>,
     caller: Caller,
+    /// Permissions as asked for, less the umask.
+    mode: u32,
+    /// The directory's default access control list decides over the permissions, and the real one's passes it on.
+    inherits: bool,
 }
 
 impl Overlay {
@@ -83,7 +87,9 @@ impl Overlay {
         self.quota.admit_inode()?;
         self.copy_up(&parent)?;
         let directory = self.upper_dir(&parent)?.ok_or(Errno::NOENT)?;
-        let making = Making { upper, directory: &directory, name, new, caller };
+        let inherits = !matches!(new, New::Symlink { .. }) && self.has_default_acl(&parent, &directory)?;
+        let mode = if inherits { new.mode() } else { new.mode() & !caller.umask };
+        let making = Making { upper, directory: &directory, name, new, caller, mode, inherits };
         let made = match self.make_at(&making, &directory, name) {
             Err(Errno::EXIST) if whiteout_at(&directory, name)? => {
                 self.make_over_whiteout(&making, &parent)?
@@ -113,7 +119,7 @@ impl Overlay {
         directory: &OwnedFd,
         name: &[u8],
     ) -> Result<(Statx, Option<OwnedFd>)> {
-        let mode = Mode::from_raw_mode(making.new.mode());
+        let mode = Mode::from_raw_mode(making.mode);
         let mut file = None;
         match making.new {
             New::Directory { .. } => mkdirat(directory, name, mode)?,
@@ -147,7 +153,10 @@ impl Overlay {
         let mut attr = Attr::new(0, &made);
         let inherited = made.stx_gid != self.own.1;
         (attr.uid, attr.gid) = (making.caller.uid, making.caller.gid);
-        let wanted = making.new.mode();
+        let wanted = match making.inherits {
+            true => (making.mode & !0o777) | (u32::from(made.stx_mode) & 0o777),
+            false => making.mode,
+        };
         let plain = self.options.owners == crate::config::Owners::Real;
         let same_owner = (making.caller.uid, making.caller.gid) == self.own
             || (self.own.0 == making.caller.uid && inherited);
@@ -174,9 +183,12 @@ impl Overlay {
     ) -> Result<(Statx, Option<OwnedFd>, Covering)> {
         let Making { upper, directory, name, .. } = *making;
         let temporary = upper.temporary_name();
-        let (stat, file) = self.make_at(making, &upper.temporary, &temporary)?;
+        let (stat, file) = match making.inherits {
+            true => self.make_in_twin(making, &temporary)?,
+            false => self.make_at(making, &upper.temporary, &temporary)?,
+        };
         let is_dir = kind_of(&stat) == FileType::Directory;
-        let moved = inherit_group(upper, &temporary, directory, making.new).and_then(|()| {
+        let moved = inherit_group(upper, &temporary, directory, making).and_then(|()| {
             if is_dir {
                 return self.move_dir_over_whiteout(making, parent, &temporary);
             }
@@ -188,6 +200,21 @@ impl Overlay {
             if is_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() },
         )?;
         Ok((statx(directory, name, AtFlags::SYMLINK_NOFOLLOW, WANTED)?, file, covering))
+    }
+
+    /// Makes the file in a directory of the work directory that has the list of the one it shall move to.
+    fn make_in_twin(&self, making: &Making<'_>, name: &[u8]) -> Result<(Statx, Option<OwnedFd>)> {
+        let temporary = &making.upper.temporary;
+        let twin = making.upper.temporary_name();
+        mkdirat(temporary, &twin, Mode::from_raw_mode(0o700))?;
+        let made = crate::xattr::copy_default_acl(making.directory, temporary, &twin)
+            .and_then(|()| openat(temporary, &twin, OPEN_PATH, Mode::empty()))
+            .and_then(|inside| {
+                let made = self.make_at(making, &inside, name)?;
+                renameat(&inside, name, temporary, name).map(|()| made)
+            });
+        let _swept_at_the_next_mount = unlinkat(temporary, &twin, AtFlags::REMOVEDIR);
+        made
     }
 
     fn move_dir_over_whiteout(
@@ -309,17 +336,26 @@ impl At {
 }
 
 /// The work directory gave a new file no group; the directory that it moves to might have.
-fn inherit_group(upper: &UpperLayer, temporary: &[u8], directory: &OwnedFd, new: &New<'_>) -> Result<()> {
+fn inherit_group(
+    upper: &UpperLayer,
+    temporary: &[u8],
+    directory: &OwnedFd,
+    making: &Making<'_>,
+) -> Result<()> {
     let above = statx(directory, c"", AtFlags::EMPTY_PATH, WANTED)?;
     if u32::from(above.stx_mode) & 0o2000 == 0 {
         return Ok(());
     }
     let at = At::Name(Arc::new(rustix::io::fcntl_dupfd_cloexec(&upper.temporary, 0)?), temporary.into());
     at.chown(None, Some(above.stx_gid))?;
-    match new.kind() {
+    let mode = match making.inherits {
+        true => u32::from(at.stat()?.stx_mode) & 0o7777,
+        false => making.mode,
+    };
+    match making.new.kind() {
         FileType::Symlink => Ok(()),
-        FileType::Directory => at.set_mode(new.mode() | 0o2000),
-        _ => at.set_mode(new.mode()),
+        FileType::Directory => at.set_mode(mode | 0o2000),
+        _ => at.set_mode(mode),
     }
 }
 

@@ -39,6 +39,7 @@ mod stored_owner;
 mod sweep;
 mod transfer;
 
+mod acl;
 pub mod attr;
 mod cache;
 pub mod config;

@@ -44,6 +44,8 @@ pub(crate) struct Dir {
     pub(crate) fd: Option<Arc<OwnedFd>>,
     /// A merged listing that some reader is in the middle of.
     pub(crate) listing: Option<Box<Listing>>,
+    /// Does its default access control list decide over new files? Asked once.
+    pub(crate) default_acl: Option<bool>,
     /// What was removed while no upper directory existed.
     pub(crate) hidden: Option<Box<Hidden>>,
 }

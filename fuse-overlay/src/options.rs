@@ -50,6 +50,7 @@ options (-o):
   xattr_permissions=N   record owners in user.containers.override_stat (0 off, 2 on)
   volatile, fsync=0     never sync: after a power cut the upper is worthless
   writeback=0           no write-back cache
+  noacl                 access control lists are neither kept nor looked at
   coherent              the layers change behind our back: cache for a second only
   xdev                  stay on the mounts of the lower layers
   exclude=PATH[:PATH]   names of the lower layers that are not there
@@ -152,6 +153,7 @@ fn apply(option: &[u8], mount: &mut Mount, gathered: &mut Gathered) -> Result<()
         }
         "writeback" => config.writeback = number::<u32>(&key, value)? > 0,
         "coherent" => config.coherent = true,
+        "noacl" => config.acl = false,
         "xdev" => gathered.xdev = true,
         "ociwhiteouts" => gathered.plain = number::<u32>(&key, value)? == 0,
         "exclude" => {
@@ -203,7 +205,6 @@ fn flag(key: &str, mount: &mut Mount) -> Result<()> {
         | "noxattrs"
         | "plugins"
         | "static_nlink"
-        | "noacl"
         | "fsname"
         | "subtype"
         | "max_write"

@@ -45,6 +45,7 @@ pub(crate) struct Options {
     pub(crate) volatile: bool,
     pub(crate) coherent: bool,
     pub(crate) writeback: bool,
+    pub(crate) acl: bool,
     /// A lower directory that we may not read counts as empty when it is removed.
     pub(crate) unreadable_is_empty: bool,
 }
@@ -228,6 +229,11 @@ impl Options {
             coherent: config.coherent,
             // Late errors would hide a full quota from the writer.
             writeback: config.writeback && config.limits.bytes == 0 && config.limits.inodes == 0,
+            // Where files carry other owners than they are shown with, no list of ids can be right.
+            acl: config.acl
+                && config.owners == Owners::Real
+                && config.squash_uid.is_none()
+                && config.squash_gid.is_none(),
             unreadable_is_empty: config.squash_unmapped.is_some(),
         }
     }

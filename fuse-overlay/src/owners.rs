@@ -5,7 +5,7 @@ use crate::config::{Config, IdRange, Owner};
 use rustix::io::{Errno, Result};
 
 /// What `stat` says where an id has no name in our user namespace (`/proc/sys/kernel/overflowuid`).
-const OVERFLOW: u32 = 65534;
+pub(crate) const OVERFLOW: u32 = 65534;
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ids {

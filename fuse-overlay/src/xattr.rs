@@ -2,6 +2,9 @@
 //! `user.overlay.` belongs to the overlay: it is hidden, and a user who sets such a name gets it stored under
 //! `user.overlay.overlay.`, which is how an overlay inside this one keeps its marks.
 
+use crate::acl::{self, ACCESS, Who};
+use crate::attr::{Caller, Changes};
+use crate::config::Owner;
 use crate::node::Node;
 use crate::overlay::{At, Overlay};
 use crate::sys::proc_path;
@@ -9,7 +12,7 @@ use rustix::fs::{
     XattrFlags, getxattr, lgetxattr, listxattr, llistxattr, lremovexattr, lsetxattr, removexattr, setxattr,
 };
 use rustix::io::{Errno, Result};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 const OWN: &[u8] = b"user.overlay.";
@@ -38,6 +41,12 @@ pub(crate) fn set_opaque(fd: impl AsFd, name: &[u8]) -> Result<()> {
         return setxattr(path, mark, value, XattrFlags::empty());
     }
     lsetxattr(path, mark, value, XattrFlags::empty())
+}
+
+/// Gives the directory `name` the default access control list of `from`.
+pub(crate) fn copy_default_acl(from: &OwnedFd, fd: &OwnedFd, name: &[u8]) -> Result<()> {
+    let list = Target { path: proc_path(from, b""), follow: true }.read(acl::DEFAULT)?;
+    lsetxattr(proc_path(fd, name), acl::DEFAULT, &list, XattrFlags::empty())
 }
 
 pub(crate) fn is_marked_whiteout(fd: impl AsFd, name: &[u8]) -> bool {
@@ -155,13 +164,82 @@ impl Overlay {
 
     pub fn xattr(&self, ino: u64, name: &[u8]) -> Result<Vec<u8>> {
         let name = stored(name).ok_or(Errno::NODATA)?;
-        self.attributes(&self.node(ino)?, |target| target.read(&name))
+        let value = self.attributes(&self.node(ino)?, |target| target.read(&name));
+        if !name.starts_with(acl::PREFIX) {
+            return value;
+        }
+        match value {
+            Ok(list) => Ok(acl::renamed(&list, |who| self.shown_id(who)).0),
+            // The kernel asks of every file, also of those that can have none.
+            Err(Errno::OPNOTSUPP) => Err(Errno::NODATA),
+            other => other,
+        }
+    }
+
+    fn shown_id(&self, who: Who) -> Option<u32> {
+        let shown = |uid, gid| self.ids.shown(Owner { uid, gid }, false);
+        let id = match who {
+            Who::User(u32::MAX) | Who::Group(u32::MAX) => return None,
+            Who::User(id) => shown(id, 0).uid,
+            Who::Group(id) => shown(0, id).gid,
+        };
+        (id != crate::owners::OVERFLOW).then_some(id)
+    }
+
+    fn stored_id(&self, who: Who) -> Option<u32> {
+        match who {
+            Who::User(id) => self.ids.stored_uid(id).ok().flatten(),
+            Who::Group(id) => self.ids.stored_gid(id).ok().flatten(),
+        }
+    }
+
+    /// Does a list of the directory stand in for the umask of whoever makes something in it?
+    pub(crate) fn has_default_acl(&self, node: &Arc<Node>, directory: &OwnedFd) -> Result<bool> {
+        if !self.options.acl {
+            return Ok(false);
+        }
+        let known = node.state.lock().dir.as_ref().and_then(|dir| dir.default_acl);
+        if let Some(known) = known.filter(|_| !self.options.coherent) {
+            return Ok(known);
+        }
+        let asked = match rustix::fs::getxattr_query(proc_path(directory, b""), acl::DEFAULT) {
+            Ok(length) => length > 0,
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => false,
+            Err(error) => return Err(error),
+        };
+        if let Some(dir) = node.state.lock().dir.as_mut() {
+            dir.default_acl = Some(asked);
+        }
+        Ok(asked)
+    }
+
+    /// Whoever sets a file's access control list without being of its group takes its set-group-id bit away
+    /// (`posix_acl_update_mode`); further groups of theirs are not known here.
+    pub fn list_changed(&self, ino: u64, name: &[u8], caller: Caller) -> Result<()> {
+        if name != ACCESS || caller.uid == 0 {
+            return Ok(());
+        }
+        let attr = self.attributes_of(ino)?;
+        if attr.mode & 0o2000 == 0 || attr.gid == caller.gid {
+            return Ok(());
+        }
+        let mode = Some(attr.mode & 0o7777 & !0o2000);
+        self.set_attr(ino, &Changes { mode, ..Changes::default() }).map(drop)
+    }
+
+    fn asks_again(node: &Arc<Node>, name: &[u8]) {
+        if name == acl::DEFAULT
+            && let Some(dir) = node.state.lock().dir.as_mut()
+        {
+            dir.default_acl = None;
+        }
     }
 
     /// The names, each with a NUL behind it.
     pub fn list_xattr(&self, ino: u64) -> Result<Vec<u8>> {
         let all = self.attributes(&self.node(ino)?, Target::list)?;
         let names = all.split(|byte| *byte == 0).filter(|name| !name.is_empty()).filter_map(shown);
+        let names = names.filter(|name| self.options.acl || !name.starts_with(acl::PREFIX));
         Ok(names.flat_map(|name| [name, vec![0]].concat()).collect())
     }
 
@@ -169,18 +247,34 @@ impl Overlay {
     pub fn set_xattr(&self, ino: u64, name: &[u8], value: &[u8], flags: u32) -> Result<()> {
         let name = stored(name).ok_or(Errno::PERM)?;
         let node = self.node(ino)?;
+        let (list, whole) = match name.starts_with(acl::PREFIX) {
+            true => acl::renamed(value, |who| self.stored_id(who)),
+            false => (Vec::new(), true),
+        };
+        if !whole {
+            return Err(Errno::INVAL);
+        }
         self.settle()?;
         self.copy_up(&node)?;
-        self.attributes(&node, |target| target.set(&name, value, XattrFlags::from_bits_retain(flags)))
+        let value = if list.is_empty() { value } else { &list };
+        self.attributes(&node, |target| target.set(&name, value, XattrFlags::from_bits_retain(flags)))?;
+        Self::asks_again(&node, &name);
+        Ok(())
     }
 
     pub fn remove_xattr(&self, ino: u64, name: &[u8]) -> Result<()> {
         let name = stored(name).ok_or(Errno::NODATA)?;
         let node = self.node(ino)?;
-        self.attributes(&node, |target| target.read(&name))?;
+        match self.attributes(&node, |target| target.read(&name)) {
+            // Taking away a list that is not there is no fault.
+            Err(Errno::NODATA) if name.starts_with(acl::PREFIX) => return Ok(()),
+            other => other?,
+        };
         self.settle()?;
         self.copy_up(&node)?;
-        self.attributes(&node, |target| target.remove(&name))
+        self.attributes(&node, |target| target.remove(&name))?;
+        Self::asks_again(&node, &name);
+        Ok(())
     }
 
     /// Copies what users see, and what overlays inside this one left, to a file that is being copied up. What we may
@@ -198,7 +292,11 @@ impl Overlay {
                 }
                 let privileged =
                     [&b"security."[..], b"trusted.", b"system."].iter().any(|p| name.starts_with(p));
-                match from.read(name).and_then(|value| to.set(name, &value, XattrFlags::empty())) {
+                let read = from.read(name).map(|value| match name.starts_with(acl::PREFIX) {
+                    true => acl::known(&value),
+                    false => value,
+                });
+                match read.and_then(|value| to.set(name, &value, XattrFlags::empty())) {
                     Ok(()) | Err(Errno::NODATA) => {}
                     Err(Errno::PERM | Errno::OPNOTSUPP | Errno::INVAL) if privileged => {}
                     Err(error) => return Err(error),

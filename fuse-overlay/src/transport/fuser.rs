@@ -1,6 +1,6 @@
 //! The wire: requests of the kernel become calls of an `Overlay`, and its plain answers become replies. Nothing is
-//! decided here but what the kernel may remember. OPEN, OPENDIR, CREATE, FLUSH and ACCESS are answered ENOSYS once, so
-//! that they are never sent again (an open file then costs nothing, and CREATE becomes MKNOD without a RELEASE). A
+//! decided here but what the kernel may remember. OPEN, OPENDIR, CREATE, FLUSH and ACCESS are answered ENOSYS once (some
+//! of them by fuser), so that they are never sent again (an open file then costs nothing, and CREATE becomes MKNOD without a RELEASE). A
 //! panic in a handler answers EIO and the server lives on.
 
 use crate::attr::{Attr, Caller, Changes};
@@ -15,7 +15,7 @@ use crate::transport::placement::Placement;
 use crate::transport::translate::{NOTHING, done, errno, file_attr, file_type, room, sized, stamp};
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyData, ReplyDirectory,
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
     Request, TimeOrNow, WriteFlags,
 };
@@ -76,12 +76,16 @@ impl Wire {
         }
     }
 
-    fn create_new(&self, request: &Request, parent: INodeNo, name: &OsStr, new: &New<'_>, reply: ReplyEntry) {
-        let caller = Caller { uid: request.uid(), gid: request.gid() };
+    fn create_new(&self, request: &Request, umask: u32, spot: &Spot<'_>, new: &New<'_>, reply: ReplyEntry) {
+        let caller = Caller { uid: request.uid(), gid: request.gid(), umask };
         self.guard(Kind::Create, request, || {
-            self.entry(self.overlay.create(parent.0, name.as_bytes(), new, caller), reply);
+            self.entry(self.overlay.create(spot.parent, spot.name, new, caller), reply);
         });
     }
+}
+
+fn spot(parent: INodeNo, name: &OsStr) -> Spot<'_> {
+    Spot { parent: parent.0, name: name.as_bytes() }
 }
 
 impl Filesystem for Wire {
@@ -103,6 +107,10 @@ impl Filesystem for Wire {
         }
         if self.overlay.uses_writeback() {
             wanted.push(InitFlags::FUSE_WRITEBACK_CACHE);
+        }
+        if self.overlay.has_acls() {
+            // Only the directory knows whether its list stands in for the umask.
+            wanted.extend([InitFlags::FUSE_POSIX_ACL, InitFlags::FUSE_DONT_MASK]);
         }
         for flag in wanted {
             // An older kernel lacks some; each only makes things faster, and KILLPRIV is cleared by us in any case.
@@ -179,11 +187,11 @@ impl Filesystem for Wire {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        self.create_new(request, parent, name, &New::Node { mode, rdev }, reply);
+        self.create_new(request, umask, &spot(parent, name), &New::Node { mode, rdev }, reply);
     }
 
     fn mkdir(
@@ -192,28 +200,15 @@ impl Filesystem for Wire {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         reply: ReplyEntry,
     ) {
-        self.create_new(request, parent, name, &New::Directory { mode }, reply);
+        self.create_new(request, umask, &spot(parent, name), &New::Directory { mode }, reply);
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let target = target.as_os_str().as_bytes();
-        self.create_new(request, parent, name, &New::Symlink { target }, reply);
-    }
-
-    fn create(
-        &self,
-        _request: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
-        _mode: u32,
-        _umask: u32,
-        _flags: i32,
-        reply: ReplyCreate,
-    ) {
-        reply.error(Errno::ENOSYS);
+        self.create_new(request, 0, &spot(parent, name), &New::Symlink { target }, reply);
     }
 
     fn open(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -253,8 +248,7 @@ impl Filesystem for Wire {
         } else {
             return reply.error(Errno::EINVAL);
         };
-        let from = Spot { parent: parent.0, name: name.as_bytes() };
-        let to = Spot { parent: new_parent.0, name: new_name.as_bytes() };
+        let (from, to) = (spot(parent, name), spot(new_parent, new_name));
         self.guard(Kind::Rename, request, || done(self.overlay.rename(&from, &to, replace), reply));
     }
 
@@ -429,7 +423,9 @@ impl Filesystem for Wire {
     ) {
         let flags = flags.unsigned_abs();
         self.guard(Kind::SetXattr, request, || {
-            done(self.overlay.set_xattr(ino.0, name.as_bytes(), value, flags), reply)
+            let set = self.overlay.set_xattr(ino.0, name.as_bytes(), value, flags);
+            let asks = Caller { uid: request.uid(), gid: request.gid(), umask: 0 };
+            done(set.and_then(|()| self.overlay.list_changed(ino.0, name.as_bytes(), asks)), reply)
         });
     }
 
