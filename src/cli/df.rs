@@ -11,6 +11,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use crate::cli::inside;
+use crate::cli::ps;
 use crate::cli::table::{self, Column};
 use crate::container::folder::Known;
 use crate::container::list::{self, made_from};
@@ -141,7 +142,7 @@ fn containers(paths: &Paths) -> Vec<Item> {
             "Image": known.made.request.image.id.get(..12).unwrap_or("<none>"),
             "Size": table::size(size),
             "Created": format!("{} ago", table::duration(now() - known.made.created / 1_000_000_000)),
-            "Status": known.status.state.word(),
+            "Status": ps::status(&known),
             "Names": known.name().to_string(),
         });
         Item { row, size, used: known.status.state.is_live() }

@@ -352,7 +352,7 @@ class Df(Containers):
         out, _ = self.kelp("system", "df", "-v")
         self.assertRegex(out, r"REPOSITORY +TAG +IMAGE ID +CREATED +SIZE +SHARED SIZE +UNIQUE SIZE +CONTAINERS")
         self.assertRegex(out, r"other +1 +\w{12} +.* ago +\d.*MB +\d.*MB +1kB +0")
-        self.assertRegex(out, r"CONTAINER ID .*\n\w{12} +\w{12} +5kB .* exited +c\n")
+        self.assertRegex(out, r"CONTAINER ID .*\n\w{12} +\w{12} +5kB .* Exited \(0\) .* ago +c\n")
 
 
 class Export(Containers):
