@@ -89,6 +89,8 @@ pub struct Config {
     pub coherent: bool,
     /// Small writes gather in the kernel's page cache.
     pub writeback: bool,
+    /// A directory that a lower holds can be renamed. The kernel refuses to mount an upper where that happened.
+    pub redirect: bool,
     /// Access control lists hold. They need real owners.
     pub acl: bool,
 }
@@ -109,6 +111,7 @@ impl Default for Config {
             volatile: false,
             coherent: false,
             writeback: true,
+            redirect: false,
             acl: true,
         }
     }

@@ -14,6 +14,7 @@ use rustix::fs::{AtFlags, FileType, statx};
 use rustix::io::{Errno, Result};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// One entry, with the attributes if they were asked for; the kernel then holds one more reference to the node.
 pub struct DirEntry<'a> {
@@ -194,7 +195,7 @@ impl Overlay {
             if node.parent().is_none() && node.ino != ROOT {
                 return Ok(merge.listing);
             }
-            self.list_upper(&fd, !places.is_empty(), &mut merge)?;
+            self.list_upper(node, &fd, !places.is_empty(), &mut merge)?;
         }
         for (index, place) in places.iter().enumerate() {
             self.list_place(place, u16::try_from(index).unwrap_or(u16::MAX), &mut merge)?;
@@ -202,7 +203,7 @@ impl Overlay {
         Ok(merge.finish())
     }
 
-    fn list_upper(&self, fd: &Arc<OwnedFd>, merged: bool, merge: &mut Merge) -> Result<()> {
+    fn list_upper(&self, node: &Arc<Node>, fd: &Arc<OwnedFd>, merged: bool, merge: &mut Merge) -> Result<()> {
         let device = self.upper_layer()?.stat;
         let device = crate::number::Device::of(&device);
         let directory = crate::sweep::open_dir(fd, b".")?;
@@ -219,8 +220,16 @@ impl Overlay {
                 }
                 number = self.upper_number(&stat);
             }
-            let open =
-                merged && kind == FileType::Directory && crate::xattr::opaque_mark(fd, name) != Some(b'y');
+            let moved = kind == FileType::Directory
+                && self.upper_layer()?.redirected.load(Ordering::Acquire)
+                && crate::xattr::redirect(fd, name)?.is_some();
+            if moved {
+                number = self.number(&self.find(node, name)?);
+            }
+            let open = !moved
+                && merged
+                && kind == FileType::Directory
+                && crate::xattr::opaque_mark(fd, name) != Some(b'y');
             merge.add(name, number, kind, Source::Upper, open);
             Ok(())
         })

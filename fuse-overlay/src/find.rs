@@ -10,7 +10,9 @@ use crate::place::{Place, absent};
 use crate::records::{Key, Kind};
 use rustix::fs::{AtFlags, FileType, Statx, statx};
 use rustix::io::{Errno, Result};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// A name that exists, with the reference that the kernel now holds.
 pub(crate) struct Entry {
@@ -75,6 +77,10 @@ impl Overlay {
             if stops {
                 return Ok(found);
             }
+            if let Some(elsewhere) = self.redirect(&fd, name, &found)? {
+                self.below_elsewhere(parent, &elsewhere, &mut found)?;
+                return Ok(found);
+            }
         }
         if parent.hides(name) {
             found.whiteout = true;
@@ -84,9 +90,38 @@ impl Overlay {
         Ok(found)
     }
 
+    /// Where lowers hold what is merged into the upper's directory `name`, if it was renamed.
+    pub(crate) fn redirect(&self, fd: &OwnedFd, name: &[u8], found: &Found) -> Result<Option<Vec<u8>>> {
+        let redirected = self.upper_layer()?.redirected.load(Ordering::Acquire);
+        let directory = found.upper.as_ref().is_some_and(|stat| kind_of(stat) == FileType::Directory);
+        if redirected && directory { crate::xattr::redirect(fd, name) } else { Ok(None) }
+    }
+
+    /// Adds the directories of the lowers at a path from their roots, or under another name in the same place.
+    fn below_elsewhere(&self, parent: &Arc<Node>, path: &[u8], found: &mut Found) -> Result<()> {
+        let from_root = path.first() == Some(&b'/');
+        let mut places = if from_root { self.node(ROOT)?.places() } else { parent.places() };
+        let mut step = Found::default();
+        for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+            if matches!(name, b"." | b"..") {
+                return Err(Errno::IO);
+            }
+            step = Found::default();
+            self.below_in(&places, name, &mut step)?;
+            places.clone_from(&step.places);
+        }
+        if !places.is_empty() {
+            (found.lower, found.places) = (step.lower, step.places);
+        }
+        Ok(())
+    }
+
     /// Adds what the lowers hold under `name`.
     pub(crate) fn below(&self, parent: &Arc<Node>, name: &[u8], found: &mut Found) -> Result<()> {
-        let places = parent.places();
+        self.below_in(&parent.places(), name, found)
+    }
+
+    fn below_in(&self, places: &[Arc<Place>], name: &[u8], found: &mut Found) -> Result<()> {
         for (index, place) in places.iter().enumerate() {
             let stat = place.stat(&self.descriptors, name)?;
             let last = index + 1 == places.len();

@@ -4,11 +4,12 @@
 use crate::config::{Directory, Lower};
 use crate::number::Device;
 use crate::place::{Layer, open_given};
-use crate::upper::{INCOMPATIBLE, UpperLayer, WORK};
+use crate::upper::{INCOMPATIBLE, REDIRECT, UpperLayer, WORK};
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, flock, mkdirat, openat, statx};
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
 
 pub(crate) fn open(lowers: Vec<Lower>) -> Result<Vec<Layer>> {
     if lowers.is_empty() {
@@ -51,6 +52,9 @@ pub(crate) fn open_upper(
     refuse_volatile(&work, &work_name, volatile)?;
     let layer = UpperLayer::new(root, work)
         .with_context(|| format!("cannot prepare the work directory {work_name}"))?;
+    let mark = format!("{INCOMPATIBLE}/{REDIRECT}");
+    let redirected = statx(&layer.temporary, &mark, AtFlags::SYMLINK_NOFOLLOW, crate::attr::WANTED).is_ok();
+    layer.redirected.store(redirected, Ordering::Release);
     if volatile {
         mark_incompatible(&layer.temporary, "volatile").context("cannot mark the upper layer as volatile")?;
     }

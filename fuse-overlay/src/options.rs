@@ -50,6 +50,7 @@ options (-o):
   xattr_permissions=N   record owners in user.containers.override_stat (0 off, 2 on)
   volatile, fsync=0     never sync: after a power cut the upper is worthless
   writeback=0           no write-back cache
+  redirect_dir=on       directories of lowers can be renamed; the kernel then refuses to mount the upper
   noacl                 access control lists are neither kept nor looked at
   coherent              the layers change behind our back: cache for a second only
   xdev                  stay on the mounts of the lower layers
@@ -146,11 +147,7 @@ fn apply(option: &[u8], mount: &mut Mount, gathered: &mut Gathered) -> Result<()
         "xattr_permissions" if number::<u32>(&key, value)? > 0 => config.owners = Owners::Recorded,
         "volatile" => config.volatile = true,
         "fsync" if number::<u32>(&key, value)? == 0 => config.volatile = true,
-        "redirect_dir" if value == Some(b"on") => {
-            bail!(
-                "redirect_dir=on is not supported: renaming a directory of a lower answers EXDEV, as on the kernel's overlay"
-            )
-        }
+        "redirect_dir" if value == Some(b"on") => config.redirect = true,
         "writeback" => config.writeback = number::<u32>(&key, value)? > 0,
         "coherent" => config.coherent = true,
         "noacl" => config.acl = false,

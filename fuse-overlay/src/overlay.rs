@@ -46,6 +46,7 @@ pub(crate) struct Options {
     pub(crate) coherent: bool,
     pub(crate) writeback: bool,
     pub(crate) acl: bool,
+    pub(crate) redirect: bool,
     /// A lower directory that we may not read counts as empty when it is removed.
     pub(crate) unreadable_is_empty: bool,
 }
@@ -229,6 +230,7 @@ impl Options {
             coherent: config.coherent,
             // Late errors would hide a full quota from the writer.
             writeback: config.writeback && config.limits.bytes == 0 && config.limits.inodes == 0,
+            redirect: config.redirect,
             // Where files carry other owners than they are shown with, no list of ids can be right.
             acl: config.acl
                 && config.owners == Owners::Real

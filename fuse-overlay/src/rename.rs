@@ -1,7 +1,8 @@
 //! Rename. What moves must be in the upper; where it stood a whiteout stays if a lower would shine through; where it
 //! goes it must not merge with a lower directory of that name. Each variant is one `renameat2(2)`, so a crash leaves
 //! the old names or the new ones. A directory that a lower holds is refused with EXDEV, as the kernel's overlay does
-//! without redirects: mv(1) and every package manager then copy.
+//! without redirects: mv(1) and every package manager then copy. With redirects it says where its lowers are, in the
+//! kernel's attribute, before it moves; the work directory is marked first, so that no kernel mounts such an upper.
 
 use crate::find::Found;
 use crate::listing::Source;
@@ -12,6 +13,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, mkdirat, openat, renameat, 
 use rustix::io::{Errno, Result};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// What a rename does when the new name exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +40,13 @@ struct End<'a> {
     covered: bool,
 }
 
+impl End<'_> {
+    /// A directory of which lowers hold something.
+    fn is_merged(&self) -> bool {
+        self.found.is_dir() && !self.found.places.is_empty()
+    }
+}
+
 impl Overlay {
     pub fn rename(&self, from: &Spot<'_>, to: &Spot<'_>, mode: Replace) -> Result<()> {
         crate::create::check_name(to.name)?;
@@ -53,18 +62,16 @@ impl Overlay {
         }
         for end in [&source, &target] {
             let moves = mode == Replace::Exchange || std::ptr::eq(end, &source);
-            if moves && end.found.is_dir() && !end.found.places.is_empty() {
+            if moves && end.is_merged() && !self.options.redirect {
                 return Err(Errno::XDEV);
             }
         }
         if mode == Replace::Exchange {
-            return self.exchange(&source, &target);
+            return self.exchange(upper, &source, &target);
         }
         self.check_target(&source, &target)?;
         self.raise(&source)?;
-        if source.found.is_dir() && target.parent.is_merged() {
-            self.make_opaque(&moving, &target)?;
-        }
+        self.set_apart(upper, &source, &moving, &target)?;
         // A directory's path must not be walked while it changes.
         let _alone = source.found.is_dir().then(|| self.tree.write());
         self.carry_out(upper, &source, &target, &moving)
@@ -119,6 +126,39 @@ impl Overlay {
             state.upper = Upper::Named;
             Ok(())
         })?;
+        Ok(())
+    }
+
+    /// A directory that moves takes along what lowers hold of it, and nothing of what they hold where it goes.
+    fn set_apart(
+        &self,
+        upper: &UpperLayer,
+        source: &End<'_>,
+        node: &Arc<Node>,
+        target: &End<'_>,
+    ) -> Result<()> {
+        if source.is_merged() {
+            return self.set_redirect(upper, node);
+        }
+        if node.is_dir() && target.parent.is_merged() { self.make_opaque(node, target) } else { Ok(()) }
+    }
+
+    fn set_redirect(&self, upper: &UpperLayer, node: &Arc<Node>) -> Result<()> {
+        let fd = self.upper_dir(node)?.ok_or(Errno::STALE)?;
+        let first = node.places().first().cloned().ok_or(Errno::STALE)?;
+        let path = [b"/", &*first.path].concat();
+        if path.len() > crate::xattr::REDIRECT_MAX {
+            return Err(Errno::XDEV);
+        }
+        if crate::xattr::redirect(&fd, b"")?.as_deref() == Some(&path) {
+            return Ok(());
+        }
+        crate::layers::mark_incompatible(&upper.temporary, crate::upper::REDIRECT)?;
+        match crate::xattr::set_redirect(&fd, &path) {
+            Ok(()) => upper.redirected.store(true, Ordering::Release),
+            Err(Errno::OPNOTSUPP | Errno::NOSPC | Errno::RANGE) => return Err(Errno::XDEV),
+            Err(error) => return Err(error),
+        }
         Ok(())
     }
 
@@ -272,12 +312,12 @@ impl Overlay {
         }
     }
 
-    fn exchange(&self, source: &End<'_>, target: &End<'_>) -> Result<()> {
+    fn exchange(&self, upper: &UpperLayer, source: &End<'_>, target: &End<'_>) -> Result<()> {
         let (Some(a), Some(b)) = (&source.node, &target.node) else { return Err(Errno::NOENT) };
         for (end, other) in [(source, target), (target, source)] {
             self.raise(end)?;
-            if let Some(node) = end.node.as_ref().filter(|node| node.is_dir() && other.parent.is_merged()) {
-                self.make_opaque(node, other)?;
+            if let Some(node) = &end.node {
+                self.set_apart(upper, end, node, other)?;
             }
         }
         let _alone = (a.is_dir() || b.is_dir()).then(|| self.tree.write());

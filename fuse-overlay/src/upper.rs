@@ -18,6 +18,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 pub(crate) const WORK: &str = "work";
 pub(crate) const INDEX: &str = "index";
 pub(crate) const INCOMPATIBLE: &str = "incompat";
+/// The name of the mark that some directories carry redirects.
+pub(crate) const REDIRECT: &str = "redirect";
 const WHITEOUT: &[u8] = b"#whiteout";
 
 pub(crate) struct UpperLayer {
@@ -35,6 +37,8 @@ pub(crate) struct UpperLayer {
     whiteout: Mutex<bool>,
     /// ext4 keeps a file's size behind its allocation, so that starting writeback is enough (decision 0102).
     pub(crate) ordered: bool,
+    /// Some directory was renamed and says where its lowers are; the work directory carries the mark of it.
+    pub(crate) redirected: AtomicBool,
     /// Cleared by the first refusal.
     pub(crate) reflink: AtomicBool,
     pub(crate) unnamed: AtomicBool,
@@ -74,6 +78,7 @@ impl UpperLayer {
             next: AtomicU64::new(0),
             whiteout: Mutex::new(false),
             ordered,
+            redirected: AtomicBool::new(false),
             reflink: AtomicBool::new(true),
             unnamed: AtomicBool::new(true),
         })

@@ -49,6 +49,30 @@ pub(crate) fn copy_default_acl(from: &OwnedFd, fd: &OwnedFd, name: &[u8]) -> Res
     lsetxattr(proc_path(fd, name), acl::DEFAULT, &list, XattrFlags::empty())
 }
 
+const REDIRECT: &str = "user.overlay.redirect";
+/// The kernel's limit of it (`OVL_REDIRECT_MAX`).
+pub(crate) const REDIRECT_MAX: usize = 256;
+
+/// Where the directory `name` (or `fd` itself) has its lowers, if that is not where it stands.
+pub(crate) fn redirect(fd: impl AsFd, name: &[u8]) -> Result<Option<Vec<u8>>> {
+    let path = proc_path(fd, name);
+    let mut value = [0; REDIRECT_MAX];
+    let read = if name.is_empty() {
+        getxattr(&path, REDIRECT, &mut value)
+    } else {
+        lgetxattr(&path, REDIRECT, &mut value)
+    };
+    match read {
+        Ok(length) => Ok(value.get(..length).map(<[u8]>::to_vec)),
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+pub(crate) fn set_redirect(fd: impl AsFd, path: &[u8]) -> Result<()> {
+    setxattr(proc_path(fd, b""), REDIRECT, path, XattrFlags::empty())
+}
+
 pub(crate) fn is_marked_whiteout(fd: impl AsFd, name: &[u8]) -> bool {
     lgetxattr(proc_path(fd, name), "user.overlay.whiteout", &mut [0; 8]).is_ok()
 }
