@@ -224,7 +224,7 @@ fn a_cgroup_that_is_asked_for_and_cannot_be_made_is_an_error() {
     // The group of another container, below which nobody may make any.
     let root = dir.root();
     let words = ["run", "-d", "--name", "full", "--cgroups=enabled", "--rootfs", &root, "/bin/guest"];
-    dir.kelp(&[&words[..], &["sleep", "60"]].concat()).ok();
+    dir.kelp(&[&words[..], &["sleep", "600"]].concat()).ok();
     let first = dir.kelp(&["inspect", "--format", "{{.State.Pid}}", "full"]).ok().out;
     let stands = fs::read_to_string(format!("/proc/{}/cgroup", first.trim())).unwrap();
     let path = stands.lines().find_map(|line| line.strip_prefix("0::")).unwrap();
@@ -389,7 +389,7 @@ fn what_joins_is_under_the_limits_too() {
     let options = ["-m", "60m", "--memory-swap", "60m", "--cpuset-cpus", "0", "--cpu-shares", "256"];
     for driver in ["fuse", "copy"] {
         let words = [&["run", "-d", "--name", driver, "--storage-driver", driver], &options[..]].concat();
-        dir.kelp(&[&words[..], &["--rootfs", &root, "/bin/guest", "sleep", "60"]].concat()).ok();
+        dir.kelp(&[&words[..], &["--rootfs", &root, "/bin/guest", "sleep", "600"]].concat()).ok();
         let seen = dir.kelp(&["exec", driver, "/bin/guest", "processors"]).ok().json();
         assert_eq!(seen["allowed"], "0", "{driver}");
         assert_eq!(seen["nice"], if is_soft(&dir) { 6 } else { 0 }, "{driver}");

@@ -91,7 +91,7 @@ fn shares_change() {
 #[test]
 fn what_a_container_sees_changes() {
     needs!(userns, fuse);
-    let live = Running::new(&["--cpuset-cpus", "0-1"], &["sleep", "60"]);
+    let live = Running::new(&["--cpuset-cpus", "0-1"], &["sleep", "600"]);
     live.update(&["-m", "128m", "--cpuset-cpus", "0"]).ok();
     let deadline = Instant::now() + Duration::from_secs(10);
     for (path, wanted) in
@@ -107,7 +107,7 @@ fn what_a_container_sees_changes() {
 #[test]
 fn the_processors_to_run_on_change() {
     needs!(userns);
-    let live = Running::new(&[], &["sleep", "60"]);
+    let live = Running::new(&[], &["sleep", "600"]);
     live.update(&["--cpuset-cpus", "0"]).ok();
     let first = live.exec(&["read", "/proc/1/status"]);
     says(first["text"].as_str().unwrap(), &["Cpus_allowed_list:\t0\n"]);
@@ -117,7 +117,7 @@ fn the_processors_to_run_on_change() {
 #[test]
 fn the_number_of_processes_changes() {
     needs!(userns);
-    let live = Running::new(&["--pids-limit", "200"], &["sleep", "60"]);
+    let live = Running::new(&["--pids-limit", "200"], &["sleep", "600"]);
     let forks = || live.exec(&["forks", "60"])["living"].as_u64().unwrap();
     assert_eq!(forks(), 60);
     live.update(&["--pids-limit", "20"]).ok();
@@ -129,7 +129,7 @@ fn the_number_of_processes_changes() {
 #[test]
 fn what_nothing_enforces_is_said_of_a_change_too() {
     needs!(userns);
-    let live = Running::new(&["--pids-limit", "200"], &["sleep", "60"]);
+    let live = Running::new(&["--pids-limit", "200"], &["sleep", "600"]);
     for (flag, value) in [("memory-reservation", "8m"), ("memory-high", "400m")] {
         let changed = live.update(&[&format!("--{flag}"), value]).ok();
         let described: Value = serde_json::from_str(&live.dir.kelp(&["inspect", "live"]).ok().out).unwrap();
