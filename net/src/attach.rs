@@ -12,7 +12,7 @@ use crate::broker::{self, PRIORITY_BACK, PRIORITY_OWN, PRIORITY_SYN, TABLE};
 use crate::config::{Config, Protocol};
 use crate::confine::{self, Role};
 pub use crate::namespace::Target;
-use crate::netlink::{self, Change, Netlink, Rule, Selector};
+use crate::netlink::{self, Change, Netlink, Rule, Selector, Which};
 use crate::sys::{process, socket, tun};
 use crate::wire::ENGINE_MAC;
 
@@ -106,13 +106,10 @@ fn child(target: &Target, config: &Config, channel: &OwnedFd, settled: Option<fn
             return Err(error);
         }
     };
-    let mirrored: Vec<bool> = [
-        (true, config.v4.is_some() && !made.facts.divert4),
-        (false, config.v6.is_some() && !made.facts.divert6),
-    ]
-    .iter()
-    .filter_map(|(v4, mirrored)| mirrored.then_some(*v4))
-    .collect();
+    let divert = [(true, made.facts.divert4), (false, made.facts.divert6)];
+    let on = [config.v4.is_some(), config.v6.is_some()];
+    let families: Vec<(bool, bool)> =
+        divert.into_iter().zip(on).filter_map(|(one, on)| on.then_some(one)).collect();
     let outcome = serde_json::to_vec(&Outcome::Made(std::mem::take(&mut made.facts)))?;
     let mut passed = vec![made.device.as_fd()];
     passed.extend(made.listeners.iter().map(AsFd::as_fd));
@@ -125,26 +122,31 @@ fn child(target: &Target, config: &Config, channel: &OwnedFd, settled: Option<fn
     confine::confine(Role::Broker)?;
     settled.into_iter().for_each(|settled| settled());
     let served = broker::serve(channel, &mut netlink);
-    // Diverted connections end with the engine's sockets. Mirrored ones only miss their segments, for ever.
-    for v4 in mirrored {
-        sockets.abort_connections(v4)?;
+    for (v4, diverted) in families {
+        // Diverted connections end with the engine's sockets, and without the rules nothing leads to where it was.
+        // Mirrored ones only miss their segments, for ever.
+        if diverted {
+            divert_rules(v4).iter().try_for_each(|rule| netlink.rule(Change::Remove, rule))?;
+        }
+        sockets.abort_connections(v4, if diverted { Which::Connecting } else { Which::All })?;
     }
     // What is sent from now on is refused at once.
     netlink.remove_link(index)?;
     served
 }
 
-struct Made {
+/// What is made inside.
+pub(crate) struct Made {
     device: OwnedFd,
     listeners: Vec<OwnedFd>,
     netlink: Netlink,
     /// The number of the container's interface.
     index: u32,
-    facts: Facts,
+    pub(crate) facts: Facts,
 }
 
 /// The one story of the set-up, inside the namespaces.
-fn make(config: &Config) -> Result<Made> {
+pub(crate) fn make(config: &Config) -> Result<Made> {
     let mut netlink = Netlink::route().context("cannot open a netlink socket")?;
     let mut facts = Facts::default();
     let mut changes = Netlink::changes().context("cannot watch for changes of links")?;
@@ -204,7 +206,11 @@ fn families(config: &Config) -> Vec<IpAddr> {
     v4.into_iter().chain(v6).collect()
 }
 
-fn open_device(config: &Config, netlink: &mut Netlink, facts: &mut Facts) -> Result<(OwnedFd, bool)> {
+pub(crate) fn open_device(
+    config: &Config,
+    netlink: &mut Netlink,
+    facts: &mut Facts,
+) -> Result<(OwnedFd, bool)> {
     if config.paths.tap {
         match tun::open_tap(&config.device) {
             Ok(device) => return Ok((device, false)),
@@ -248,17 +254,7 @@ fn address_family(
 /// Tries the divert for one family. A refusal is noted and leaves the mirror.
 fn divert(netlink: &mut Netlink, like: &IpAddr, device: u32, port: u16, facts: &mut Facts) -> bool {
     let v4 = like.is_ipv4();
-    let tcp = broker::protocol_number(Protocol::Tcp);
-    let rules = [
-        Rule { v4, priority: PRIORITY_SYN, table: 254, selector: Selector::Mark(MARK_OUT) },
-        Rule { v4, priority: PRIORITY_BACK, table: TABLE, selector: Selector::Mark(MARK_BACK) },
-        Rule {
-            v4,
-            priority: PRIORITY_OWN,
-            table: TABLE,
-            selector: Selector::Own { protocol: tcp, source_ports: None },
-        },
-    ];
+    let rules = divert_rules(v4);
     let outcome = Netlink::netfilter()
         .context("cannot open an nf_tables socket")
         .and_then(|mut nft| netlink::divert_syns(&mut nft, v4, device, port, MARK_OUT, MARK_BACK))
@@ -272,6 +268,16 @@ fn divert(netlink: &mut Netlink, like: &IpAddr, device: u32, port: u16, facts: &
         facts.notes.push(format!("no divert: {error:#}"));
     }
     outcome.is_ok()
+}
+
+/// Bare SYNs go out by the main table; what comes back, and all other TCP of the container's own, stays inside.
+fn divert_rules(v4: bool) -> [Rule; 3] {
+    let own = Selector::Own { protocol: broker::protocol_number(Protocol::Tcp), source_ports: None };
+    [
+        Rule { v4, priority: PRIORITY_SYN, table: 254, selector: Selector::Mark(MARK_OUT) },
+        Rule { v4, priority: PRIORITY_BACK, table: TABLE, selector: Selector::Mark(MARK_BACK) },
+        Rule { v4, priority: PRIORITY_OWN, table: TABLE, selector: own },
+    ]
 }
 
 /// A port above the range from which the kernel takes ports by itself, so that no program meets it by chance.

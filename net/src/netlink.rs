@@ -196,9 +196,12 @@ impl Netlink {
     }
 
     /// Ends the TCP connections of this namespace that lead out of it, for when nobody carries them any more.
-    pub(crate) fn abort_connections(&mut self, v4: bool) -> io::Result<()> {
+    pub(crate) fn abort_connections(&mut self, v4: bool, which: Which) -> io::Result<()> {
         let family = if v4 { 2 } else { 10 };
-        let states: u32 = 1 << 1 | 1 << 2 | 1 << 8; // ESTABLISHED, SYN_SENT, CLOSE_WAIT
+        let states: u32 = match which {
+            Which::All => 1 << 1 | 1 << 2 | 1 << 8, // ESTABLISHED, SYN_SENT, CLOSE_WAIT
+            Which::Connecting => 1 << 2,
+        };
         let request = |id: &[u8]| {
             [&[family, libc::IPPROTO_TCP as u8, 0, 0], states.to_ne_bytes().as_slice(), id].concat()
         };
@@ -377,6 +380,11 @@ impl Netlink {
 }
 
 #[derive(Clone, Copy)]
+pub(crate) enum Which {
+    All,
+    Connecting,
+}
+
 pub(crate) enum Change {
     Add,
     Remove,

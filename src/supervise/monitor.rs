@@ -343,6 +343,8 @@ impl Monitor {
         for lost in ended.iter().filter(|server| server.was_killed()).map(|server| server.service) {
             container.status.error = lost.loss().to_owned();
             container.keep()?;
+            container.tell("lost", &[("service", lost.word().to_owned())]);
+            self.log.write(Stream::Stderr, format!("kelp: warning: {}\n", lost.loss()).as_bytes());
             warn(lost.loss());
             if lost == Service::Root {
                 self.send(Some(running), libc::SIGKILL);

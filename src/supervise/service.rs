@@ -15,6 +15,14 @@ pub enum Service {
 }
 
 impl Service {
+    /// What it is called in events.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Root => "root",
+            Self::Network => "network",
+        }
+    }
+
     /// What the end of its server means.
     pub fn loss(self) -> &'static str {
         match self {

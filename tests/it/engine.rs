@@ -91,6 +91,28 @@ fn a_container_outlives_its_network() {
     child.wait().unwrap();
 }
 
+/// The end of what a killed engine carried must not look like the end of the stream.
+#[test]
+fn a_connection_is_reset_when_its_engine_is_killed() {
+    needs!(userns);
+    sys::adopt_orphans();
+    let dir = Dir::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let gateway = format!("10.0.2.2:{}", listener.local_addr().unwrap().port());
+    let mut child = dir.run(&["--allow-host-loopback"], &["/bin/guest", "connect", &gateway]).start();
+    let (mut held, _) = listener.accept().unwrap();
+    held.write_all(b"half of it").unwrap();
+    let engine = below(child.id() as i32).into_iter().find(|(pid, _)| is_engine(*pid));
+    sys::kill(engine.expect("the engine runs").0, libc::SIGKILL).unwrap();
+    let mut said = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+    // ECONNRESET, or ECONNABORTED of one that the container did not have yet.
+    assert!(said.contains("\"errno 104\"") || said.contains("\"errno 103\""), "{said}");
+    assert!(child.wait().unwrap().success());
+    // The far end is told as well.
+    assert!(held.read(&mut [0]).is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset));
+}
+
 fn is_engine(pid: i32) -> bool {
     std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|words| words.starts_with(b"kelp-network\0"))
 }

@@ -257,6 +257,22 @@ fn a_killed_network_engine_is_told_and_the_container_goes_on() {
     let state = || dir.kelp(&["inspect", "-f", "{{.State.Status}} {{.State.Error}}", "reef"]).ok().out;
     assert!(soon(|| state().starts_with("running its network engine was killed")), "{}", state());
     dir.kelp(&["exec", "reef", "/bin/guest", "exit", "0"]).ok();
+    assert!(dir.kelp(&["logs", "reef"]).ok().err.contains("its network engine was killed"));
+    let told = dir
+        .kelp(&[
+            "events",
+            "--since",
+            "1h",
+            "--until",
+            "0s",
+            "-f",
+            "event=lost",
+            "--format",
+            "{{.Actor.Attributes.service}}",
+        ])
+        .ok()
+        .out;
+    assert_eq!(told, "network\n");
     all_is_well(&dir, "a killed network engine");
 }
 

@@ -510,7 +510,22 @@ class Hardness(unittest.TestCase):
                 container.hold(WORLD[4], ECHO)
                 container.engine.send_signal(signal.SIGKILL)
                 container.engine.wait(5)
-                self.assertIn(container.how_it_ended(), ("end", "ECONNRESET", "ECONNABORTED"))
+                self.assertIn(container.how_it_ended(), ("ECONNRESET", "ECONNABORTED"))
+                for family in FAMILIES:
+                    outcome, seconds = container.attempt(WORLD[family], ECHO)
+                    self.assertIn(outcome, ("ECONNREFUSED", "ECONNABORTED", "ENETUNREACH", "EHOSTUNREACH"))
+                    self.assertLess(seconds, 2)
+
+    def test_a_connect_that_waits_is_ended_when_the_engine_is_killed(self):
+        for path, options in PATHS.items():
+            with self.subTest(path=path), Container(*options) as container:
+                killer = threading.Timer(0.3, container.engine.send_signal, [signal.SIGKILL])
+                killer.start()
+                outcome, seconds = container.attempt(WORLD[4], FULL, 8)
+                killer.join()
+                container.engine.wait(5)
+                self.assertIn(outcome, ("ECONNREFUSED", "ECONNABORTED", "ENETUNREACH", "EHOSTUNREACH"))
+                self.assertLess(seconds, 4)
 
     def test_the_engine_ends_when_it_is_told_to_and_takes_its_helper_along(self):
         container = Container()

@@ -139,6 +139,7 @@ impl Engine {
         self.counters.published += 1;
         for end in [&client, &container] {
             let _ = socket::set_int(end, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
+            let _ = socket::reset_on_close(end);
         }
         let _ = socket::set_int(&client, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
         let key = self.streams.insert(Stream {

@@ -3,6 +3,9 @@
 //! pipe, and nothing more is read: each kernel's window tells its peer.
 //!
 //!   open --end of file--> ended --pipe empty, shutdown passed on--> shut
+//!
+//! Until a lane is shut, the close of the socket that it leads to is a reset: whoever reads there must not take the end of
+//! a killed engine for the end of the stream.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -95,6 +98,7 @@ impl Lane {
                 return Ok(Pause::Idle);
             }
             if self.ended {
+                socket::end_on_close(to)?;
                 socket::shutdown_write(to)?;
                 self.shut = true;
                 return Ok(Pause::Idle);

@@ -153,6 +153,7 @@ impl Engine {
         let host = socket::socket(&target.ip(), libc::SOCK_STREAM)?;
         socket::set_int(&host, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
         socket::set_int(&host, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1)?;
+        socket::reset_on_close(&host)?;
         socket::connect(&host, target)?;
         let stage = Stage::HostConnecting { syn: frame.to_vec() };
         let (up, down) = (Lane::default(), Lane::default());
@@ -246,6 +247,7 @@ impl Engine {
             return;
         };
         stream.stage = Stage::Open;
+        let _ = socket::reset_on_close(&accepted);
         let watched = self.epoll.add(&accepted, EDGES, Room::StreamContainer.number(key));
         stream.container = Some(accepted);
         if watched.is_err() {

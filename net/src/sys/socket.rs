@@ -172,7 +172,15 @@ pub(crate) fn pending_error(fd: impl AsFd) -> io::Result<()> {
 
 /// Makes the coming close send a reset instead of an orderly end.
 pub(crate) fn reset_on_close(fd: impl AsFd) -> io::Result<()> {
-    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    linger(fd, libc::linger { l_onoff: 1, l_linger: 0 })
+}
+
+/// Makes the coming close an orderly end again: what was sent is delivered.
+pub(crate) fn end_on_close(fd: impl AsFd) -> io::Result<()> {
+    linger(fd, libc::linger { l_onoff: 0, l_linger: 0 })
+}
+
+fn linger(fd: impl AsFd, linger: libc::linger) -> io::Result<()> {
     let length = size_of::<libc::linger>() as libc::socklen_t;
     let raw = fd.as_fd().as_raw_fd();
     // SAFETY: the pointer is to one struct linger and `length` is its size.
