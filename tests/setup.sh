@@ -23,7 +23,7 @@ install_pairs() {
 
 install_missing() {
   install_pairs newuidmap uidmap fusermount3 fuse3 mmdebstrap mmdebstrap gcc build-essential git git ip iproute2 \
-    setpriv util-linux python3 python3 stress stress stress-ng stress-ng
+    setpriv util-linux python3 python3 stress stress stress-ng stress-ng slirp4netns slirp4netns pasta passt
 }
 
 make_users() {

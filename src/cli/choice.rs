@@ -3,6 +3,7 @@
 
 use anyhow::Result;
 use kelp_net::config::Published;
+use std::borrow::Cow;
 
 use crate::cli::filter::{self, Filter};
 use crate::cli::pattern;
@@ -13,7 +14,7 @@ use crate::error::Error;
 use crate::image::reference::Reference;
 use crate::image::store::Store;
 use crate::paths::Paths;
-use crate::spec::request::Network;
+use crate::spec::request::{Backend, Network, Request};
 
 const KEYS: [&str; 16] = [
     "id",
@@ -137,7 +138,7 @@ fn fits(key: &str, test: &Test, known: &Known) -> bool {
             let name = volume::of(mount, &known.made.id).map(|volume| volume.name);
             name.is_some_and(|name| name.as_str() == word) || mount.target.as_os_str() == word.as_str()
         }),
-        ("network", Test::Word(word)) => network(&request.network) == word,
+        ("network", Test::Word(word)) => network(request) == word.as_str(),
         ("restart-policy", Test::Word(word)) => known.status.policy(&known.made).word() == word,
         ("health", Test::Word(word)) => health(known.status.health) == word,
         ("before", Test::Moment(moment)) => known.made.created < *moment,
@@ -159,11 +160,13 @@ fn fits(key: &str, test: &Test, known: &Known) -> bool {
 }
 
 /// The word that `ps` shows for a network.
-pub fn network(network: &Network) -> &'static str {
-    match network {
-        Network::None => "none",
-        Network::Host => "host",
-        Network::User(_) => "user",
+pub fn network(request: &Request) -> Cow<'static, str> {
+    match &request.network {
+        Network::None => "none".into(),
+        Network::Host => "host".into(),
+        Network::User(_) if request.backend == Backend::Kelp => "user".into(),
+        Network::User(_) => request.backend.word().into(),
+        Network::Container(id) => format!("container:{id}").into(),
     }
 }
 

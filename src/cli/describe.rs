@@ -35,8 +35,10 @@ pub fn container(paths: &Paths, known: &Known, with_size: bool) -> Result<Value>
     let (made, status) = (&known.made, &known.status);
     let request = &made.request;
     let id = made.id.clone();
-    let spec =
-        resolve::resolve(request, &Facts { id, one_id: false, term: None, shared_memory: Vec::new() })?;
+    let spec = resolve::resolve(
+        request,
+        &Facts { id, one_id: false, term: None, neighbour: None, shared_memory: Vec::new() },
+    )?;
     let words = texts(&spec.process.arguments);
     let log = matches!(request.life.log.format, LogFormat::JsonFile | LogFormat::K8sFile);
     let mut value = json!({
@@ -282,7 +284,7 @@ fn host_config(known: &Known) -> Value {
         |limit: &crate::spec::Rlimit| json!({"Name": limit.name, "Soft": limit.soft, "Hard": limit.hard});
     let mut config = json!({
         "Binds": binds(request),
-        "NetworkMode": choice::network(&request.network),
+        "NetworkMode": choice::network(request),
         "PortBindings": ports(asked(request), |host| vec![host]),
         "RestartPolicy": { "Name": policy, "MaximumRetryCount": count },
         "AutoRemove": request.remove,

@@ -12,13 +12,16 @@ use kelp_net::policy::{Egress, HostLoopback};
 
 use crate::error::Error;
 use crate::spec::Dns;
-use crate::spec::request::Network;
+use crate::spec::request::{Backend, Network};
 
 #[derive(Debug, Args)]
 pub struct NetworkArgs {
-    /// user (a network of its own through kelp's engine), none or host [default: user]
+    /// user (a network of its own), none, host or container:NAME [default: user]
     #[arg(long, visible_alias = "net", value_name = "MODE")]
     network: Option<String>,
+    /// Who carries a network of its own: kelp, slirp4netns or pasta [default: kelp]
+    #[arg(long, value_name = "PROGRAM")]
+    network_backend: Option<String>,
     /// Publish a port: [IP:][HOST:]CONTAINER[/tcp|udp], ranges too
     #[arg(short = 'p', long, value_name = "PORT")]
     publish: Vec<String>,
@@ -63,10 +66,50 @@ impl NetworkArgs {
         let mode = self.network.as_deref().unwrap_or(default);
         match mode {
             "user" | "bridge" => Ok(Network::User(Box::new(self.config(exposed)?))),
+            "slirp4netns" | "pasta" if self.network_backend.is_none() => {
+                Ok(Network::User(Box::new(self.config(exposed)?)))
+            }
+            word if word.starts_with("container:") => self.of_container(word),
             "none" => self.without_engine(mode, Network::None),
             "host" => self.without_engine(mode, Network::Host),
-            word => Err(refused("--network", word, "none, host or user is expected")),
+            word => Err(refused("--network", word, "none, host, user or container:NAME is expected")),
         }
+    }
+
+    /// Who carries a network of its own; podman says it as the network's name.
+    pub fn backend(&self) -> Result<Backend> {
+        let said = self.network_backend.as_deref();
+        let podmans = || self.network.as_deref().filter(|word| ["slirp4netns", "pasta"].contains(word));
+        match said.or_else(podmans) {
+            None | Some("kelp") => Ok(Backend::Kelp),
+            Some("slirp4netns") => Ok(Backend::Slirp4netns),
+            Some("pasta") => Ok(Backend::Pasta),
+            Some(word) => Err(refused("--network-backend", word, "kelp, slirp4netns or pasta is expected")),
+        }
+    }
+
+    /// Docker's sentences for what only the container that made the network can say.
+    fn of_container(&self, mode: &str) -> Result<Network> {
+        let conflicts = [
+            (
+                !self.dns.is_empty() || !self.dns_search.is_empty() || !self.dns_option.is_empty(),
+                "dns and the network mode",
+            ),
+            (self.mac_address.is_some(), "mac-address and the network mode"),
+            (
+                !self.publish.is_empty() || self.publish_all,
+                "port publishing and the container type network mode",
+            ),
+            (!self.expose.is_empty(), "port exposing and the container type network mode"),
+        ];
+        if let Some((_, what)) = conflicts.iter().find(|(said, _)| *said) {
+            return Err(Error::usage(format!("conflicting options: {what}")).into());
+        }
+        let name = mode.trim_start_matches("container:");
+        if name.is_empty() {
+            return Err(refused("--network", mode, "the name or id of a container is expected"));
+        }
+        self.without_engine(mode, Network::Container(name.to_owned()))
     }
 
     pub fn dns(&self) -> Result<Dns> {
@@ -87,6 +130,7 @@ impl NetworkArgs {
         let asked = [
             ("-p", !self.publish.is_empty()),
             ("-P", self.publish_all),
+            ("--network-backend", self.network_backend.is_some()),
             ("--ip", self.ip.is_some()),
             ("--mac-address", self.mac_address.is_some()),
             ("--network-rate", self.network_rate.is_some()),
@@ -117,6 +161,7 @@ impl NetworkArgs {
             let address = word.parse().map_err(|_| refused("--ip", word, "an IPv4 address is expected"))?;
             config.v4 = Some(Subnet::of_container(address).map_err(|error| refused("--ip", word, error))?);
         }
+        self.adapt(&mut config)?;
         if let Some(word) = &self.mac_address {
             config.mac =
                 Some(config::parse_mac(word).map_err(|error| refused("--mac-address", word, error))?);
@@ -128,6 +173,24 @@ impl NetworkArgs {
         config.policy.deny = each::<Egress>("--network-deny", &self.network_deny)?;
         config.policy.host_loopback = host_loopback(self.allow_host_loopback.as_deref())?;
         Ok(config)
+    }
+
+    /// What a peer gives a container is its own affair.
+    fn adapt(&self, config: &mut Config) -> Result<()> {
+        let backend = self.backend()?;
+        let last = config.v4.map_or(0, |net| net.address.octets()[3]);
+        if backend == Backend::Slirp4netns && last != 100 {
+            let word = self.ip.as_deref().unwrap_or_default();
+            return Err(refused(
+                "--ip",
+                word,
+                "slirp4netns gives containers the address .100 of a network only",
+            ));
+        }
+        if backend != Backend::Kelp {
+            config.v6 = None;
+        }
+        Ok(())
     }
 
     fn servers(&self) -> Result<Vec<SocketAddr>> {
@@ -216,6 +279,31 @@ mod tests {
                 assert!(asked(&[words, &["--network", mode]].concat()).is_err(), "{words:?} {mode}");
             }
         }
+    }
+
+    #[test]
+    fn a_network_of_another_container_takes_nothing_that_that_one_says() {
+        assert!(
+            matches!(asked(&["--network", "container:reef"]).unwrap(), Network::Container(name) if name == "reef")
+        );
+        for words in
+            [&["-p", "80:80"][..], &["--dns", "192.0.2.1"], &["--expose", "80"], &["--network-rate", "up=1"]]
+        {
+            assert!(asked(&[words, &["--network", "container:reef"]].concat()).is_err(), "{words:?}");
+        }
+        assert!(asked(&["--network", "container:"]).is_err());
+    }
+
+    #[test]
+    fn a_peer_carries_what_it_can() {
+        let backend = |words: &[&str]| Line::parse_from([&["run"], words].concat()).network.backend();
+        assert_eq!(backend(&[]).unwrap(), Backend::Kelp);
+        assert_eq!(backend(&["--network", "pasta"]).unwrap(), Backend::Pasta);
+        assert_eq!(backend(&["--network-backend", "slirp4netns"]).unwrap(), Backend::Slirp4netns);
+        assert!(backend(&["--network-backend", "x"]).is_err());
+        assert!(config(&["--network-backend", "pasta", "--ip", "10.3.3.7"]).v6.is_none());
+        assert!(asked(&["--network-backend", "slirp4netns", "--ip", "10.3.3.7"]).is_err());
+        assert!(asked(&["--network-backend", "slirp4netns", "--ip", "10.3.3.100"]).is_ok());
     }
 
     #[test]

@@ -188,7 +188,7 @@ fn row(known: &Known, whole: bool, store: Option<&Store>) -> Value {
         "Labels": labels.join(","),
         "Mounts": mounts.join(","),
         "LocalVolumes": volumes.len().to_string(),
-        "Networks": choice::network(&request.network),
+        "Networks": choice::network(request),
         "Size": store.map(|store| size(known, store)).unwrap_or_default(),
     })
 }

@@ -327,6 +327,7 @@ fn request(arguments: RunArgs, places: &Places) -> Result<Request> {
         shm_size: seldom.shm_size.as_deref().map(str::parse).transpose()?,
         userns: userns(&arguments)?,
         network,
+        backend: often.network.backend()?,
         dns: often.network.dns()?,
         pid: words::sharing("--pid", seldom.pid.as_deref().unwrap_or(seldom.surroundings.defaults().pid))?,
         ipc: words::sharing("--ipc", seldom.ipc.as_deref().unwrap_or_default())?,
@@ -346,6 +347,7 @@ fn request(arguments: RunArgs, places: &Places) -> Result<Request> {
         life: seldom.life.life(often.rm || seldom.life.rmi)?,
         resources: seldom.resources.resources()?,
     };
+    verbs::neighbour::name(&mut request)?;
     let (choice, on_failure) = seldom.life.health.choice(request.image.health.is_some())?;
     (request.life.health, request.life.on_failure) = (Some(choice), on_failure);
     request.life.attached = seldom.life.attached(often.detach, often.interactive)?;

@@ -1,6 +1,7 @@
 //! From a spec to a running program: the plan as data, the child that carries it out, the parent that watches
 //! it, and the messages between them. One clone, one socket; drawn in `message`.
 
+pub mod beside;
 pub mod check;
 pub mod child;
 pub mod credentials;

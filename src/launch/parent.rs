@@ -8,6 +8,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::{SignalFd, siginfo};
 
 use crate::error::{Error, Kind};
+use crate::launch::beside;
 use crate::launch::child::{self, Streams, Task};
 use crate::launch::message::{self, Failure, ToChild, ToParent};
 use crate::launch::plan::{Plan, Step};
@@ -42,6 +43,8 @@ pub enum Launched {
 pub trait Watcher {
     /// The child exists, its maps are being written; what takes time and needs no map is done now.
     fn meanwhile(&mut self) -> Result<()>;
+    /// The first process of the container whose user and network namespaces the child is born into.
+    fn neighbour(&self) -> Option<BorrowedFd<'_>>;
     /// The control group that the container is born in.
     fn group(&self) -> Option<BorrowedFd<'_>>;
     /// The child exists and waits; its maps are written.
@@ -75,7 +78,10 @@ pub fn launch(
     watcher: &mut dyn Watcher,
 ) -> Result<Launched> {
     let (ours, theirs) = socket::pair()?;
-    let cloned = clone::clone(plan.namespaces, watcher.group()).map_err(|error| refusal::of_clone(&error))?;
+    let cloned = match watcher.neighbour() {
+        Some(neighbour) => beside::clone(neighbour, plan, watcher.group())?,
+        None => clone::clone(plan.namespaces, watcher.group()).map_err(|error| refusal::of_clone(&error))?,
+    };
     let (pid, pidfd) = match cloned {
         Cloned::Child => child::run(Task { plan, streams }, theirs),
         Cloned::Parent { pid, pidfd } => (pid, pidfd),
@@ -109,7 +115,13 @@ enum Progress {
 impl Child {
     fn bring_up(&self, plan: &Plan, signals: &SignalFd, watcher: &mut dyn Watcher) -> Result<Progress> {
         let mut prepared = Ok(());
-        let written = within::write_maps(&plan.maps, self.pid, || prepared = watcher.meanwhile());
+        let mut meanwhile = || prepared = watcher.meanwhile();
+        let written = if plan.is_beside() {
+            meanwhile();
+            Ok(())
+        } else {
+            within::write_maps(&plan.maps, self.pid, meanwhile)
+        };
         if let Err(error) = written {
             return self.why_no_maps(error);
         }

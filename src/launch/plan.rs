@@ -145,6 +145,13 @@ pub enum RootSource {
     Host(Vec<Piece>),
 }
 
+impl Plan {
+    /// Whether the child is born into the user namespace of another container, which has its maps.
+    pub fn is_beside(&self) -> bool {
+        self.namespaces & libc::CLONE_NEWUSER as u64 == 0
+    }
+}
+
 impl Step {
     /// Whether nothing outside goes on with what the step has made before the program runs, and the child is not another.
     pub fn is_done_inside(&self) -> bool {
@@ -239,7 +246,8 @@ pub fn from_spec(spec: &Spec, around: &Surroundings) -> Plan {
     let mut steps = early(spec);
     let early = steps.len();
     steps.extend(spec.namespaces.time.map(Step::TimeOffsets));
-    steps.extend(spec.process.oom_score_adj.map(Step::OomScore));
+    // Beside another container the process that makes the child has done it: the child may not look at itself.
+    steps.extend(spec.process.oom_score_adj.filter(|_| !spec.beside).map(Step::OomScore));
     steps.push(Step::BecomeRoot { keep_groups: spec.process.keep_groups });
     if around.seal {
         steps.push(Step::Seal);
@@ -291,7 +299,7 @@ fn early(spec: &Spec) -> Vec<Step> {
     if own != 0 {
         steps.push(Step::Unshare(own));
     }
-    if spec.namespaces.network == Sharing::Private {
+    if spec.namespaces.network == Sharing::Private && !spec.beside {
         steps.push(Step::Loopback);
     }
     if spec.namespaces.uts == Sharing::Private {
@@ -313,16 +321,18 @@ fn overlays(pieces: &[Piece]) -> Vec<PathBuf> {
 }
 
 /// What the one clone makes: the namespaces that a child can only be born in, and the network's where the engine
-/// looks for it at once.
+/// looks for it at once. Beside another container it is born into that one's user and network namespaces.
 fn namespaces(spec: &Spec) -> u64 {
     let pid = if spec.namespaces.pid == Sharing::Private { libc::CLONE_NEWPID } else { 0 };
     let network = if spec.engine.is_some() { libc::CLONE_NEWNET } else { 0 };
-    (libc::CLONE_NEWUSER | libc::CLONE_NEWNS | pid | network) as u64
+    let user = if spec.beside { 0 } else { libc::CLONE_NEWUSER };
+    (user | libc::CLONE_NEWNS | pid | network) as u64
 }
 
 /// What the child makes itself.
 fn unshared(spec: &Spec) -> u64 {
-    let network = if spec.engine.is_some() { Sharing::Host } else { spec.namespaces.network };
+    let is_there = spec.engine.is_some() || spec.beside;
+    let network = if is_there { Sharing::Host } else { spec.namespaces.network };
     let wanted = [
         (spec.namespaces.ipc, libc::CLONE_NEWIPC),
         (spec.namespaces.uts, libc::CLONE_NEWUTS),
@@ -384,6 +394,10 @@ fn mount_step(mount: &Mount) -> Step {
 /// The plan as text, in the order in which things happen, parent and child.
 pub fn explain(plan: &Plan) -> String {
     let mut lines = vec![format!("parent: clone3 into {}", names(plan.namespaces).join(", "))];
+    if plan.is_beside() {
+        lines
+            .insert(0, "parent: a helper joins the other container's user and network namespaces".to_owned());
+    }
     let show = |lines: &[crate::userns::maps::Line]| {
         lines.iter().map(|line| format!("{line}")).collect::<Vec<_>>().join(", ")
     };
@@ -395,8 +409,10 @@ pub fn explain(plan: &Plan) -> String {
     let mut steps: Vec<String> = steps.collect();
     let later = steps.split_off(plan.early.min(steps.len()));
     lines.extend(steps.into_iter().map(|line| line + " (meanwhile)"));
-    lines.push(format!("parent: write by {writer} uid_map {}", show(&plan.maps.uid)));
-    lines.push(format!("parent: write by {writer} gid_map {}", show(&plan.maps.gid)));
+    if !plan.is_beside() {
+        lines.push(format!("parent: write by {writer} uid_map {}", show(&plan.maps.uid)));
+        lines.push(format!("parent: write by {writer} gid_map {}", show(&plan.maps.gid)));
+    }
     if plan.namespaces & libc::CLONE_NEWNET as u64 != 0 {
         lines.push("parent: start the engine of the network, which is waited for before start".to_owned());
     }

@@ -18,6 +18,8 @@ use kelp_net::ports;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
+use crate::network::peer::{self, Ends};
+use crate::spec::request::Backend;
 use crate::stage::{self, Number};
 use crate::sys::{memory, process};
 
@@ -33,6 +35,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 #[derive(Debug, Serialize, Deserialize)]
 struct Request {
     config: Config,
+    backend: Backend,
     user: Number,
     network: Number,
     stop: Number,
@@ -53,7 +56,8 @@ pub struct Engine {
 
 impl Engine {
     /// Starts the engine for the namespaces of the process `pid`, which can still be looked at.
-    pub fn start(config: &Config, pid: i32) -> Result<Self> {
+    pub fn start(config: &Config, backend: Backend, pid: i32) -> Result<Self> {
+        peer::installed(backend)?;
         let open = |name: &str| {
             File::open(format!("/proc/{pid}/ns/{name}")).with_context(|| format!("open the {name} namespace"))
         };
@@ -65,6 +69,7 @@ impl Engine {
             if left_open { pipe().map(|(hear, tell)| (Some(hear), Some(tell)))? } else { (None, None) };
         let request = Request {
             config: config.clone(),
+            backend,
             user: user.as_raw_fd(),
             network: network.as_raw_fd(),
             stop: told.as_raw_fd(),
@@ -123,21 +128,22 @@ fn release_code() {
 pub fn serve() -> Result<()> {
     let request: Request = stage::request()?;
     let word = stage::take(request.word)?;
-    let stop = Some(stage::take(request.stop)?);
+    let stop = stage::take(request.stop)?;
     let tell_ports = request.ports.map(stage::take).transpose()?;
-    process::parent_death_signal(libc::SIGKILL)?;
     let target = Target { user: Some(stage::take(request.user)?), network: stage::take(request.network)? };
+    if request.backend != Backend::Kelp {
+        return peer::serve(request.backend, &request.config, target, Ends { word, stop, ports: tell_ports });
+    }
+    process::parent_death_signal(libc::SIGKILL)?;
     let made = ports::bind(&request.config.published).and_then(|bound| {
-        if let Some(tell) = tell_ports {
-            serde_json::to_writer(File::from(tell), &ports::given(&request.config.published, &bound))?;
-        }
+        tell_ports.map_or(Ok(()), |to| tell(to, &ports::given(&request.config.published, &bound)))?;
         Ok((attach(&target, &request.config, Some(release_code))?, bound))
     });
     drop(target);
     match made {
         Ok((attached, bound)) => {
-            let channels =
-                Channels { stop, ready: Some(word), settled: Some(release_code), ..Channels::default() };
+            let (stop, ready) = (Some(stop), Some(word));
+            let channels = Channels { stop, ready, settled: Some(release_code), ..Channels::default() };
             run(attached, bound, request.config, channels)
         }
         Err(error) => {
@@ -145,4 +151,9 @@ pub fn serve() -> Result<()> {
             Ok(())
         }
     }
+}
+
+/// Says which ports the kernel chose.
+pub(super) fn tell(to: OwnedFd, ports: &[Published]) -> Result<()> {
+    Ok(serde_json::to_writer(File::from(to), ports)?)
 }

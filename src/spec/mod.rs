@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use crate::spec::capability::CapabilitySet;
 use crate::spec::mount::Mount;
+use crate::spec::request::Backend;
 use crate::spec::seccomp::Profile;
 use crate::units::CpuSet;
 
@@ -34,8 +35,13 @@ pub struct Spec {
     pub namespaces: Namespaces,
     pub hostname: Option<String>,
     pub domainname: Option<String>,
-    /// The user-mode network, if the container has one.
+    /// The user-mode network, if the container has one, and who carries it.
     pub engine: Option<kelp_net::config::Config>,
+    pub backend: Backend,
+    /// Whether the network is another container's, whose user namespace is joined with it.
+    pub beside: bool,
+    /// The addresses that the container's files tell of: its own, or those of the container beside which it runs.
+    pub addresses: Option<kelp_net::config::Config>,
     pub dns: Dns,
     pub hosts: Vec<(String, String)>,
     pub masked_paths: Vec<PathBuf>,

@@ -87,6 +87,8 @@ pub struct Request {
     pub userns: UserNamespace,
     pub network: Network,
     #[serde(default)]
+    pub backend: Backend,
+    #[serde(default)]
     pub dns: Dns,
     pub pid: Sharing,
     pub ipc: Sharing,
@@ -266,6 +268,28 @@ pub struct Extent {
 pub enum Network {
     None,
     Host,
-    /// A network of its own, carried by the user-mode engine.
+    /// A network of its own, carried by a user-mode engine.
     User(Box<kelp_net::config::Config>),
+    /// That of another container: the user's word for it, and once the container is made its id.
+    Container(String),
+}
+
+/// `--network-backend`: who carries a network of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Backend {
+    #[default]
+    Kelp,
+    Slirp4netns,
+    Pasta,
+}
+
+impl Backend {
+    /// What it is called, and its program.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Kelp => "kelp",
+            Self::Slirp4netns => "slirp4netns",
+            Self::Pasta => "pasta",
+        }
+    }
 }

@@ -22,6 +22,8 @@ pub struct Facts {
     pub one_id: bool,
     /// The kind of terminal that the caller sits at.
     pub term: Option<OsString>,
+    /// What was asked of the container whose network this one is to share.
+    pub neighbour: Option<Box<Request>>,
     /// Which of the host's /dev/shm and /dev/mqueue exist, for `--ipc host`.
     pub shared_memory: Vec<PathBuf>,
 }
@@ -32,6 +34,8 @@ pub struct Facts {
 /// A word that has no meaning: an unknown capability, a bad seccomp profile, a missing command.
 pub fn resolve(request: &Request, facts: &Facts) -> Result<Spec> {
     let image = &request.image;
+    // Docker's containers share the files with the network.
+    let told = facts.neighbour.as_deref().unwrap_or(request);
     let capabilities = CapabilitySet::with(&request.cap_add, &request.cap_drop)?;
     let hostname = match request.uts {
         Sharing::Host => None,
@@ -42,12 +46,12 @@ pub fn resolve(request: &Request, facts: &Facts) -> Result<Spec> {
         read_only_root: request.read_only,
         mounts: mounts(request, facts)?,
         namespaces: namespaces(request),
-        engine: match &request.network {
-            Network::User(config) => Some(config.as_ref().clone()),
-            _ => None,
-        },
-        dns: request.dns.clone(),
-        hosts: request.add_hosts.clone(),
+        engine: config(request),
+        backend: told.backend,
+        beside: facts.neighbour.is_some(),
+        addresses: config(told),
+        dns: told.dns.clone(),
+        hosts: told.add_hosts.clone(),
         masked_paths: hidden(&defaults::MASKED, &request.security.mask, &request.security.unmask),
         read_only_paths: hidden(&defaults::READ_ONLY, &[], &request.security.unmask),
         devices: request.devices.clone(),
@@ -126,7 +130,7 @@ fn sysctls(request: &Request) -> Result<Vec<(String, String)>> {
 
 fn namespaces(request: &Request) -> Namespaces {
     let network = match request.network {
-        Network::None | Network::User(_) => Sharing::Private,
+        Network::None | Network::User(_) | Network::Container(_) => Sharing::Private,
         Network::Host => Sharing::Host,
     };
     Namespaces {
@@ -136,6 +140,13 @@ fn namespaces(request: &Request) -> Namespaces {
         cgroup: request.cgroupns,
         network,
         time: request.time,
+    }
+}
+
+fn config(request: &Request) -> Option<kelp_net::config::Config> {
+    match &request.network {
+        Network::User(config) => Some(config.as_ref().clone()),
+        _ => None,
     }
 }
 

@@ -109,6 +109,7 @@ pub fn facts(id: ContainerName, maps: &IdMaps) -> Facts {
         id,
         one_id: maps.one_id() && maps.has_root(),
         term: std::env::var_os("TERM"),
+        neighbour: None,
         shared_memory: shared.into_iter().filter(|path| path.exists()).collect(),
     }
 }

@@ -22,24 +22,26 @@ use crate::launch::parent::{self, Launched, Running, Watcher};
 use crate::launch::plan::{self, First, Plan, SecretFile, Surroundings, Upper};
 use crate::launch::{orphans, stage};
 use crate::network::engine::{self, Engine};
+use crate::network::peer;
 use crate::paths::Paths;
 use crate::rootfs::fuse::{self, Rates};
 use crate::rootfs::host;
 use crate::rootfs::overlay::Persistence;
 use crate::rootfs::rung::{self, Rung};
 use crate::spec::mount::{MountKind, Propagation};
-use crate::spec::request::{Driver, Request, Storage, UserNamespace};
+use crate::spec::request::{Driver, Request, Storage};
 use crate::spec::resolve;
 use crate::spec::resources::{Limits, Resources, Throttle};
 use crate::spec::{Root, Sharing, Spec, defaults};
-use crate::supervise::member::facts;
 use crate::supervise::monitor::Monitor;
 use crate::supervise::restraint::Restraint;
-use crate::supervise::service::{Server, Service};
+use crate::supervise::service::Server;
 use crate::supervise::{secrets, signals};
-use crate::sys::{process, socket};
-use crate::userns::maps::{self, IdMaps};
+use crate::sys::socket;
+use crate::userns::maps::IdMaps;
 use crate::userns::numbers::Numbers;
+use crate::verbs::neighbour::{Asked, Neighbour};
+use crate::verbs::serving::{RootServer, Serving};
 use crate::view::numbers::Subject;
 use crate::view::server::View;
 
@@ -75,21 +77,23 @@ pub fn begin(
     warn: &mut dyn FnMut(&str),
 ) -> Result<Start> {
     let id = container.made.id.clone();
-    let request = with_volumes(&container.made.request, paths, &id, |volume| volume::create(paths, volume))?;
-    let mut maps = maps::choose(&request.userns)?;
+    let mut request =
+        with_volumes(&container.made.request, paths, &id, |volume| volume::create(paths, volume))?;
+    let mut asked = Asked::of(paths, &mut request)?;
+    peer::say_unkept(asked.request, warn)?;
     let standing = monitor.standing();
-    let mut hold = hold(&request, paths, container, standing, warn)?;
+    let mut hold = hold(asked.request, paths, container, standing, warn)?;
     let deadline = Instant::now() + hold::PATIENCE;
     loop {
-        let attempt = attempt(&request, paths, container, &maps, &hold, monitor, warn);
+        let attempt = attempt(&asked, paths, container, &hold, monitor, warn);
         if attempt.is_err() && Instant::now() < deadline && hold.forget_removed() {
-            hold = self::hold(&request, paths, container, standing, warn)?;
+            hold = self::hold(asked.request, paths, container, standing, warn)?;
             continue;
         }
         match attempt? {
-            Attempt::MapsRefused(error) if request.userns == UserNamespace::Auto && !maps.one_id() => {
+            Attempt::MapsRefused(error) if asked.may_have_one_id() => {
                 warn(&format!("only one id is mapped: {error:#}"));
-                maps = IdMaps::single(format!("{error:#}"));
+                asked.maps = IdMaps::single(format!("{error:#}"));
             }
             Attempt::MapsRefused(error) => return Err(error),
             Attempt::Done(start) => {
@@ -130,15 +134,16 @@ fn say_unenforced(enforced: &Enforced, warn: &mut dyn FnMut(&str)) {
 pub fn explain(request: &Request) -> Result<String> {
     let paths = Paths::find()?;
     let id = ContainerName::fresh()?;
-    let request = &with_volumes(request, &paths, &id, |_| Ok(()))?;
-    let maps = maps::choose(&request.userns)?;
+    let mut request = with_volumes(request, &paths, &id, |_| Ok(()))?;
+    let asked = Asked::of(&paths, &mut request)?;
+    let (request, maps) = (asked.request, &asked.maps);
     let folder = paths.containers().join(id.as_str());
-    let spec = resolve::resolve(request, &facts(id, &maps))?;
+    let spec = resolve::resolve(request, &asked.facts(id))?;
     let first = first_rung(&paths, &spec.root, &ladder(request)?);
     Ok(plan::explain(&plan_for(
         &spec,
         &folder,
-        &maps,
+        maps,
         first,
         Layer { upper: Upper::Fresh, remove: request.remove },
         secrets::files(&paths, request)?,
@@ -164,18 +169,18 @@ fn with_volumes(
 }
 
 fn attempt(
-    request: &Request,
+    asked: &Asked<'_>,
     paths: &Paths,
     container: &mut Container,
-    maps: &IdMaps,
     hold: &Hold,
     monitor: &mut Monitor,
     warn: &mut dyn FnMut(&str),
 ) -> Result<Attempt> {
+    let (request, maps) = (asked.request, &asked.maps);
     if let Some(because) = &maps.weaker_because {
         warn(&format!("only one id is mapped: {because}"));
     }
-    let mut spec = resolve::resolve(request, &facts(container.made.id.clone(), maps))?;
+    let mut spec = resolve::resolve(request, &asked.facts(container.made.id.clone()))?;
     let secrets = secrets::files(paths, request)?;
     secrets::add_variables(&secrets::variables(paths, request)?, &mut spec.process.environment);
     spec.process.inherited = hold.inherited.clone();
@@ -213,7 +218,8 @@ fn attempt(
         let mut watch = Watch {
             container,
             warn,
-            root: &spec.root,
+            spec: &spec,
+            neighbour: asked.neighbour.as_ref(),
             numbers: numbers.clone(),
             storage: request.storage,
             throttle: hold.throttle,
@@ -222,7 +228,6 @@ fn attempt(
             namespace: None,
             server: None,
             rates: None,
-            network: spec.engine.as_ref(),
             engine: None,
             window: monitor.window,
             group: group.as_ref(),
@@ -350,26 +355,10 @@ fn plan_for(
     Ok(plan::from_spec(spec, &around))
 }
 
-/// What serves the container from outside; it ends with the value.
-#[derive(Debug)]
-struct Serving {
-    root: RootServer,
-    engine: Option<Engine>,
-}
-
 impl Begun {
     /// The processes that serve the container, to be watched.
     pub fn servers(&self) -> Vec<Server> {
-        let Serving { root, engine } = &self.serving;
-        let pids = [
-            (Service::Root, root.0.as_ref().map(Child::id)),
-            (Service::Network, engine.as_ref().map(Engine::pid)),
-        ];
-        let watched = pids.into_iter().filter_map(|(service, pid)| {
-            let pidfd = process::pidfd_open(i32::try_from(pid?).ok()?).ok()?;
-            Some(Server { service, pidfd })
-        });
-        watched.collect()
+        self.serving.servers()
     }
 
     /// Ends what serves the container.
@@ -381,17 +370,17 @@ impl Begun {
 struct Watch<'a, 'b> {
     container: &'a mut Container,
     warn: &'b mut dyn FnMut(&str),
-    root: &'a Root,
+    spec: &'a Spec,
+    neighbour: Option<&'a Neighbour>,
     numbers: Option<Numbers>,
     storage: Storage,
     throttle: Throttle,
     maps: &'a IdMaps,
     store: &'a Path,
-    /// Opened while the child can still be looked at: later it is not dumpable.
-    namespace: Option<std::fs::File>,
+    /// Of its user, or a process in it; opened while the child can still be looked at: later it is not dumpable.
+    namespace: Option<OwnedFd>,
     server: Option<Child>,
     rates: Option<Rates>,
-    network: Option<&'a kelp_net::config::Config>,
     engine: Option<Engine>,
     window: Option<(u16, u16)>,
     /// Who called meanwhile.
@@ -404,6 +393,10 @@ struct Watch<'a, 'b> {
 impl Watcher for Watch<'_, '_> {
     fn meanwhile(&mut self) -> Result<()> {
         self.container.clear_leftovers()
+    }
+
+    fn neighbour(&self) -> Option<BorrowedFd<'_>> {
+        self.neighbour.map(|neighbour| neighbour.pidfd.as_fd())
     }
 
     fn group(&self) -> Option<BorrowedFd<'_>> {
@@ -429,10 +422,13 @@ impl Watcher for Watch<'_, '_> {
     }
 
     fn cloned(&mut self, pid: i32) -> Result<()> {
-        self.namespace = Some(std::fs::File::open(format!("/proc/{pid}/ns/user"))?);
+        self.namespace = Some(match self.neighbour {
+            Some(neighbour) => neighbour.pidfd.try_clone()?,
+            None => std::fs::File::open(format!("/proc/{pid}/ns/user"))?.into(),
+        });
         self.view.iter_mut().for_each(|view| view.is_of(pid));
-        if let Some(config) = self.network {
-            self.engine = Some(Engine::start(config, pid)?);
+        if let Some(config) = &self.spec.engine {
+            self.engine = Some(Engine::start(config, self.spec.backend, pid)?);
         }
         self.container.watch(pid)
     }
@@ -455,7 +451,7 @@ impl Watcher for Watch<'_, '_> {
         let (hear, word) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
         let (ours, theirs) = socket::pair()?;
         let request = fuse::Request {
-            layers: fuse::layers(self.root, self.store, &host::replaced()?),
+            layers: fuse::layers(&self.spec.root, self.store, &host::replaced()?),
             folder: self.container.folder.clone(),
             volatile: self.container.status.remove,
             has_root: self.maps.has_root(),
@@ -482,19 +478,6 @@ impl Watcher for Watch<'_, '_> {
     fn terminal(&mut self, master: &OwnedFd) {
         if let Some(window) = self.window {
             let _ = crate::sys::terminal::set_window(master.as_fd(), window);
-        }
-    }
-}
-
-/// The server of a root; it ends with the container.
-#[derive(Debug)]
-struct RootServer(Option<Child>);
-
-impl Drop for RootServer {
-    fn drop(&mut self) {
-        if let Some(server) = &mut self.0 {
-            let _ = server.kill();
-            let _ = server.wait();
         }
     }
 }

@@ -120,6 +120,6 @@ fn published(network: &Network) -> Vec<String> {
     };
     match network {
         Network::User(config) => ports(config),
-        Network::None | Network::Host => Vec::new(),
+        Network::None | Network::Host | Network::Container(_) => Vec::new(),
     }
 }

@@ -1,7 +1,7 @@
 //! kelp through its real binary, as the user who runs the suite. What stands where:
 //! `life` containers in the background; `attach` who sits down before one; `exec` further programs in one; `health`; `events`;
 //! `ps` what is listed; `run` the main job and its options;
-//! `ids` who is who; `mounts` what is where; `process` exit codes, signals, terminals; `network` none and host; `security` attacks that must fail; `failure` sentences; `faults` kill -9
+//! `ids` who is who; `mounts` what is where; `process` exit codes, signals, terminals; `network` none and host; `engine` kelp's own, `backend` a peer's, `neighbour` another container's; `security` attacks that must fail; `failure` sentences; `faults` kill -9
 //! and crowds; `doctor` and `explain` what kelp says of itself; `real` a Debian root; `unshare` the founding texts;
 //! `volume` folders that outlive containers; `anonymous` those that do not; `cdi` devices by name; `limits`, `update` and `disk` what holds under load;
 //! `secret`; `login` the password at a terminal; `words` flags about the container itself; `surroundings` of the caller; `docs` what is made from the tables of flags.
@@ -19,6 +19,7 @@ mod sys;
 
 mod anonymous;
 mod attach;
+mod backend;
 mod cdi;
 mod disk;
 mod docs;
@@ -35,6 +36,7 @@ mod life;
 mod limits;
 mod login;
 mod mounts;
+mod neighbour;
 mod network;
 mod perils;
 mod process;

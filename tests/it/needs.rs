@@ -24,6 +24,11 @@ const FACILITIES: &[(&str, Probe, &[&str])] = &[
     ("subids", subids, &["ids"]),
     ("ordinary", || crate::sys::uid() != 0, &["ids", "one"]),
     ("single", || crate::sys::uid() != 0 && !subids(), &["one"]),
+    (
+        "peers",
+        || succeeds("slirp4netns", &["--version"]) && succeeds("pasta", &["--config-net", "--", "true"]),
+        &["ids", "one"],
+    ),
     ("root", || crate::sys::uid() == 0, &["container"]),
     ("many_ids", || crate::sys::uid() == 0 || subids(), &["ids", "container"]),
     (
