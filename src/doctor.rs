@@ -6,7 +6,7 @@ use crate::paths::Paths;
 use crate::rootfs::rung::Rung;
 use crate::spec::request::UserNamespace;
 use crate::userns::maps::{self, IdMaps};
-use crate::{cgroup, launch, rootfs, userns};
+use crate::{cgroup, launch, network, rootfs, userns};
 
 /// What the host permits, best rung first within each facility; `wanted` is the user's own choice of a root.
 pub fn examine(paths: &anyhow::Result<Paths>, wanted: Option<Rung>) -> Vec<Check> {
@@ -26,6 +26,7 @@ pub fn examine(paths: &anyhow::Result<Paths>, wanted: Option<Rung>) -> Vec<Check
         Err(error) => checks.push(Check::from_error("store", "folder", error)),
     }
     checks.extend(launch::check::checks(&maps));
+    checks.extend(network::check::checks(&maps));
     checks.extend(cgroup::check::checks());
     let wanted = wanted.map(|rung| rung.to_string());
     for check in checks.iter_mut().filter(|check| Some(check.rung) == wanted.as_deref()) {

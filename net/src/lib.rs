@@ -8,6 +8,8 @@ pub mod cli;
 
 pub mod engine;
 
+pub mod trial;
+
 pub mod attach;
 pub mod confine;
 

@@ -149,6 +149,46 @@ fn the_fuse_device_missing() {
 }
 
 #[test]
+fn every_path_of_the_network_has_its_row() {
+    needs!(userns);
+    let all = doctor(&Dir::new()).ok();
+    for (facility, rung) in [
+        ("network device", "TAP"),
+        ("network device", "packet socket"),
+        ("outbound TCP", "P1"),
+        ("outbound TCP", "P2"),
+        ("published ports", "P0"),
+        ("ping", "ping sockets"),
+    ] {
+        let row = row(&all, facility, rung);
+        let ping = std::fs::read_to_string("/proc/sys/net/ipv4/ping_group_range").unwrap();
+        let refused = facility == "ping" && ping.split_whitespace().next() == Some("1");
+        assert_eq!(row["state"] == json!("refused"), refused, "{row:#}");
+    }
+}
+
+#[test]
+fn the_tun_device_missing_leaves_the_packet_socket() {
+    needs!(userns);
+    let dir = Dir::new();
+    let hidden = "mount -t tmpfs none /dev/net && exec \"$@\"";
+    let all = Nested::new(&dir).verb(&["doctor", "--json"]).shell(hidden).run(&dir).end();
+    refused(&row(&all, "network device", "TAP"), &["/dev/net/tun"], &["modprobe tun"]);
+    assert_eq!(row(&all, "network device", "packet socket")["state"], json!("used"));
+    let seen = Nested::new(&dir).shell(hidden).run(&dir).ok().json();
+    assert_eq!(seen["links"]["eth0"], json!({"up": true}));
+}
+
+#[test]
+fn network_namespaces_at_their_limit() {
+    needs!(userns);
+    let dir = Dir::new();
+    let line = "echo 0 > /proc/sys/user/max_net_namespaces && exec \"$@\"";
+    let all = Nested::new(&dir).verb(&["doctor", "--json"]).shell(line).run(&dir).end();
+    refused(&row(&all, "network device", ""), &["max_net_namespaces"], &["sysctl", "max_net_namespaces"]);
+}
+
+#[test]
 fn kernel_overlay_refused() {
     needs!(userns);
     let dir = Dir::new();
