@@ -103,7 +103,7 @@ pub fn enter(runtime: &Path, standing: Standing) -> Result<PathBuf> {
 /// One asks at a time: a manager that many ask without pause comes to no job of its own, and to moving nobody.
 #[derive(Default)]
 struct Turn {
-    ours: Option<Flock<File>>,
+    lock: Option<Flock<File>>,
     answered: Option<Instant>,
     /// How often it was another's turn, or the manager refused.
     waits: u32,
@@ -111,16 +111,24 @@ struct Turn {
 
 impl Turn {
     fn ask(&mut self, runtime: &Path) -> Result<()> {
-        if self.ours.is_none() {
-            let kept = File::open(delegation::kept_by_systemd()?).context("open systemd's folder")?;
-            self.ours = Flock::lock(kept, FlockArg::LockExclusiveNonblock).ok();
-        }
         self.waits += 1;
-        if self.ours.is_some() {
+        if self.is_ours() {
             start(runtime).or_else(|error| self.join_nobody(runtime).map_err(|_| error))?;
             self.answered = Some(Instant::now());
         }
         Ok(())
+    }
+
+    /// The lock lies on a folder of systemd's, so nothing of it is left; where that is not to be seen there is none.
+    fn is_ours(&mut self) -> bool {
+        let kept = || File::open(delegation::kept_by_systemd().ok()?).ok();
+        match (&self.lock, kept()) {
+            (None, Some(kept)) => {
+                self.lock = Flock::lock(kept, FlockArg::LockExclusiveNonblock).ok();
+                self.lock.is_some()
+            }
+            _ => true,
+        }
     }
 
     /// Goes into a scope that is there though nobody is in it: whoever asked for it had ended when it was to be moved.
