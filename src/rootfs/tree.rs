@@ -45,7 +45,9 @@ fn copy_entry(from: &Path, to: &Path, links: &mut Links) -> io::Result<()> {
         }
     }
     if kind.is_symlink() {
-        return std::os::unix::fs::symlink(fs::read_link(from)?, to);
+        std::os::unix::fs::symlink(fs::read_link(from)?, to)?;
+        keep_owner(&found, to);
+        return keep_times(&found, to);
     }
     if kind.is_file() {
         match fs::copy(from, to) {
@@ -94,8 +96,17 @@ fn keep_all(found: &fs::Metadata, from: &Path, to: &Path) -> io::Result<()> {
 }
 
 fn keep(found: &fs::Metadata, to: &Path) -> io::Result<()> {
-    let _ = std::os::unix::fs::lchown(to, Some(found.uid()), Some(found.gid()));
+    keep_owner(found, to);
     fs::set_permissions(to, fs::Permissions::from_mode(found.mode() & 0o7777))?;
+    keep_times(found, to)
+}
+
+/// Where it may not be given, the file is ours.
+fn keep_owner(found: &fs::Metadata, to: &Path) {
+    let _ = std::os::unix::fs::lchown(to, Some(found.uid()), Some(found.gid()));
+}
+
+fn keep_times(found: &fs::Metadata, to: &Path) -> io::Result<()> {
     let time = |seconds, nanoseconds| nix::sys::time::TimeSpec::new(seconds, nanoseconds);
     nix::sys::stat::utimensat(
         nix::fcntl::AT_FDCWD,
@@ -103,8 +114,8 @@ fn keep(found: &fs::Metadata, to: &Path) -> io::Result<()> {
         &time(found.atime(), found.atime_nsec()),
         &time(found.mtime(), found.mtime_nsec()),
         nix::sys::stat::UtimensatFlags::NoFollowSymlink,
-    )?;
-    Ok(())
+    )
+    .map_err(io::Error::from)
 }
 
 /// Removes `path` and all below it; a folder that is closed to us is opened first.

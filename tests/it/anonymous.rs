@@ -204,12 +204,15 @@ fn attribute(path: &str) -> String {
 }
 
 #[test]
-fn a_copy_of_an_images_files_keeps_hard_links_and_attributes() {
+fn a_copy_of_an_images_files_keeps_links_and_attributes() {
     needs!(userns);
     let dir = Dir::new();
     let root = rooted(&dir);
     fs::hard_link(format!("{root}/srv/app/letter"), format!("{root}/srv/app/twin")).unwrap();
     fs::hard_link(format!("{root}/srv/app/letter"), format!("{root}/srv/third")).unwrap();
+    let link = format!("{root}/srv/app/way");
+    std::os::unix::fs::symlink("letter", &link).unwrap();
+    assert!(Command::new("touch").args(["-h", "-d", "@978307200.5", &link]).status().unwrap().success());
     let script = "import os, sys; [os.setxattr(path, 'user.kelp', b'kept') for path in sys.argv[1:]]";
     let paths = ["srv/app/letter", "srv/app"].map(|path| format!("{root}/{path}"));
     assert!(Command::new("python3").args(["-c", script]).args(&paths).status().unwrap().success());
@@ -223,6 +226,8 @@ fn a_copy_of_an_images_files_keeps_hard_links_and_attributes() {
         let seen = fs::metadata(format!("{copy}/letter")).unwrap();
         assert_eq!(seen.ino(), fs::metadata(format!("{copy}/twin")).unwrap().ino(), "{copy}");
         assert_eq!(seen.nlink(), names, "{copy}");
+        let way = fs::symlink_metadata(format!("{copy}/way")).unwrap();
+        assert_eq!((way.mtime(), way.mtime_nsec()), (978_307_200, 500_000_000), "{copy}");
         assert_eq!((attribute(&format!("{copy}/letter")), attribute(&copy)), ("kept".into(), "kept".into()));
     }
 }
