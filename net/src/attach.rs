@@ -122,16 +122,16 @@ fn child(target: &Target, config: &Config, channel: &OwnedFd, settled: Option<fn
     confine::confine(Role::Broker)?;
     settled.into_iter().for_each(|settled| settled());
     let served = broker::serve(channel, &mut netlink);
+    for (v4, _) in families.iter().filter(|(_, diverted)| *diverted) {
+        divert_rules(*v4).iter().try_for_each(|rule| netlink.rule(Change::Remove, rule))?;
+    }
+    // What is opened from now on fails at once.
+    netlink.remove_link(index)?;
     for (v4, diverted) in families {
-        // Diverted connections end with the engine's sockets, and without the rules nothing leads to where it was.
-        // Mirrored ones only miss their segments, for ever.
-        if diverted {
-            divert_rules(v4).iter().try_for_each(|rule| netlink.rule(Change::Remove, rule))?;
-        }
+        // Diverted connections ended with the engine's sockets, but for those that still wait for their answer. Mirrored ones
+        // only miss their segments, for ever.
         sockets.abort_connections(v4, if diverted { Which::Connecting } else { Which::All })?;
     }
-    // What is sent from now on is refused at once.
-    netlink.remove_link(index)?;
     served
 }
 
