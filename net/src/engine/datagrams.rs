@@ -147,9 +147,10 @@ impl Engine {
         if !self.down.admit(length, self.now) {
             return;
         }
-        let Some(head) = build::udp_head(self.facts.mac, ends.destination, ends.source, length) else {
+        let Some(mut head) = build::udp_head(self.facts.mac, ends.destination, ends.source, length) else {
             return;
         };
+        let _ = build::cut(&mut head, &ends.destination.ip(), length, self.config.mtu);
         let start = PAYLOAD - head.len();
         if let Some(place) = buffer.get_mut(start..PAYLOAD) {
             place.copy_from_slice(&head);

@@ -64,6 +64,24 @@ fn ip_length(ip: &IpAddr) -> usize {
     if ip.is_ipv4() { 20 } else { 40 }
 }
 
+/// Has the kernel cut a datagram in fragments that is larger than the device takes (`VIRTIO_NET_HDR_GSO_UDP`). A TAP device
+/// takes it whole, a packet socket refuses it.
+pub(crate) fn cut(head: &mut [u8], from: &IpAddr, length: usize, mtu: u32) -> Option<()> {
+    let header = ip_length(from);
+    let mtu = usize::try_from(mtu).ok()?;
+    if length.checked_add(8)?.checked_add(header)? <= mtu {
+        return Some(());
+    }
+    // IPv6 has a header of its own for a fragment; what is in one is a multiple of 8.
+    let fragment = if from.is_ipv4() { 0 } else { 8 };
+    let size = u16::try_from(mtu.checked_sub(header)?.checked_sub(fragment)? & !7).ok()?;
+    let headers = u16::try_from(ETHERNET.checked_add(header)?.checked_add(8)?).ok()?;
+    *head.get_mut(1)? = 3;
+    head.get_mut(2..4)?.copy_from_slice(&headers.to_ne_bytes());
+    head.get_mut(4..6)?.copy_from_slice(&size.to_ne_bytes());
+    Some(())
+}
+
 /// The headers of a datagram with `length` bytes of payload, to be written in front of them.
 pub(crate) fn udp_head(mac: [u8; 6], from: SocketAddr, to: SocketAddr, length: usize) -> Option<Vec<u8>> {
     let mut frame = Vec::with_capacity(HEADROOM);
