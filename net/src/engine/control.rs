@@ -125,27 +125,8 @@ impl Engine {
     /// Carries out the next whole request of a connection, if there is one.
     fn next_request(&mut self, key: Key, ended: bool) -> Option<Result<Value>> {
         let connection = self.control.connections.entry(key)?;
-        if connection.inbox.iter().all(u8::is_ascii_whitespace) {
-            return None;
-        }
-        let mut requests = serde_json::Deserializer::from_slice(&connection.inbox).into_iter::<Value>();
-        let parsed = requests.next()?;
-        let taken = requests.byte_offset();
-        match parsed {
-            Ok(value) => {
-                connection.inbox.drain(..taken);
-                Some(
-                    serde_json::from_value(value)
-                        .context("bad request")
-                        .and_then(|request| self.execute(request)),
-                )
-            }
-            Err(error) if error.is_eof() && !ended && connection.inbox.len() < LONGEST => None,
-            Err(error) => {
-                connection.inbox.clear();
-                Some(Err(error).context("bad request: it is no JSON"))
-            }
-        }
+        let request = take_request(&mut connection.inbox, ended)?;
+        Some(request.and_then(|request| self.execute(request)))
     }
 
     /// Sends a reply; false if the connection is to end.
@@ -211,9 +192,66 @@ impl Engine {
     }
 }
 
+/// Takes the next request from what has arrived; `None` if it may still become one.
+fn take_request(inbox: &mut Vec<u8>, ended: bool) -> Option<Result<Request>> {
+    if inbox.iter().all(u8::is_ascii_whitespace) {
+        return None;
+    }
+    let mut requests = serde_json::Deserializer::from_slice(inbox).into_iter::<Value>();
+    let parsed = requests.next()?;
+    let taken = requests.byte_offset();
+    match parsed {
+        Ok(value) => {
+            inbox.drain(..taken);
+            Some(serde_json::from_value(value).context("bad request"))
+        }
+        Err(error) if error.is_eof() && !ended && inbox.len() < LONGEST => None,
+        Err(error) => {
+            inbox.clear();
+            Some(Err(error).context("bad request: it is no JSON"))
+        }
+    }
+}
+
 fn address(text: &str) -> Result<Option<IpAddr>> {
     if text.is_empty() {
         return Ok(None);
     }
     text.parse().map(Some).with_context(|| format!("bad request: {text:?} is no address"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_arrive_in_pieces_and_the_next_one_stays() {
+        let mut inbox = br#"{"execute":"cou"#.to_vec();
+        assert!(take_request(&mut inbox, false).is_none());
+        inbox.extend(br#"nters"} {"execute":"facts"}"#);
+        assert_eq!(take_request(&mut inbox, false).unwrap().unwrap().execute, "counters");
+        assert_eq!(take_request(&mut inbox, false).unwrap().unwrap().execute, "facts");
+        assert!(take_request(&mut inbox, true).is_none());
+    }
+
+    /// Garbage ends in an error, and the bytes are used up; nothing waits for ever on a connection that has ended.
+    #[test]
+    fn whatever_is_asked_is_a_request_or_an_error() {
+        let samples = [
+            br#"{"execute":"add_hostfwd","arguments":{"proto":"tcp","host_addr":"0.0.0.0","host_port":8080,"guest_port":80}}"#.to_vec(),
+            br#"{"execute":"remove_hostfwd","arguments":{"id":1}} {"execute":"list_hostfwd"}"#.to_vec(),
+            b"[[[[[[[[{\"a\":[1e999,-0.0,\"\\ud800\"]}".to_vec(),
+        ];
+        crate::wire::fuzz::fuzz(&samples, |bytes, _| {
+            let mut inbox = bytes.to_vec();
+            while let Some(request) = take_request(&mut inbox, true) {
+                if let Ok(request) = request {
+                    let _ = serde_json::from_value::<AddPort>(request.arguments.clone())
+                        .map(|add| (address(&add.host_addr).is_ok(), address(&add.guest_addr).is_ok()));
+                    let _ = serde_json::from_value::<RemovePort>(request.arguments);
+                }
+            }
+            assert!(inbox.iter().all(u8::is_ascii_whitespace));
+        });
+    }
 }

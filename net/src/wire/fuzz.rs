@@ -9,10 +9,10 @@ use super::reassembly::Reassembly;
 use super::{build, dhcp, dns, rewrite};
 
 /// xorshift64*: enough to mutate bytes, the same on each machine.
-struct Dice(u64);
+pub(crate) struct Dice(u64);
 
 impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
+    pub(crate) fn roll(&mut self, sides: usize) -> usize {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -42,7 +42,7 @@ impl Dice {
 }
 
 /// Gives `target` mutated samples: twenty thousand, or for as long as the environment says.
-fn fuzz(samples: &[Vec<u8>], mut target: impl FnMut(&[u8], &mut Dice)) {
+pub(crate) fn fuzz(samples: &[Vec<u8>], mut target: impl FnMut(&[u8], &mut Dice)) {
     let seconds =
         std::env::var("KELP_FUZZ_SECONDS").ok().and_then(|text| text.parse().ok()).map(Duration::from_secs);
     let start = Instant::now();
@@ -75,6 +75,27 @@ fn a_frame_never_claims_more_than_there_is() {
             assert!(tcp.length as usize <= packet.payload.len());
         }
         let _ = frame::solicited(&packet);
+    });
+}
+
+/// Of the ten bytes in front only the segment size is believed, and that only of a frame that claims to be of many.
+#[test]
+fn a_vnet_header_decides_nothing_but_the_size_of_segments() {
+    fuzz(&frames(), |bytes, dice| {
+        let mut other = bytes.to_vec();
+        other.iter_mut().take(super::VNET).for_each(|byte| *byte = dice.roll(256) as u8);
+        match (frame::parse(bytes), frame::parse(&other)) {
+            (None, None) => {}
+            (Some(Frame::Packet(one)), Some(Frame::Packet(two))) => {
+                assert_eq!(
+                    (one.source, one.destination, one.protocol, one.payload, one.quote),
+                    (two.source, two.destination, two.protocol, two.payload, two.quote)
+                );
+                assert!(two.segment == 0 || other[1] & 0x7f != 0);
+            }
+            (Some(Frame::ArpRequest { .. }), Some(Frame::ArpRequest { .. })) => {}
+            _ => panic!("parsed with one vnet header and not with another"),
+        }
     });
 }
 

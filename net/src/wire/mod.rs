@@ -8,7 +8,7 @@ pub(crate) mod dhcp;
 pub(crate) mod dns;
 pub(crate) mod frame;
 #[cfg(test)]
-mod fuzz;
+pub(crate) mod fuzz;
 pub(crate) mod reassembly;
 pub(crate) mod rewrite;
 
