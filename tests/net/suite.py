@@ -15,12 +15,13 @@ from harness import ADDRESS, GATEWAY, HOST, LOOPBACK, WORLD, Container, Gone, fr
 QUICK = "KELP_QUICK" in os.environ
 FAMILIES = (4, 6)
 COMMANDS, ECHO, WHOAMI, LATE, RESET, BURST, FULL, SINK, SOURCE, CLOSED = range(9000, 9010)
+HIDDEN = not os.path.exists("/dev/net/tun")
 PATHS = {
     "divert": (),
     "mirror": ("--without=divert",),
-    "packet": ("--without=tap",),
-    "packet, mirror": ("--without=tap,divert",),
 }
+if not HIDDEN:
+    PATHS |= {"packet": ("--without=tap",), "packet, mirror": ("--without=tap,divert",)}
 
 
 def digest(length):
@@ -104,10 +105,11 @@ class Outbound(unittest.TestCase):
             self.assertEqual(container.datagram(WORLD[family], ECHO, size), "same", size)
 
     def test_datagrams_in_fragments_come_back(self):
-        with Container("--mtu", "1500") as container:
-            for family in FAMILIES:
-                for size in (1472, 1473, 9000, 60000):
-                    self.assertEqual(container.datagram(WORLD[family], ECHO, size), "same", size)
+        for path in ((), ("--without=tap",)):
+            with self.subTest(path=path), Container("--mtu", "1500", *path) as container:
+                for family in FAMILIES:
+                    for size in (1452, 1453, 1472, 1473, 9000, 60000):
+                        self.assertEqual(container.datagram(WORLD[family], ECHO, size), "same", (family, size))
 
     @each
     def test_a_datagram_to_a_closed_port_is_refused(self, container, family):
@@ -502,7 +504,8 @@ class Hardness(unittest.TestCase):
             self.assertEqual((status["NoNewPrivs"], status["Seccomp"], status["Threads"]), ("1", "2", "1"))
             with self.assertRaises(PermissionError):
                 os.listdir(f"/proc/{container.engine.pid}/fd")
-            self.assertEqual(container.request("facts")["return"]["notes"], [])
+            refused = ["no TAP device: No such file or directory (os error 2)"] if HIDDEN else []
+            self.assertEqual(container.request("facts")["return"]["notes"], refused)
 
     def test_an_engine_that_is_killed_leaves_no_connection_hanging(self):
         for path, options in PATHS.items():
