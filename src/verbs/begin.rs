@@ -29,7 +29,7 @@ use crate::rootfs::host;
 use crate::rootfs::overlay::Persistence;
 use crate::rootfs::rung::{self, Rung};
 use crate::spec::mount::{MountKind, Propagation};
-use crate::spec::request::{Driver, Request, Storage};
+use crate::spec::request::{Request, Storage};
 use crate::spec::resolve;
 use crate::spec::resources::{Limits, Resources, Throttle};
 use crate::spec::{Root, Sharing, Spec, defaults};
@@ -296,14 +296,10 @@ fn subject(hold: &Hold, limits: Limits) -> Subject {
 
 /// The rungs for what was asked.
 fn ladder(request: &Request) -> Result<Vec<Rung>> {
-    let only = request.storage.driver.map(|driver| match driver {
-        Driver::Overlay => Rung::KernelOverlay,
-        Driver::Fuse => Rung::FuseOverlay,
-        Driver::Copy => Rung::Copy,
-    });
-    let ladder = rung::ladder(&request.root, only);
+    let ladder = rung::ladder(&request.root, request.storage.driver.map(Rung::from));
     if ladder.is_empty() {
-        return Err(Error::usage("--storage-driver: that driver can't make this root").into());
+        let error = Error::usage("that storage driver can't make this root");
+        return Err(error.hint("--storage-driver and KELP_STORAGE_DRIVER name it").into());
     }
     Ok(ladder)
 }

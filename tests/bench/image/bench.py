@@ -185,12 +185,25 @@ def verbs(host, name, round):
     for tool, words, tls in tools():
         with registry(f"empty-{tool}-{round}") as empty:
             note("push (empty registry)", tool, run(*words, "push", "-q", *tls, name, f"{empty}/bench:1"))
+    kept_push(name, round)
     for tool, words, _ in tools():
         hundred(tool, words, name)
         note("commit of 100 files", tool, run(*words, "commit", "-q", "changed", f"made-{tool}:{round}"))
     forget()
     for tool, words, _ in tools():
         note("load", tool, run(*words, "load", "-q", "-i", f"{WORK}/{tool}.tar"))
+
+
+def kept_push(name, round):
+    """Layers go as they came where their blobs were kept; podman keeps none, and packs them as before."""
+    work, own = "push of kept blobs (empty registry)", ENV["KELP_ROOT"]
+    ENV["KELP_ROOT"] += "-kept"
+    run(KELP, "pull", "-q", "--keep-blobs", name)
+    with registry(f"empty-kept-{round}") as empty:
+        note(work, "kelp", run(KELP, "push", "-q", name, f"{empty}/bench:1"))
+    note(work, "podman", RESULTS["push (empty registry)"]["podman"][-1])
+    run(KELP, "system", "reset", "-f", quiet=True)
+    ENV["KELP_ROOT"] = own
 
 
 def used(folder):
@@ -256,9 +269,9 @@ def report(results):
             seconds = statistics.median(pair[0] for pair in pairs)
             table.append({"work": work, "tool": tool, "seconds": round(seconds, 3), "ratio": round(middle(tool) / middle("kelp"), 2),
                           "megabytes": round(max(pair[1] for pair in pairs), 1)})
-    print(f"{'work':<32} {'tool':<14} {'seconds':>8} {'x kelp':>7} {'MB':>7}")
+    print(f"{'work':<36} {'tool':<14} {'seconds':>8} {'x kelp':>7} {'MB':>7}")
     for row in table:
-        print(f"{row['work']:<32} {row['tool']:<14} {row['seconds']:>8} {row['ratio']:>7} {row['megabytes']:>7}")
+        print(f"{row['work']:<36} {row['tool']:<14} {row['seconds']:>8} {row['ratio']:>7} {row['megabytes']:>7}")
     with open(sys.argv[3]) as file:
         table = [row for row in json.load(file) if row["work"] not in results] + table
     with open("results.json", "w") as file:

@@ -176,6 +176,7 @@ class Scope(Limits):
         self.assertEqual(leftovers(), [])
 
 
+class Delegated(Scope):
     def test_a_scope_whose_first_process_ended_before_it_was_moved_in_is_used_and_goes(self):
         """The kernel moves no process that is ending, and says that it has: systemd never sees such a scope become empty."""
         ended = subprocess.Popen(["true"])
@@ -191,8 +192,6 @@ class Scope(Limits):
         self.assertEqual((ran.returncode, ran.stderr), (0, ""))
         self.assertEqual(leftovers(), [])
 
-
-class Delegated(Scope):
     def test_doctor_finds_every_controller_in_a_scope(self):
         self.limits("systemd user scope", "cpu cpuset io memory pids")
 
