@@ -5,6 +5,7 @@ import functools
 import hashlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -155,7 +156,11 @@ class Podman(unittest.TestCase):
     @classmethod
     def tearDownClass(cls):
         cls.podman("rm", "-f", "-a", "-t", "0")
+        with open(f"{cls.home}/run/libpod/tmp/pause.pid") as file:
+            keeper = int(file.read())
         subprocess.run(["podman", "unshare", "sh", "-c", "umount -R \"$0/run/netns\" 2>/dev/null; rm -rf \"$0\"", cls.home], env=cls.environment, timeout=60)
+        # It keeps the user namespace for the next command, and nobody else ends it.
+        os.kill(keeper, signal.SIGTERM)
 
     @classmethod
     def podman(cls, *words):
