@@ -77,6 +77,9 @@ pub fn say_unkept(request: &Request, warn: &mut dyn FnMut(&str)) -> Result<()> {
         let word = request.backend.word();
         warn(&format!("{word} lets the container reach the host's own addresses and link-local ones"));
     }
+    if request.backend == Backend::Slirp4netns && !has_sandbox() {
+        warn("slirp4netns runs without its sandbox, for which root needs CAP_SYS_ADMIN");
+    }
     match unkept.first() {
         Some(first) if request.resources.strict => {
             Err(Error::usage(format!("--strict-limits: {first}")).hint("kelp's own engine keeps it").into())
@@ -86,6 +89,12 @@ pub fn say_unkept(request: &Request, warn: &mut dyn FnMut(&str)) -> Result<()> {
             Ok(())
         }
     }
+}
+
+/// slirp4netns enters the container's user namespace for its sandbox only where it is not root.
+fn has_sandbox() -> bool {
+    let sys_admin = 1 << 21;
+    !nix::unistd::geteuid().is_root() || process::capget().is_ok_and(|sets| sets.effective & sys_admin != 0)
 }
 
 /// What of `config` the peer can't keep.
@@ -178,8 +187,8 @@ impl Peer {
         if wait(&[ready.as_fd(), peer.pidfd.as_fd()], Some(PATIENCE))? != Some(0) {
             peer.end()?;
             let words = fs::read_to_string(&said).unwrap_or_default();
-            let words =
-                words.lines().rfind(|line| !line.contains("syslog")).unwrap_or("it said nothing").trim();
+            let words: Vec<&str> = words.lines().filter(|line| !line.contains("syslog")).collect();
+            let words = if words.is_empty() { "it said nothing".to_owned() } else { words.join("; ") };
             bail!("{word} does not bring the network up: {words}");
         }
         Ok(peer)
@@ -231,7 +240,10 @@ fn slirp4netns(config: &Config, holder: &Holder, folder: &Folder) -> Result<Peer
     let (ready, tell) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
     let (hang_up, exit) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
     let mut command = Command::new("slirp4netns");
-    command.args(["--configure", "--enable-ipv6", "--enable-sandbox", "--enable-seccomp"]);
+    command.args(["--configure", "--enable-ipv6", "--enable-seccomp"]);
+    if has_sandbox() {
+        command.arg("--enable-sandbox");
+    }
     command.arg(format!("--mtu={}", config.mtu));
     command.arg(format!("--cidr={}/{}", base(net.gateway, net.prefix), net.prefix));
     command.arg(format!("--api-socket={}", folder.0.join("api").display()));
