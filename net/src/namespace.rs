@@ -37,7 +37,7 @@ impl Target {
     }
 
     /// Moves the calling process into both. It must have one thread.
-    pub(crate) fn join(&self) -> Result<()> {
+    pub fn join(&self) -> Result<()> {
         if let Some(user) = &self.user {
             setns(user.as_fd(), CloneFlags::CLONE_NEWUSER)
                 .context("cannot join the container's user namespace")?;

@@ -219,7 +219,6 @@ impl Hold {
                 self.inherited.io_priority = limits.number(BLKIO_WEIGHT).map(io_priority_of_weight);
             }
             CPU_SHARES => self.inherited.nice = limits.number(CPU_SHARES).map_or(0, nice_of_shares),
-            BLKIO_WEIGHT => return Ok(Enforcer::None),
             _ if row.soft == Soft::Watched => self.watched.nano_cpus = limits.nano_cpus(),
             _ => return Ok(Enforcer::None),
         }

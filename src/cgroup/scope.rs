@@ -105,7 +105,7 @@ pub fn enter(runtime: &Path, standing: Standing) -> Result<PathBuf> {
 struct Turn {
     lock: Option<Flock<File>>,
     answered: Option<Instant>,
-    /// How often it was another's turn, or the manager refused.
+    /// How often it wanted to ask.
     waits: u32,
 }
 

@@ -198,12 +198,23 @@ impl Processes {
         }
     }
 
+    /// Every thread of all of them, by the numbers that they have for us; none where only those inside are known.
+    fn every_thread(&self) -> impl Iterator<Item = i32> {
+        let all = self.list().into_iter().filter(|_| self.root.is_some());
+        all.flat_map(|process| self.threads(process.pid))
+    }
+
+    /// Changes every thread; says whether the kernel refused none. Those that have ended meanwhile do not count.
+    fn change(&self, change: impl Fn(i32) -> io::Result<()>) -> bool {
+        let refused = |error: io::Error| matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM));
+        !self.every_thread().filter_map(|thread| change(thread).err()).any(refused)
+    }
+
     /// Every thread of all of them on these processors.
     pub fn run_on(&self, processors: &CpuSet) {
         let mut set = nix::sched::CpuSet::new();
-        let known = processors.0.iter().all(|number| set.set(*number as usize).is_ok());
-        for process in self.list().iter().filter(|_| known && self.root.is_some()) {
-            for thread in self.threads(process.pid) {
+        if processors.0.iter().all(|number| set.set(*number as usize).is_ok()) {
+            for thread in self.every_thread() {
                 let _ = nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(thread), &set);
             }
         }
@@ -211,23 +222,13 @@ impl Processes {
 
     /// This nice value for every thread of all of them; says whether the kernel took it. Downwards is root's.
     pub fn renice(&self, nice: i32) -> bool {
-        let all = self.list().into_iter().filter(|_| self.root.is_some());
-        let threads = all.flat_map(|process| self.threads(process.pid));
-        let renice = |thread: i32| process::setpriority(thread.cast_unsigned(), nice);
-        let refused = |error: io::Error| matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM));
-        !threads.filter_map(|thread| renice(thread).err()).any(refused)
+        self.change(|thread| process::setpriority(thread.cast_unsigned(), nice))
     }
 
     /// This I/O priority for every thread of all of them; says whether the kernel took it. It refuses those that run as
     /// other users.
     pub fn set_io_priority(&self, level: u8) -> bool {
-        let all = self.list().into_iter().filter(|_| self.root.is_some());
-        let mut threads = all.flat_map(|process| self.threads(process.pid));
-        let refused = |thread: i32| {
-            let outcome = process::set_io_priority(thread, level);
-            outcome.is_err_and(|error| error.raw_os_error() == Some(libc::EPERM))
-        };
-        !threads.any(refused)
+        self.change(|thread| process::set_io_priority(thread, level))
     }
 
     /// SIGKILL for all, the first first: in a pid namespace of its own that ends the others.

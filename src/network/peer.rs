@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -19,7 +19,6 @@ use kelp_net::config::{Config, Protocol, Published};
 use kelp_net::policy::HostLoopback;
 use kelp_net::ports;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::Mode;
 use serde_json::{Value, json};
 
@@ -340,13 +339,9 @@ impl Holder {
         let (hear, word) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
         match clone::clone(0, None)? {
             Cloned::Child => {
-                let joined = target
-                    .user
-                    .as_ref()
-                    .map_or(Ok(()), |user| setns(user.as_fd(), CloneFlags::CLONE_NEWUSER))
-                    .and_then(|()| setns(target.network.as_fd(), CloneFlags::CLONE_NEWNET));
+                let joined = target.join();
                 let _ = process::parent_death_signal(libc::SIGKILL);
-                stage::tell(word, &joined.context("join the container's namespaces"));
+                stage::tell(word, &joined);
                 let _ = process::close_others(&[]);
                 loop {
                     nix::unistd::pause();
@@ -387,7 +382,7 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(AsRef::<Path>::as_ref(&self.0));
+        let _ = fs::remove_dir_all(&self.0);
     }
 }
 

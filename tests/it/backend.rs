@@ -2,28 +2,15 @@
 //! proved, not what they do by themselves.
 
 use crate::dir::Dir;
-use crate::host::{below, soon};
+use crate::host::{below, free_port, service, soon};
 use crate::kelp::says;
 use crate::nested::without;
 use crate::{needs, sys};
 use serde_json::json;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::net::{TcpListener, TcpStream};
 
 const PEERS: [&str; 2] = ["slirp4netns", "pasta"];
-
-fn service() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        listener.incoming().flatten().try_for_each(|mut caller| caller.write_all(b"host"))
-    });
-    port
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
 
 #[test]
 fn a_peer_carries_addresses_ports_and_the_hosts_loopback_where_that_is_allowed() {

@@ -2,28 +2,13 @@
 //! paths and policy is proved in tests/net; here is what `kelp run` makes of it.
 
 use crate::dir::Dir;
-use crate::host::{below, soon};
+use crate::host::{below, free_port, service, soon};
 use crate::kelp::says;
 use crate::{host, needs, sys};
 use serde_json::json;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::Child;
-
-/// A service on the host's loopback that says `host` to everybody; its port.
-fn service() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        listener.incoming().flatten().try_for_each(|mut caller| caller.write_all(b"host"))
-    });
-    port
-}
-
-/// A port that nobody has now.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
 
 fn ready(child: &mut Child) {
     let mut line = String::new();

@@ -1,7 +1,9 @@
-//! The host as a test sees it: processes below this one, subordinate ranges, and waiting for a fact with a
-//! deadline where the kernel offers no event.
+//! The host as a test sees it: processes below this one, subordinate ranges, its loopback, and waiting for a
+//! fact with a deadline where the kernel offers no event.
 
 use std::fs;
+use std::io::Write;
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 /// Whether the fact came true within ten seconds.
@@ -14,6 +16,21 @@ pub(crate) fn soon(mut fact: impl FnMut() -> bool) -> bool {
         std::thread::sleep(Duration::from_millis(5));
     }
     true
+}
+
+/// A service on the host's loopback that says `host` to everybody; its port.
+pub(crate) fn service() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        listener.incoming().flatten().try_for_each(|mut caller| caller.write_all(b"host"))
+    });
+    port
+}
+
+/// A port that nobody has now.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Pid, parent and name of every process that this user can see.
