@@ -66,6 +66,11 @@ impl Group {
         self.number("memory.events", "oom_kill").unwrap_or(0)
     }
 
+    /// Whether the kernel ended all of them together (`memory.oom.group`; counted since Linux 5.17).
+    pub fn is_killed_whole(&self) -> bool {
+        self.number("memory.events.local", "oom_group_kill").is_some_and(|times| times > 0)
+    }
+
     /// The most memory that it held (`memory.peak`, Linux 5.19).
     pub fn memory_peak(&self) -> Option<u64> {
         self.read("memory.peak").trim().parse().ok()

@@ -145,8 +145,10 @@ impl Restraint {
     /// Whether a process of its was killed for memory since this was asked last.
     pub fn ran_out_of_memory(&mut self) -> bool {
         let watched = self.watcher.as_mut().is_some_and(|watcher| std::mem::take(&mut watcher.untold));
-        let kills = self.hold.group.as_ref().map_or(0, Group::oom_kills);
-        let more = self.memory.as_mut().is_some_and(|memory| memory.has_more(kills));
+        let more = match (&mut self.memory, &self.hold.group) {
+            (Some(memory), Some(group)) => memory.has_more(group),
+            _ => false,
+        };
         watched || more
     }
 
@@ -175,10 +177,12 @@ impl MemoryEvents {
         Ok(Self { changes, told: 0 })
     }
 
-    /// Other counters change too.
-    fn has_more(&mut self, kills: u64) -> bool {
+    /// Other counters change too; and where all are killed together, each of them is counted when its turn comes.
+    fn has_more(&mut self, group: &Group) -> bool {
         while self.changes.read_events().is_ok_and(|events| !events.is_empty()) {}
-        kills > std::mem::replace(&mut self.told, kills)
+        let kills = group.oom_kills();
+        let told = std::mem::replace(&mut self.told, kills);
+        kills > told && (told == 0 || !group.is_killed_whole())
     }
 }
 
