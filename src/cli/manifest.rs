@@ -256,7 +256,7 @@ fn push(store: &Store, arguments: &PushArgs) -> Result<i32> {
         None => arguments.list.clone(),
     };
     let compression = push::compression("gzip")?;
-    let options = Options { manner: arguments.registry.manner(), compression, parallel: 3 };
+    let options = Options { manner: arguments.registry.manner(), compression, level: None, parallel: 3 };
     let digest =
         list.push(store, &target, &options).with_context(|| format!("cannot push the list to {target}"))?;
     if let Some(path) = &arguments.digestfile {

@@ -25,6 +25,9 @@ pub struct PushArgs {
     /// How layers are packed that have to be packed anew: gzip, zstd or none
     #[arg(long, value_name = "FORMAT", default_value = "gzip")]
     compression_format: String,
+    /// How much is packed: 1 to 9 for gzip, 1 to 20 for zstd [default: by how far the registry is]
+    #[arg(long, value_name = "LEVEL")]
+    compression_level: Option<i32>,
     /// Print nothing but errors
     #[arg(short, long)]
     quiet: bool,
@@ -37,11 +40,9 @@ pub fn run(arguments: PushArgs) -> Result<i32> {
     let store = Store::open(&paths)?;
     let image = store.expect(&arguments.image)?;
     let target = arguments.destination.map_or_else(|| arguments.image.parse(), Ok)?;
-    let options = Options {
-        manner: arguments.registry.manner(),
-        compression: push::compression(&arguments.compression_format)?,
-        parallel: 3,
-    };
+    let compression = push::compression(&arguments.compression_format)?;
+    let level = push::level(compression, arguments.compression_level)?;
+    let options = Options { manner: arguments.registry.manner(), compression, level, parallel: 3 };
     let say = |event: Event<'_>| match event {
         _ if arguments.quiet => {}
         Event::Existed(layer) => eprintln!("{}: already there", layer.short()),

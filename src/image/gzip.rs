@@ -6,7 +6,9 @@ use std::io::{self, Read, Write};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
-use libdeflater::{CompressionLvl, Compressor};
+use libdeflater::{CompressionLvl, Compressor, Crc};
+
+use crate::image::deflate;
 
 /// Of the plain stream, in one member. The window of gzip is 32 KiB, so that starting afresh costs little.
 const MEMBER: usize = 1 << 20;
@@ -14,8 +16,22 @@ const MEMBER: usize = 1 << 20;
 /// On the processors of a laptop, the registry's side wants its share too.
 const MOST_THREADS: usize = 4;
 
-/// The fastest of libdeflate's, which packs as well as zlib's level 2 and takes two thirds of its time (docs/decisions/0405).
-const LEVEL: i32 = 1;
+/// What a member begins with (RFC 1952, 2.3): packed by the fastest algorithm, at no time, on an unknown system.
+const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 4, 255];
+
+/// What a byte less may cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effort {
+    /// As little as there is: for what is read again on this machine or beside it.
+    Least,
+    /// libdeflate's levels, 1 to 9. The first packs as well as zlib's second (docs/decisions/0405).
+    Level(i32),
+}
+
+enum Packer {
+    Ours(Box<deflate::Packer>),
+    Libdeflate(Compressor),
+}
 
 struct Worker {
     to: SyncSender<Vec<u8>>,
@@ -23,7 +39,7 @@ struct Worker {
 }
 
 /// Packs all that `content` has.
-pub fn pack(content: &mut dyn Read, out: &mut dyn Write) -> io::Result<()> {
+pub fn pack(content: &mut dyn Read, effort: Effort, out: &mut dyn Write) -> io::Result<()> {
     let count = thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
     thread::scope(|scope| {
         let workers: Vec<Worker> = (0..count)
@@ -31,8 +47,8 @@ pub fn pack(content: &mut dyn Read, out: &mut dyn Write) -> io::Result<()> {
                 let (to, pieces) = sync_channel::<Vec<u8>>(1);
                 let (packed, from) = sync_channel(1);
                 scope.spawn(move || {
-                    let mut packer = Compressor::new(CompressionLvl::new(LEVEL).unwrap_or_default());
-                    pieces.into_iter().try_for_each(|piece| packed.send(member(&mut packer, &piece)))
+                    let mut packer = Packer::new(effort);
+                    pieces.into_iter().try_for_each(|piece| packed.send(packer.member(&piece)))
                 });
                 Worker { to, from }
             })
@@ -67,11 +83,36 @@ fn next(content: &mut dyn Read) -> io::Result<Vec<u8>> {
     Ok(piece)
 }
 
-fn member(packer: &mut Compressor, piece: &[u8]) -> io::Result<Vec<u8>> {
-    let mut packed = vec![0; packer.gzip_compress_bound(piece.len())];
-    let length = packer.gzip_compress(piece, &mut packed).map_err(io::Error::other)?;
-    packed.truncate(length);
-    Ok(packed)
+impl Packer {
+    fn new(effort: Effort) -> Self {
+        match effort {
+            Effort::Least => Self::Ours(Box::default()),
+            Effort::Level(level) => {
+                Self::Libdeflate(Compressor::new(CompressionLvl::new(level).unwrap_or_default()))
+            }
+        }
+    }
+
+    fn member(&mut self, piece: &[u8]) -> io::Result<Vec<u8>> {
+        match self {
+            Self::Ours(packer) => {
+                let mut packed = Vec::with_capacity(MEMBER);
+                packed.extend(HEADER);
+                packer.pack(piece, &mut packed);
+                let mut crc = Crc::new();
+                crc.update(piece);
+                packed.extend(crc.sum().to_le_bytes());
+                packed.extend((piece.len() as u32).to_le_bytes());
+                Ok(packed)
+            }
+            Self::Libdeflate(packer) => {
+                let mut packed = vec![0; packer.gzip_compress_bound(piece.len())];
+                let length = packer.gzip_compress(piece, &mut packed).map_err(io::Error::other)?;
+                packed.truncate(length);
+                Ok(packed)
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -81,14 +122,16 @@ mod tests {
 
     #[test]
     fn what_was_packed_comes_out_again() {
-        for length in [0, 1, MEMBER - 1, MEMBER, 7 * MEMBER + 3] {
+        let lengths = [0, 1, MEMBER - 1, MEMBER, 7 * MEMBER + 3].into_iter();
+        let efforts = [Effort::Least, Effort::Level(1), Effort::Level(9)];
+        for (length, effort) in lengths.flat_map(|length| efforts.map(|effort| (length, effort))) {
             let plain: Vec<u8> = (0..length).map(|at| (at * at / 7) as u8).collect();
             let mut packed = Vec::new();
-            pack(&mut plain.as_slice(), &mut packed).unwrap();
+            pack(&mut plain.as_slice(), effort, &mut packed).unwrap();
             assert_eq!(&packed[..2], b"\x1f\x8b");
             let mut again = Vec::new();
             MultiGzDecoder::new(packed.as_slice()).read_to_end(&mut again).unwrap();
-            assert!(again == plain, "{length} bytes");
+            assert!(again == plain, "{length} bytes, {effort:?}");
         }
     }
 
@@ -100,6 +143,6 @@ mod tests {
                 Err(io::Error::other("broken"))
             }
         }
-        assert_eq!(pack(&mut Broken, &mut Vec::new()).unwrap_err().to_string(), "broken");
+        assert_eq!(pack(&mut Broken, Effort::Least, &mut Vec::new()).unwrap_err().to_string(), "broken");
     }
 }

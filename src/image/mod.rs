@@ -9,6 +9,7 @@ pub mod collect;
 pub mod commit;
 pub mod compose;
 pub mod config;
+pub mod deflate;
 pub mod gzip;
 pub mod holding;
 pub mod install;

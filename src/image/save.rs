@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::error::Error;
 use crate::image::compose::plain_layers;
-use crate::image::gzip;
+use crate::image::gzip::{self, Effort};
 use crate::image::manifest::{
     Compression, Descriptor, Index, Manifest, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, oci_layer,
 };
@@ -252,7 +252,8 @@ fn layers(
             (plain, Box::new(content))
         } else {
             let path = workspace.fresh();
-            let layer = compress(&mut Layer::open(store, &plain.digest)?, compression, File::create(&path)?)?;
+            let packing = Packing::with(compression);
+            let layer = compress(&mut Layer::open(store, &plain.digest)?, packing, File::create(&path)?)?;
             (layer, Box::new(File::open(&path)?))
         };
         if written.insert(layer.digest.clone()) {
@@ -263,10 +264,24 @@ fn layers(
     Ok(layers)
 }
 
+/// How a layer is packed.
+#[derive(Clone, Copy, Debug)]
+pub struct Packing {
+    pub compression: Compression,
+    pub gzip: Effort,
+    pub zstd: i32,
+}
+
+impl Packing {
+    pub const fn with(compression: Compression) -> Self {
+        Self { compression, gzip: Effort::Level(1), zstd: 3 }
+    }
+}
+
 /// Packs a tar stream; returns what it became.
-pub fn compress(content: &mut dyn Read, compression: Compression, out: impl Write) -> Result<Descriptor> {
+pub fn compress(content: &mut dyn Read, packing: Packing, out: impl Write) -> Result<Descriptor> {
     let hashing = Hashing::new(out);
-    let (_, digest, size) = match compression {
+    let (_, digest, size) = match packing.compression {
         Compression::None => {
             let mut hashing = hashing;
             io::copy(content, &mut hashing)?;
@@ -274,16 +289,16 @@ pub fn compress(content: &mut dyn Read, compression: Compression, out: impl Writ
         }
         Compression::Gzip => {
             let mut hashing = hashing;
-            gzip::pack(content, &mut hashing)?;
+            gzip::pack(content, packing.gzip, &mut hashing)?;
             hashing.finish()
         }
         Compression::Zstd => {
-            let mut packer = zstd::Encoder::new(hashing, 3)?;
+            let mut packer = zstd::Encoder::new(hashing, packing.zstd)?;
             pump(content, &mut packer)?;
             packer.finish()?.finish()
         }
     };
-    Ok(Descriptor::new(compression.media_type(), digest, size))
+    Ok(Descriptor::new(packing.compression.media_type(), digest, size))
 }
 
 fn pump(content: &mut dyn Read, out: &mut dyn Write) -> io::Result<()> {

@@ -76,7 +76,7 @@ class Peers(Standing):
         host, _ = self.docker_registry()
         self.kelp("pull", "-q", self.source)
         digestfile = os.path.join(self.home, "digest")
-        for words, name in (([], "a"), (["--compression-format", "zstd"], "b"), (["--compression-format", "none"], "c")):
+        for words, name in (([], "a"), (["--compression-format", "zstd"], "b"), (["--compression-format", "none"], "c"), (["--compression-level", "9"], "d")):
             target = f"{host}/{name}:1"
             self.kelp("push", "-q", "--digestfile", digestfile, *words, self.source, target)
             layout = os.path.join(self.home, name)

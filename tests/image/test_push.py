@@ -3,8 +3,10 @@
 import http.server
 import json
 import os
+import pathlib
 import socket
 import threading
+import time
 import unittest
 
 from world import Case, Loopback, sha, tar
@@ -12,10 +14,11 @@ from world import Case, Loopback, sha, tar
 
 class Uploads(Loopback):
     """Takes blobs and manifests. `cuts` are the bytes of an upload after which its connection is cut, once each; with
-    `forgets` what had arrived then is gone. `refusals` are answers to the next streams, of which nothing is kept."""
+    `forgets` what had arrived then is gone. `refusals` are answers to the next streams, of which nothing is kept. It is so
+    many seconds `away`, there and back."""
 
-    def __init__(self, cuts=(), forgets=False, refusals=()):
-        self.cuts, self.forgets, self.refusals = list(cuts), forgets, list(refusals)
+    def __init__(self, cuts=(), forgets=False, refusals=(), away=0):
+        self.cuts, self.forgets, self.refusals, self.away = list(cuts), forgets, list(refusals), away
         self.blobs, self.manifests, self.open, self.received, self.resumed = {}, {}, {}, 0, []
         self.lock = threading.Lock()
         registry = self
@@ -27,6 +30,7 @@ class Uploads(Loopback):
                 pass
 
             def answer(self, status, **headers):
+                time.sleep(registry.away)
                 self.send_response(status)
                 for name, value in {"Content-Length": "0", **headers}.items():
                     self.send_header(name.replace("_", "-"), value)
@@ -100,12 +104,12 @@ class Unwilling(Uploads):
 
 
 class Push(Case):
-    def pushed(self, registry, *words):
+    def pushed(self, registry, *words, content=None):
         """Pushes an image of one large layer; what arrived is the image, whatever happened on the way."""
         self.registries.append(registry)
         self.archive = self.home + "/root.tar"
         with open(self.archive, "wb") as file:
-            file.write(tar(("x", os.urandom(6_000_000))))
+            file.write(tar(("x", content or os.urandom(6_000_000))))
         self.kelp("import", self.archive, "local:1")
         out, err = self.kelp("push", *words, "local:1", f"{registry.host}/app:1")
         manifest = registry.manifests["/v2/app/manifests/1"]
@@ -119,6 +123,23 @@ class Push(Case):
         self.assertEqual([place // 1_000_000 for place in registry.resumed], [2, 4, 4])
         # Each byte went over once, but for what was on its way when it broke.
         self.assertLess(registry.received, manifest["layers"][0]["size"] + 3_000_000)
+
+    def test_a_registry_that_is_not_near_gets_fewer_bytes(self):
+        text = b"".join(path.read_bytes() for path in sorted(pathlib.Path(os.__file__).parent.glob("*.py")))
+        [layer] = self.pushed(Uploads(away=0.02), content=text)["layers"]
+        [same] = self.pushed(Uploads(), "--compression-level", "5", content=text)["layers"]
+        [more] = self.pushed(Uploads(), "--compression-level", "1", content=text)["layers"]
+        self.assertEqual(layer, same)
+        self.assertLess(layer["size"], more["size"])
+
+    def test_a_level_that_there_is_not_is_refused(self):
+        for words, sentence in (
+            (["--compression-level", "10"], "10 is not a level of this compression: 1 to 9 is expected"),
+            (["--compression-format", "zstd", "--compression-level", "0"], "1 to 20 is expected"),
+            (["--compression-format", "none", "--compression-level", "1"], "what is not packed has no --compression-level"),
+        ):
+            with self.assertRaisesRegex(AssertionError, sentence):
+                self.pushed(Uploads(), *words)
 
     def test_one_that_the_registry_forgot_begins_anew(self):
         self.pushed(Uploads(cuts=[2_000_000, 1_000_000], forgets=True), "--compression-format", "zstd")
