@@ -126,9 +126,12 @@ fn prompt(question: &str, shown: bool) -> Result<String> {
             .hint("use --username and --password-stdin")
             .into());
     }
-    eprint!("{question}");
-    std::io::stderr().flush()?;
+    let ask = || {
+        eprint!("{question}");
+        std::io::stderr().flush()
+    };
     if shown {
+        ask()?;
         return line(&stdin);
     }
     let before = termios::tcgetattr(&stdin)?;
@@ -145,7 +148,8 @@ fn prompt(question: &str, shown: bool) -> Result<String> {
     let mask = ends.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
     let signals = SignalFd::with_flags(&ends, SfdFlags::SFD_CLOEXEC)?;
     termios::tcsetattr(&stdin, SetArg::TCSAFLUSH, &hidden)?;
-    let answer = answered(&stdin, &signals);
+    // Whoever answers at once is not to be seen either.
+    let answer = ask().map_err(Into::into).and_then(|()| answered(&stdin, &signals));
     termios::tcsetattr(&stdin, SetArg::TCSAFLUSH, &before)?;
     eprintln!();
     match answer? {

@@ -2,6 +2,7 @@
 //! system that most tests run: the guest and four text files, so that a fact can't come from anything else.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,10 +13,15 @@ static COUNT: AtomicU32 = AtomicU32::new(0);
 
 impl Dir {
     pub(crate) fn new() -> Self {
-        let name = format!("k{}.{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let path = std::env::temp_dir().join(name);
-        fs::DirBuilder::new().mode(0o755).create(&path).unwrap();
-        Self(path)
+        loop {
+            let name = format!("k{}.{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+            let path = std::env::temp_dir().join(name);
+            match fs::DirBuilder::new().mode(0o755).create(&path) {
+                // Of a test that was killed, whose number this one has now.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                made => break made.map(|()| Self(path)).unwrap(),
+            }
+        }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {

@@ -2,7 +2,6 @@
 //! ends the command with a key.
 
 use crate::dir::Dir;
-use crate::host::soon;
 use crate::needs;
 use crate::pty::Person;
 use crate::sys;
@@ -43,7 +42,8 @@ fn a_password_is_asked_for_and_not_shown() {
         let words = [&["login", "--tls-verify=false", "--authfile", &auth], words, &[&registry]].concat();
         Person::at(dir.kelp(&words))
     };
-    let hidden = |person: &Person| soon(|| sys::modes(&person.terminal)[3] & ECHO == 0);
+    // Before it is asked: who answers at once is not seen and is heard.
+    let hidden = |person: &Person| sys::modes(&person.terminal)[3] & ECHO == 0;
     let mut person = login(&[]);
     person.sees("Username: ");
     person.types("diver\n");
