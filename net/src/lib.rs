@@ -4,6 +4,9 @@
 //! One engine process a network namespace. `attach` makes the device, routes and listeners inside the namespace and hands
 //! out descriptors; `ports` binds published ports on the host; `engine` moves the data with no privilege at all.
 
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
+
 pub mod cli;
 
 pub mod engine;

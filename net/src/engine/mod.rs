@@ -8,11 +8,11 @@
 //!
 //! A panic in a room ends the event, not the engine.
 
-mod control;
+pub(crate) mod control;
 mod counters;
 mod datagrams;
 mod device;
-mod mirror;
+pub(crate) mod mirror;
 mod names;
 mod pcap;
 mod published;

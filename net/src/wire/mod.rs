@@ -7,8 +7,6 @@ pub(crate) mod build;
 pub(crate) mod dhcp;
 pub(crate) mod dns;
 pub(crate) mod frame;
-#[cfg(test)]
-pub(crate) mod fuzz;
 pub(crate) mod reassembly;
 pub(crate) mod rewrite;
 

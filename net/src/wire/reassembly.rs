@@ -71,8 +71,8 @@ impl Reassembly {
     }
 
     /// What holds after each part, for the tests that break it.
-    #[cfg(test)]
-    pub(super) fn check_bounds(&self) {
+    #[cfg(any(test, feature = "fuzz"))]
+    pub(crate) fn check_bounds(&self) {
         let held: usize = self.partial.values().map(Partial::size).sum();
         assert_eq!(held, self.bytes);
         assert!(held <= BYTES && self.partial.len() <= DATAGRAMS);
