@@ -12,10 +12,13 @@ import tempfile
 import time
 import unittest
 
-from harness import HOST, PROGRAM, WORLD, Container, world
+from harness import ELSEWHERE, HOST, PROGRAM, WORLD, Container, run_all, world
 from servers import HTTP, HTTP2, POSTGRES, SSH
-from suite import PATHS, SERVER, WHOAMI, NameServer
+import suite
+from suite import SERVER, WHOAMI, NameServer
 
+# The packet socket is met by every program where the device is hidden.
+PATHS = {path: options for path, options in suite.PATHS.items() if "packet" not in path}
 SERVED = os.environ["KELP_SERVED"]
 
 
@@ -128,7 +131,7 @@ network_cmd_path = "{program}"
 
 
 @needs("podman", "busybox")
-@unittest.skipUnless("KELP_PODMAN" in os.environ, "the user has no subordinate ids")
+@unittest.skipUnless("KELP_PODMAN" in os.environ, ELSEWHERE)
 class Podman(unittest.TestCase):
     """podman with network_cmd_path: it can't tell the program from slirp4netns."""
 
@@ -210,4 +213,4 @@ class Podman(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    unittest.main(verbosity=1)
+    run_all()

@@ -159,9 +159,29 @@ def how_it_ended():
         return errno.errorcode.get(error.errno, str(error))
 
 
-def frames(device, hexes):
-    """Puts frames on the wire as they are."""
+def transfers(wanted):
+    """Uploads and downloads that run side by side: what each came to, in their order."""
+    outcomes = [None] * len(wanted)
+
+    def carry(at, direction, host, port, length):
+        try:
+            outcomes[at] = (upload if direction == "up" else download)(host, port, length)
+        except OSError as error:
+            outcomes[at] = repr(error)
+
+    threads = [threading.Thread(target=carry, args=(at, *one)) for at, one in enumerate(wanted)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return outcomes
+
+
+def frames(device, hexes, vnet=False):
+    """Puts frames on the wire as they are; with `vnet` each begins with a vnet header of its own."""
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+        if vnet:
+            raw.setsockopt(263, 15, 1)  # SOL_PACKET, PACKET_VNET_HDR
         raw.bind((device, 0))
         sent = 0
         for text in hexes:
