@@ -84,6 +84,9 @@ pub(crate) fn transparent(v4: bool, protocol: Protocol) -> io::Result<OwnedFd> {
         Protocol::Udp => libc::SOCK_DGRAM,
     };
     let made = socket::socket_raw(family, kind | libc::SOCK_NONBLOCK, 0)?;
+    if protocol == Protocol::Tcp {
+        socket::carry(&made)?;
+    }
     socket::set_int(&made, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
     if v4 {
         socket::set_int(&made, libc::SOL_IP, libc::IP_TRANSPARENT, 1)?;

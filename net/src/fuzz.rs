@@ -89,10 +89,7 @@ fn segment(bytes: &[u8]) {
         let Some(Frame::Packet(packet)) = frame::parse(&changed) else { panic!("not parsed any more") };
         let Some(tcp) = frame::tcp(packet.payload) else { panic!("no segment any more") };
         assert_eq!((packet.source, tcp.source_port), (to.source.ip(), to.source.port()));
-        assert_eq!(
-            (packet.destination, tcp.destination_port),
-            (to.destination.ip(), to.destination.port())
-        );
+        assert_eq!((packet.destination, tcp.destination_port), (to.destination.ip(), to.destination.port()));
     }
     let _ = build::reset([2; 6], &from, &tcp);
 }

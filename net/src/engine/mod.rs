@@ -151,6 +151,9 @@ const SCRATCH: usize = 10 + 14 + 65536;
 
 const MESSAGES: usize = 64 << 10;
 
+/// Connections taken from a listener in one go.
+const ARRIVALS: usize = 64;
+
 /// How long an engine that is told to stop goes on carrying what is on its way, at most, and the milliseconds of silence
 /// that end it.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -300,7 +303,9 @@ impl Engine {
     fn event(&mut self, room: Room, key: Key, flags: i32) {
         match room {
             Room::Device => self.read_device(),
-            Room::Listener4 | Room::Listener6 => self.accept_container(room == Room::Listener4),
+            Room::Listener4 | Room::Listener6 => {
+                self.accept_container(room == Room::Listener4, ARRIVALS);
+            }
             Room::StreamHost | Room::StreamContainer => {
                 self.stream_event(key, room == Room::StreamHost, flags)
             }

@@ -286,6 +286,8 @@ impl Engine {
 
     pub(super) fn name_client(&mut self, ends: Ends, accepted: OwnedFd) {
         self.names.expected.remove(&ends);
+        // What was answered is to arrive, whoever closes first.
+        let _ = socket::end_on_close(&accepted);
         let client = Client { socket: accepted, inbox: Vec::new(), touched: self.now };
         let key = self.names.clients.insert(client);
         let number = Room::NameClient.number(key);

@@ -78,6 +78,10 @@ impl Engine {
             let id = self.control.next_id();
             let key = self.ports.insert(Port { bound, id });
             if let Some(port) = self.ports.get(key) {
+                if port.bound.protocol == Protocol::Tcp {
+                    socket::carry(&port.bound.socket).context("cannot prepare the port")?;
+                    socket::set_int(&port.bound.socket, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1)?;
+                }
                 let number = Room::Port.number(key);
                 self.epoll.add(&port.bound.socket, libc::EPOLLIN, number).context("cannot watch the port")?;
             }
@@ -130,23 +134,20 @@ impl Engine {
             };
             match continued {
                 Some(container) => self.add_client(client, container),
-                None => drop(socket::reset_on_close(&client)),
+                // Its close is a reset.
+                None => drop(client),
             }
         }
     }
 
     fn add_client(&mut self, client: OwnedFd, container: OwnedFd) {
         self.counters.published += 1;
-        for end in [&client, &container] {
-            let _ = socket::set_int(end, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
-            let _ = socket::reset_on_close(end);
-        }
-        let _ = socket::set_int(&client, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
         let key = self.streams.insert(Stream {
             ends: None,
             host: client,
             container: Some(container),
             stage: Stage::ContainerConnecting,
+            heard: false,
             up: Lane::default(),
             down: Lane::default(),
         });
@@ -166,14 +167,14 @@ impl Engine {
     pub(super) fn container_connected_if_ready(&mut self, key: Key) {
         let Some(stream) = self.streams.entry(key) else { return };
         let Some(container) = &stream.container else { return };
-        if !socket::writable_now(container) {
-            return;
+        match socket::is_connected(container) {
+            Ok(false) => {}
+            Ok(true) => {
+                stream.stage = Stage::Open;
+                self.pump(key, true);
+            }
+            Err(_) => self.end_stream(key, true),
         }
-        if socket::pending_error(container).is_err() {
-            return self.end_stream(key, true);
-        }
-        stream.stage = Stage::Open;
-        self.pump(key, true);
     }
 
     /// A socket inside that comes from the client's address, or from the gateway's if that can't be.

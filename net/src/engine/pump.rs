@@ -48,6 +48,14 @@ pub(crate) struct Lane {
     pub(crate) moved: u64,
 }
 
+/// Where bytes come from, and how many may.
+pub(crate) struct Source<'a> {
+    pub(crate) socket: &'a OwnedFd,
+    /// The end may already be there, so that a short read must not be taken for the last.
+    pub(crate) hung_up: bool,
+    pub(crate) allowance: usize,
+}
+
 /// Why a pump stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pause {
@@ -81,17 +89,14 @@ impl Lane {
         self.pipe.is_some()
     }
 
-    /// Moves what can be moved, at most `allowance` bytes. `hung_up` says that the end of `from` may already be there, so
-    /// that a short read must not be taken for the last.
+    /// Moves what can be moved. `last` says that the other lane is shut: the close that then follows says the end.
     pub(crate) fn pump(
         &mut self,
-        from: &OwnedFd,
-        to: &OwnedFd,
+        from: Source<'_>,
+        (to, last): (&OwnedFd, bool),
         (pipes, scratch): (&mut Pipes, &mut [u8]),
-        hung_up: bool,
-        allowance: usize,
     ) -> io::Result<Pause> {
-        let stop = self.moved + allowance.min(TURN) as u64;
+        let stop = self.moved + from.allowance.min(TURN) as u64;
         let scratch_size = scratch.len();
         loop {
             if !self.flush(to, pipes)? || self.shut {
@@ -99,7 +104,9 @@ impl Lane {
             }
             if self.ended {
                 socket::end_on_close(to)?;
-                socket::shutdown_write(to)?;
+                if !last {
+                    socket::shutdown_write(to)?;
+                }
                 self.shut = true;
                 return Ok(Pause::Idle);
             }
@@ -108,12 +115,12 @@ impl Lane {
             }
             let left = (stop - self.moved) as usize;
             let drained = match self.is_bulk() {
-                true => self.fill(from, left)?,
+                true => self.fill(from.socket, left)?,
                 false => self.copy(
-                    (from, to),
+                    (from.socket, to),
                     pipes,
                     scratch.get_mut(..left.min(scratch_size)).unwrap_or(&mut []),
-                    hung_up,
+                    from.hung_up,
                 )?,
             };
             if drained && self.held == 0 {

@@ -14,7 +14,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use super::mirror::LINGER;
-use super::pump::{Lane, Pause};
+use super::pump::{Lane, Pause, Source};
 use super::rate::REFILL;
 use super::table::Key;
 use super::{Engine, Room};
@@ -35,6 +35,8 @@ pub(crate) struct Stream {
     pub(super) host: OwnedFd,
     pub(super) container: Option<OwnedFd>,
     pub(super) stage: Stage,
+    /// The host's side has said something before the container's was there.
+    pub(super) heard: bool,
     pub(super) up: Lane,
     pub(super) down: Lane,
 }
@@ -106,7 +108,7 @@ impl Engine {
         if self.config.is_dns(&ends.destination.ip()) && ends.destination.port() == 53 {
             if self.expect_name_client(ends) {
                 self.announce(&ends, frame);
-                self.accept_container(ends.source.is_ipv4());
+                self.accept_container(ends.source.is_ipv4(), 1);
             }
             return;
         }
@@ -151,13 +153,18 @@ impl Engine {
 
     fn connect_host(&mut self, ends: Ends, target: &SocketAddr, frame: &[u8]) -> io::Result<Key> {
         let host = socket::socket(&target.ip(), libc::SOCK_STREAM)?;
-        socket::set_int(&host, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
+        socket::carry(&host)?;
         socket::set_int(&host, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1)?;
-        socket::reset_on_close(&host)?;
         socket::connect(&host, target)?;
-        let stage = Stage::HostConnecting { syn: frame.to_vec() };
-        let (up, down) = (Lane::default(), Lane::default());
-        let key = self.streams.insert(Stream { ends: Some(ends), host, container: None, stage, up, down });
+        let key = self.streams.insert(Stream {
+            ends: Some(ends),
+            host,
+            container: None,
+            stage: Stage::HostConnecting { syn: frame.to_vec() },
+            heard: false,
+            up: Lane::default(),
+            down: Lane::default(),
+        });
         self.stream_by_ends.insert(ends, key);
         if let Some(stream) = self.streams.get(key) {
             self.epoll.add(&stream.host, EDGES, Room::StreamHost.number(key))?;
@@ -167,23 +174,24 @@ impl Engine {
 
     /// On a loopback or local network a connection is often there at once; that saves a turn of the loop.
     fn host_connected_if_ready(&mut self, key: Key) {
-        if self.streams.get(key).is_some_and(|stream| socket::writable_now(&stream.host)) {
-            self.host_connected(key);
-        }
-    }
-
-    fn host_connected(&mut self, key: Key) {
         let Some(stream) = self.streams.entry(key) else { return };
+        let connected = socket::is_connected(&stream.host);
         let (Some(ends), Stage::HostConnecting { syn }) = (stream.ends, &mut stream.stage) else { return };
-        let mut syn = std::mem::take(syn);
-        if let Err(error) = socket::pending_error(&stream.host) {
-            self.end_stream(key, false);
-            return self.refuse(&ends, &syn, Self::meaning(&error));
+        match connected {
+            Ok(false) => {}
+            Ok(true) => {
+                let mut syn = std::mem::take(syn);
+                stream.stage = Stage::Announced { syn: syn.clone(), since: self.now };
+                self.timers.add(self.now + ARRIVAL, Room::StreamHost.number(key));
+                self.announce(&ends, &mut syn);
+                self.accept_container(ends.source.is_ipv4(), 1);
+            }
+            Err(error) => {
+                let syn = std::mem::take(syn);
+                self.end_stream(key, false);
+                self.refuse(&ends, &syn, Self::meaning(&error));
+            }
         }
-        stream.stage = Stage::Announced { syn: syn.clone(), since: self.now };
-        self.timers.add(self.now + ARRIVAL, Room::StreamHost.number(key));
-        self.announce(&ends, &mut syn);
-        self.accept_container(ends.source.is_ipv4());
     }
 
     /// Hands a SYN to the container's kernel, whose listener answers it.
@@ -214,9 +222,9 @@ impl Engine {
         }
     }
 
-    /// Takes every connection that waits at a listener.
-    pub(super) fn accept_container(&mut self, v4: bool) {
-        loop {
+    /// Takes connections that wait at a listener, at most so many; epoll tells of those that are left.
+    pub(super) fn accept_container(&mut self, v4: bool, most: usize) {
+        for _ in 0..most {
             let listener = if v4 { &self.listener4 } else { &self.listener6 };
             let Some(Ok(Some((accepted, peer)))) = listener.as_ref().map(socket::accept) else { return };
             let Ok(local) = socket::local_address(&accepted) else { continue };
@@ -226,11 +234,9 @@ impl Engine {
                 false if self.config.is_gateway(&peer.ip()) => self.mirrors.ends(peer.port()),
                 false => None,
             };
-            let _ = socket::set_int(&accepted, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
+            // Without ends it is closed, which is a reset.
             if let Some(ends) = ends {
                 self.arrived(ends, accepted);
-            } else {
-                let _ = socket::reset_on_close(&accepted);
             }
         }
     }
@@ -243,22 +249,25 @@ impl Engine {
         let stream = key.and_then(|key| self.streams.entry(key));
         let (Some(key), Some(stream)) = (key, stream.filter(|s| matches!(s.stage, Stage::Announced { .. })))
         else {
-            let _ = socket::reset_on_close(&accepted);
             return;
         };
         stream.stage = Stage::Open;
-        let _ = socket::reset_on_close(&accepted);
+        // What the container has said already comes as the first event.
         let watched = self.epoll.add(&accepted, EDGES, Room::StreamContainer.number(key));
         stream.container = Some(accepted);
+        let heard = stream.heard;
         if watched.is_err() {
-            return self.end_stream(key, true);
+            self.end_stream(key, true);
+        } else if heard {
+            self.pump_lanes(key, true, false, true);
         }
-        self.pump(key, true);
     }
 
     pub(super) fn stream_event(&mut self, key: Key, host: bool, flags: i32) {
-        let Some(stream) = self.streams.get(key) else { return };
+        let Some(stream) = self.streams.entry(key) else { return };
         let hung_up = flags & (libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR) != 0;
+        let readable = hung_up || flags & libc::EPOLLIN != 0;
+        stream.heard |= host && readable;
         match stream.stage {
             Stage::HostConnecting { .. } if host => self.host_connected_if_ready(key),
             Stage::ContainerConnecting if !host => self.container_connected_if_ready(key),
@@ -266,7 +275,7 @@ impl Engine {
                 self.end_stream(key, true)
             }
             Stage::Announced { .. } if flags & libc::EPOLLERR != 0 => self.end_stream(key, true),
-            Stage::Open => self.pump_side(key, host, hung_up),
+            Stage::Open => self.pump_side(key, host, readable, hung_up),
             _ => {}
         }
     }
@@ -277,10 +286,14 @@ impl Engine {
     }
 
     /// Moves what an event on one side lets move: what that side has to say, and what waits for it to take.
-    fn pump_side(&mut self, key: Key, host: bool, hung_up: bool) {
-        let waiting = |lane: &Lane| lane.is_waiting();
-        let (up, down) = self.streams.get(key).map_or((false, false), |s| (waiting(&s.up), waiting(&s.down)));
-        self.pump_lanes(key, hung_up, !host || up, host || down);
+    fn pump_side(&mut self, key: Key, host: bool, readable: bool, hung_up: bool) {
+        let Some(Stream { up, down, .. }) = self.streams.get(key) else { return };
+        let (heard, taken) = if host { (down, up) } else { (up, down) };
+        let (heard, taken) = (readable || heard.is_waiting(), taken.is_waiting());
+        if heard || taken {
+            let (up, down) = if host { (taken, heard) } else { (heard, taken) };
+            self.pump_lanes(key, hung_up, up, down);
+        }
     }
 
     /// Pumps the lanes that are asked for, and ends the connection when both are shut or one fails.
@@ -294,10 +307,14 @@ impl Engine {
         let (pipes, scratch) = (&mut self.pipes, self.messages.as_mut_slice());
         let mut outcomes = [Ok(Pause::Idle), Ok(Pause::Idle)];
         if up {
-            outcomes[0] = stream.up.pump(container, &stream.host, (pipes, scratch), hung_up, up_allowed);
+            let last = stream.down.is_shut();
+            let from = Source { socket: container, hung_up, allowance: up_allowed };
+            outcomes[0] = stream.up.pump(from, (&stream.host, last), (pipes, scratch));
         }
         if down {
-            outcomes[1] = stream.down.pump(&stream.host, container, (pipes, scratch), hung_up, down_allowed);
+            let last = stream.up.is_shut();
+            let from = Source { socket: &stream.host, hung_up, allowance: down_allowed };
+            outcomes[1] = stream.down.pump(from, (container, last), (pipes, scratch));
         }
         let over = stream.up.is_shut() && stream.down.is_shut();
         let moved = (stream.up.moved - before.0, stream.down.moved - before.1);

@@ -190,11 +190,23 @@ fn linger(fd: impl AsFd, linger: libc::linger) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether a stream socket has finished connecting, without waiting: true if it is writable or failed.
-pub(crate) fn writable_now(fd: impl AsFd) -> bool {
+/// Whether a stream socket has finished connecting, without waiting; an error if it failed. That it is writable and nothing
+/// else says that it has, in one call.
+pub(crate) fn is_connected(fd: impl AsFd) -> io::Result<bool> {
     let mut poll = libc::pollfd { fd: fd.as_fd().as_raw_fd(), events: libc::POLLOUT, revents: 0 };
     // SAFETY: the pointer is to one pollfd.
-    unsafe { libc::poll(&mut poll, 1, 0) == 1 }
+    let ready = unsafe { libc::poll(&mut poll, 1, 0) == 1 };
+    if poll.revents & (libc::POLLERR | libc::POLLHUP) != 0 {
+        pending_error(fd)?;
+    }
+    Ok(ready)
+}
+
+/// What every connection that is carried wants: messages go out at once, and a close that was not prepared is a reset.
+/// Connections that a listener accepts have what it has.
+pub(crate) fn carry(fd: impl AsFd) -> io::Result<()> {
+    set_int(&fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
+    reset_on_close(&fd)
 }
 
 pub(crate) fn shutdown_write(fd: impl AsFd) -> io::Result<()> {
