@@ -4,7 +4,7 @@
 //!   talk serve ADDRESS           echoes what it gets, one thread a connection
 //!   talk connect ADDRESS COUNT   connect, 64 bytes there and back, close: connections a second
 //!   talk turns ADDRESS COUNT     64 bytes there and back on one connection: microseconds a turn
-//!   talk hold ADDRESS COUNT      opens connections, prints `held`, and keeps them until its input ends
+//!   talk hold ADDRESS COUNT      opens connections that each talk twice, prints `held`, and keeps them until its input ends
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -80,7 +80,12 @@ fn turns(address: &str, count: u32) -> io::Result<()> {
 }
 
 fn hold(address: &str, count: u32) -> io::Result<()> {
-    let mut kept = (0..count).map(|_| open(address)).collect::<io::Result<Vec<_>>>()?;
+    let mut kept = Vec::new();
+    for _ in 0..count {
+        let mut stream = open(address)?;
+        exchange(&mut stream)?;
+        kept.push(stream);
+    }
     for stream in &mut kept {
         exchange(stream)?;
     }

@@ -113,6 +113,10 @@ fn refusal(protocol: Protocol, host: &SocketAddr, error: &io::Error) -> Error {
              net.ipv4.ip_unprivileged_port_start to {}",
             host.port()
         ),
+        Some(libc::EMFILE) => anyhow!(
+            "{what}: that is more descriptors than a process may have here (`ulimit -Hn`); a port on every address takes \
+             two, one on a single address takes one"
+        ),
         Some(libc::EADDRNOTAVAIL) => anyhow!("{what}: the host has no such address"),
         _ => anyhow!("{what}: {error}"),
     }

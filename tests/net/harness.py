@@ -37,9 +37,9 @@ def line(stream, what):
 
 
 class Container:
-    """Namespaces with a network. `options` are the program's."""
+    """Namespaces with a network. `options` are the program's; `limit` is how many descriptors it may have."""
 
-    def __init__(self, *options, v6=True, loopback=False):
+    def __init__(self, *options, v6=True, loopback=False, limit=None):
         self.folder = tempfile.TemporaryDirectory(prefix="kelpnet-")
         inside = ["unshare", "-Urn", sys.executable, f"{HERE}/inside.py"]
         self.hand = subprocess.Popen(inside, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -47,7 +47,8 @@ class Container:
         self.api = f"{self.folder.name}/api"
         ready, theirs = os.pipe()
         exit_end, self.stop = os.pipe()
-        command = [PROGRAM, "--configure", f"--ready-fd={theirs}", f"--exit-fd={exit_end}"]
+        command = ["prlimit", f"--nofile={limit}"] if limit else []
+        command += [PROGRAM, "--configure", f"--ready-fd={theirs}", f"--exit-fd={exit_end}"]
         command += [f"--api-socket={self.api}", *options]
         command += [] if loopback else ["--disable-host-loopback"]
         command += ["--enable-ipv6"] if v6 else []

@@ -668,6 +668,21 @@ class Hardness(unittest.TestCase):
             status, output = container.run("python3", "-c", script)
             self.assertEqual((status, output), (0, "True\n"))
 
+    def test_bulk_goes_on_where_pipes_are_small_or_none_are_to_be_had(self):
+        # Nobody reads before all have been asked: a user's 64 MiB of pipes are used up by half of these, and so are few descriptors.
+        script = (
+            "import socket\n"
+            "kept = [socket.create_connection(('%s', %d)) for _ in range(125)]\n"
+            "for s in kept: s.sendall(b'%d')\n"
+            "for s in kept[::-1]:\n"
+            "    s.settimeout(10); got = 0\n"
+            "    while chunk := s.recv(1 << 20): got += len(chunk)\n"
+            "    assert got == %d, got\n" % (WORLD[4], SOURCE, 3 << 20, 3 << 20)
+        )
+        for limit in (None, 520):
+            with self.subTest(limit=limit), Container(limit=limit) as container:
+                self.assertEqual(container.run("python3", "-c", script), [0, ""])
+
     def test_a_rate_is_kept(self):
         with Container("--rate", "up=4000000,down=4000000") as container:
             for carry in (lambda: container.upload(WORLD[4], SINK, 4 << 20), lambda: container.download(WORLD[4], SOURCE, 4 << 20)):

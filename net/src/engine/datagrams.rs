@@ -57,8 +57,7 @@ impl Engine {
 
     fn open_datagram(&mut self, name: FlowName, destination: SocketAddr) -> Result<Key, Unreachable> {
         let target = self.host_target(destination).map_err(|_| Unreachable::Prohibited)?;
-        if self.flows.len() >= self.config.max_flows {
-            self.counters.overflowed += 1;
+        if !self.has_room(1) {
             return Err(Unreachable::Host);
         }
         let open = || -> io::Result<OwnedFd> {
@@ -222,7 +221,7 @@ impl Engine {
     fn open_echo(&mut self, name: FlowName, destination: IpAddr) -> Result<Key, Unreachable> {
         let target =
             self.host_target(SocketAddr::new(destination, 0)).map_err(|_| Unreachable::Prohibited)?;
-        if self.flows.len() >= self.config.max_flows {
+        if !self.has_room(1) {
             return Err(Unreachable::Host);
         }
         let open = || -> io::Result<OwnedFd> {

@@ -134,6 +134,8 @@ struct Engine {
     flow_by_name: HashMap<FlowName, Key>,
     ports: Table<Port>,
     port_rules: HashSet<Run>,
+    /// How many descriptors flows and ports may have.
+    descriptors: usize,
     names: Names,
     control: Control,
     up: Bucket,
@@ -150,6 +152,9 @@ struct Engine {
 const SCRATCH: usize = 10 + 14 + 65536;
 
 const MESSAGES: usize = 64 << 10;
+
+/// Descriptors kept for questions to name servers, requests, sockets in stock and the engine itself.
+const RESERVE: u64 = 768;
 
 /// Connections taken from a listener in one go.
 const ARRIVALS: usize = 64;
@@ -175,9 +180,7 @@ enum Turn {
 /// user namespace it is in does not matter. It gives up every privilege before the first frame is read.
 pub fn run(attached: Attached, bound: Vec<Bound>, mut config: Config, channels: Channels) -> Result<()> {
     let descriptors = process::raise_descriptor_limit().context("cannot raise the limit of descriptors")?;
-    // Two descriptors a flow, and pipes for those that are in the middle of bulk.
-    let bound_by_descriptors = usize::try_from(descriptors.saturating_sub(512) * 2 / 5).unwrap_or(usize::MAX);
-    config.max_flows = config.max_flows.min(bound_by_descriptors.saturating_sub(bound.len()));
+    let descriptors = usize::try_from(descriptors - RESERVE.min(descriptors / 2)).unwrap_or(usize::MAX);
     if config.policy.host_addresses.is_empty() {
         config.policy.host_addresses = host_addresses()?;
     }
@@ -203,6 +206,7 @@ pub fn run(attached: Attached, bound: Vec<Bound>, mut config: Config, channels: 
         flow_by_name: HashMap::new(),
         ports: Table::new(),
         port_rules: HashSet::new(),
+        descriptors,
         names,
         control: Control::new(channels.api, channels.control),
         up: Bucket::new(config.rate.up),
@@ -332,6 +336,18 @@ impl Engine {
             }
             _ => {}
         }
+    }
+
+    /// Whether one more flow may be made, with so many descriptors of its own.
+    fn has_room(&mut self, descriptors: usize) -> bool {
+        let (streams, flows, ports) = (self.streams.len(), self.flows.len(), self.ports.len());
+        let most = if descriptors == 1 { flows } else { streams };
+        let room =
+            most < self.config.max_flows && streams * 2 + flows + ports + descriptors <= self.descriptors;
+        if !room {
+            self.counters.overflowed += 1;
+        }
+        room
     }
 
     fn host_target(

@@ -126,11 +126,10 @@ impl Engine {
             let Some(port) = self.ports.get(key) else { return };
             let container_port = port.bound.container_port;
             let Ok(Some((client, peer))) = socket::accept(&port.bound.socket) else { return };
-            let continued = if self.streams.len() >= self.config.max_flows {
-                self.counters.overflowed += 1;
-                None
-            } else {
+            let continued = if self.has_room(2) {
                 self.connect_container(&peer, container_port, Protocol::Tcp).ok()
+            } else {
+                None
             };
             match continued {
                 Some(container) => self.add_client(client, container),
@@ -236,8 +235,7 @@ impl Engine {
         if let Some(key) = self.flow_by_name.get(&name) {
             return Some(*key);
         }
-        if self.flows.len() >= self.config.max_flows {
-            self.counters.overflowed += 1;
+        if !self.has_room(1) {
             return None;
         }
         let socket = self.connect_container(peer, container_port, Protocol::Udp).ok()?;

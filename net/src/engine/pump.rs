@@ -41,6 +41,8 @@ impl Pipes {
 pub(crate) struct Lane {
     pipe: Option<Pipe>,
     held: usize,
+    /// What is held beside the pipe, and comes behind it: it was too small, or there is none.
+    kept: Vec<u8>,
     short: u8,
     ended: bool,
     shut: bool,
@@ -72,7 +74,7 @@ impl Lane {
 
     /// Whether bytes are held that the far side has not taken, or only its end is left to be told.
     pub(crate) fn is_waiting(&self) -> bool {
-        self.held > 0 || (self.ended && !self.shut)
+        self.held > 0 || !self.kept.is_empty() || (self.ended && !self.shut)
     }
 
     /// Gives the pipe back, if it is empty; one that still holds bytes is closed.
@@ -123,13 +125,13 @@ impl Lane {
                     from.hung_up,
                 )?,
             };
-            if drained && self.held == 0 {
+            if drained && self.held == 0 && self.kept.is_empty() {
                 return Ok(Pause::Idle);
             }
         }
     }
 
-    /// Empties the pipe; false if the far side is full.
+    /// Empties what is held; false if the far side is full.
     fn flush(&mut self, to: &OwnedFd, pipes: &mut Pipes) -> io::Result<bool> {
         while let Some((read_end, _)) = self.pipe.as_ref().filter(|_| self.held > 0) {
             match stream::splice(read_end, to, self.held)? {
@@ -139,6 +141,11 @@ impl Lane {
                 }
                 None => return Ok(false),
             }
+        }
+        while !self.kept.is_empty() {
+            let Some(count) = stream::send(to, &self.kept)? else { return Ok(false) };
+            self.kept.drain(..count);
+            self.moved += count as u64;
         }
         if (self.ended || self.short >= 8)
             && let Some(pipe) = self.pipe.take()
@@ -180,14 +187,19 @@ impl Lane {
         self.moved += sent as u64;
         let rest = buffer.get(sent..count).unwrap_or(&[]);
         if !rest.is_empty() || count == buffer.len() {
-            let pipe = pipes.take()?;
-            let held = if rest.is_empty() { 0 } else { stream::write(&pipe.1, rest)?.unwrap_or(0) };
-            self.pipe = Some(pipe);
-            self.held = held;
-            if held != rest.len() {
-                return Err(io::Error::from(io::ErrorKind::WriteZero));
-            }
+            self.begin_bulk(rest, pipes)?;
         }
         Ok(count < buffer.len() && !hung_up)
+    }
+
+    /// Takes a pipe, and holds `rest` in it as far as it goes: a user with many pipes gets small ones. Without descriptors
+    /// to spare what comes is copied, bulk or not.
+    fn begin_bulk(&mut self, rest: &[u8], pipes: &mut Pipes) -> io::Result<()> {
+        if let Ok(pipe) = pipes.take() {
+            self.held = if rest.is_empty() { 0 } else { stream::write(&pipe.1, rest)?.unwrap_or(0) };
+            self.pipe = Some(pipe);
+        }
+        self.kept = rest.get(self.held..).unwrap_or(&[]).to_vec();
+        Ok(())
     }
 }

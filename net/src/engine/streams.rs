@@ -116,8 +116,7 @@ impl Engine {
             Ok(target) => target,
             Err(_) => return self.refuse(&ends, frame, Unreachable::Prohibited),
         };
-        if self.streams.len() >= self.config.max_flows {
-            self.counters.overflowed += 1;
+        if !self.has_room(2) {
             if let Some(reset) = build::reset(self.facts.mac, &ends, tcp) {
                 self.write_device(&reset);
             }

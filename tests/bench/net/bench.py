@@ -13,9 +13,14 @@ import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROUNDS, SECONDS = int(os.environ["BENCH_ROUNDS"]), os.environ["BENCH_SECONDS"]
-IPERF, TALK, INSIDE = 5201, 5202, 5301
-# Two descriptors a connection, and some of them for other ends.
-HELD = min(10000, resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 3)
+ROWS = os.environ.get("BENCH_ROWS", "near far crowd").split()
+IPERF, TALK, INSIDE, NGINX = 5201, 5202, 5301, 5302
+# What is published on the host for these two.
+PUBLISHED = {5400: INSIDE, 5402: NGINX}
+# Two descriptors a connection, and 768 that the engine keeps for other ends.
+HELD = min(10000, (resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 768) // 2 - 10)
+# The far end of a wire of 100 ms and 100 Mbit/s, and the same with one frame in a hundred lost and one in fifty overtaken.
+FAR = {"100 ms": "198.18.0.100", "100 ms, bad": "198.18.0.101"}
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -60,14 +65,15 @@ class Carrier:
         api = f"{self.folder.name}/api"
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         if self.name.startswith("kelp"):
-            command = [f"{HERE}/kelp-net", "-c", f"-r{ready[1]}", "-p", f"5400:{INSIDE}"]
+            command = [f"{HERE}/kelp-net", "-c", f"-r{ready[1]}"]
+            command += [word for host, inside in PUBLISHED.items() for word in ("-p", f"127.0.0.1:{host}:{inside}")]
             command += ["--without=divert"] if "P2" in self.name else []
             self.engine = subprocess.Popen([*command, pid, "tap0"], pass_fds=[ready[1]])
         elif self.name == "slirp4netns":
             command = ["slirp4netns", "-c", "--mtu=65520", f"-r{ready[1]}", "-a", api, pid, "tap0"]
             self.engine = subprocess.Popen(command, pass_fds=[ready[1]], **quiet)
         else:
-            command = ["pasta", "-f", "--config-net", "-t", f"5400:{INSIDE}", "-u", "none", "-T", "none", "-U", "none"]
+            command = ["pasta", "-f", "--config-net", "-t", ",".join(f"{host}:{inside}" for host, inside in PUBLISHED.items()), "-u", "none", "-T", "none", "-U", "none"]
             self.target = "203.0.113.7"
             self.engine = subprocess.Popen([*command, pid], **quiet)
         os.close(ready[1])
@@ -81,12 +87,13 @@ class Carrier:
             self.slirp_publish(api)
 
     def slirp_publish(self, api):
-        with socket.socket(socket.AF_UNIX) as client:
-            client.connect(api)
-            arguments = {"proto": "tcp", "host_addr": "127.0.0.1", "host_port": 5400, "guest_port": INSIDE}
-            client.sendall(json.dumps({"execute": "add_hostfwd", "arguments": arguments}).encode())
-            client.shutdown(socket.SHUT_WR)
-            client.recv(4096)
+        for host, inside in PUBLISHED.items():
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(api)
+                arguments = {"proto": "tcp", "host_addr": "127.0.0.1", "host_port": host, "guest_port": inside}
+                client.sendall(json.dumps({"execute": "add_hostfwd", "arguments": arguments}).encode())
+                client.shutdown(socket.SHUT_WR)
+                client.recv(4096)
 
     def enter(self):
         return ["nsenter", "-U", "--preserve-credentials", "-n", "-t", str(self.space.pid)] if self.space else []
@@ -110,7 +117,7 @@ class Carrier:
 
 
 def iperf(run, host, port, *options):
-    done = run("iperf3", "-J", "-c", host, "-p", str(port), "-t", SECONDS, *options)
+    done = run("iperf3", "-J", "-c", host, "-p", str(port), *(() if "-t" in options else ("-t", SECONDS)), *options)
     try:
         end = json.loads(done.stdout)["end"]
         return (end.get("sum_received") or end["sum"])["bits_per_second"] / 1e9
@@ -158,6 +165,65 @@ def measure(carrier):
     return result
 
 
+NGINX_CONF = """
+daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log /dev/null;
+events {{ worker_connections 1024; }}
+http {{
+    access_log off; client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
+    uwsgi_temp_path {folder}; scgi_temp_path {folder};
+    server {{ listen {port}; location / {{ return 200 "{text}"; }} }}
+}}
+"""
+
+
+def web(carrier):
+    """wrk against a published nginx: on connections that stay, and on one for each request."""
+    path = f"{carrier.folder.name}/nginx.conf"
+    with open(path, "w") as file:
+        file.write(NGINX_CONF.format(folder=carrier.folder.name, port=NGINX, text="x" * 1024))
+    server = carrier.background("nginx", "-p", carrier.folder.name, "-c", path)
+    result = {}
+    try:
+        wait_for(carrier, NGINX)
+        url = f"http://127.0.0.1:{5402 if carrier.space else NGINX}/"
+        for row, more in (("wrk requests /s", ()), ("wrk, closing /s", ("-H", "Connection: close"))):
+            said = here("wrk", "-t1", "-c32", f"-d{SECONDS}s", *more, url).stdout
+            rates = [line.split()[1] for line in said.splitlines() if line.startswith("Requests/sec:")]
+            result[row] = float(rates[0]) if rates else None
+    finally:
+        server.terminate()
+        server.wait()
+    return result
+
+
+def far(carrier):
+    """Throughput over the long wire, once it has found its speed."""
+    result = {}
+    for row, host in FAR.items():
+        result[f"{row}, out Mbit/s"] = scaled(iperf(carrier.run, host, IPERF, "-t", "6", "-O", "3"))
+        result[f"{row}, in Mbit/s"] = scaled(iperf(carrier.run, host, IPERF, "-t", "6", "-O", "3", "-R"))
+    return result
+
+
+def scaled(gigabits):
+    return gigabits and gigabits * 1000
+
+
+def crowd(carrier):
+    """Many connections at once, each proved by an exchange; then they do nothing."""
+    result = {}
+    command = [*carrier.enter(), f"{HERE}/talk", "hold", f"{carrier.target}:{TALK}", str(HELD)]
+    start = time.monotonic()
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    if select.select([holder.stdout], [], [], 60)[0] and holder.stdout.readline() == b"held\n":
+        result[f"{HELD} connections, s"] = time.monotonic() - start
+        if carrier.engine:
+            result[f"MB with {HELD} idle"] = status(carrier.engine.pid, "VmRSS") / 1024
+    holder.kill()
+    holder.wait()
+    return result
+
+
 def wait_for(carrier, port):
     deadline = time.monotonic() + 5
     while f":{port} " not in carrier.run("ss", "-Hltn").stdout + " " and time.monotonic() < deadline:
@@ -176,13 +242,24 @@ def idle():
         "idle RSS MB, engine": status(engine, "VmRSS") / 1024,
         "idle RSS MB, broker": status(broker, "VmRSS") / 1024,
     }
-    command = [*carrier.enter(), f"{HERE}/talk", "hold", f"{carrier.target}:{TALK}", str(HELD)]
-    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    if holder.stdout.readline() == b"held\n":
-        result[f"RSS MB with {HELD} idle connections"] = status(engine, "VmRSS") / 1024
-    holder.stdin.close()
-    holder.wait()
     carrier.close()
+    return result | port_range()
+
+
+def port_range():
+    """Ten thousand ports, from the program's start until its network is up."""
+    space = subprocess.Popen(["unshare", "-Urn", "sh", "-c", "echo; exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    space.stdout.readline()
+    ready = os.pipe()
+    start = time.monotonic()
+    command = [f"{HERE}/kelp-net", "-c", f"-r{ready[1]}", "-p", "0.0.0.0:20000-29999:20000-29999", str(space.pid), "tap0"]
+    engine = subprocess.Popen(command, pass_fds=[ready[1]])
+    os.close(ready[1])
+    os.read(ready[0], 1)
+    result = {"10000 ports, s": time.monotonic() - start, "10000 ports, RSS MB": status(engine.pid, "VmRSS") / 1024}
+    for process in (engine, space):
+        process.kill()
+        process.wait()
     return result
 
 
@@ -195,11 +272,15 @@ def main():
     rows = {name: [] for name in names}
     try:
         wait_for(Carrier("host loopback"), TALK)
-        for _ in range(ROUNDS):
+        for number in range(ROUNDS):
             for name in names:
                 carrier = Carrier(name)
                 try:
-                    rows[name].append(measure(carrier))
+                    result = measure(carrier) | web(carrier) if "near" in ROWS else {}
+                    # These are long, and a noisy second does little to them.
+                    result |= far(carrier) if "far" in ROWS and number == 0 else {}
+                    result |= crowd(carrier) if "crowd" in ROWS and number == 0 else {}
+                    rows[name].append(result)
                 finally:
                     carrier.close()
         report(names, rows, idle())
@@ -220,7 +301,7 @@ def report(names, rows, quiet):
     print(f"{'median of ' + str(ROUNDS):24}" + "".join(f"{name:>15}" for name in names) + f"{'kelp/best peer':>16}")
     for key in keys:
         cells = table[key]
-        less = key.endswith(("us", "GB", "ms"))
+        less = key.endswith(("us", "GB", "ms", ", s", "idle"))
         peers = [cells[name] for name in ("slirp4netns", "pasta") if cells[name]]
         best = (min if less else max)(peers) if peers else None
         ratio = cells["kelp-net"] / best if best and cells["kelp-net"] else None
