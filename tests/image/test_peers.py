@@ -1,6 +1,8 @@
 """Independent producers and consumers: Debian's docker-registry, skopeo, umoci, podman. What they write kelp reads,
 what kelp writes they read, digest for digest."""
 
+import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -14,10 +16,15 @@ import urllib.request
 from world import Case, Image, folder, hard, link, sha, tar
 
 
+PORTS = itertools.count(20_000 if os.environ.get("KELP_TEST_KIND") == "one" else 26_000)
+
+
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Below those that the kernel gives to others, each once, so that nobody takes it before the registry does."""
+    for port in PORTS:
+        with contextlib.closing(socket.socket()) as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Standing(Case):
