@@ -104,6 +104,7 @@ impl Overlay {
     fn publish(&self, step: &Step<'_>, file: OwnedFd, temporary: &Option<Vec<u8>>) -> Result<()> {
         let stat = statx(&file, c"", AtFlags::EMPTY_PATH, WANTED)?;
         let path = crate::sys::proc_path(&file, b"");
+        self.enrol(step, &stat);
         if step.stat.stx_nlink > 1 {
             step.upper.add_index(&path, step.node.ino)?;
         }
@@ -190,6 +191,7 @@ impl Overlay {
         let (parent, name) = first.ok_or(Errno::NOENT)?;
         let directory = self.upper_dir(&parent)?.ok_or(Errno::STALE)?;
         let times = statx(&directory, c"", AtFlags::EMPTY_PATH, WANTED)?;
+        self.enrol(step, &stat);
         let mut state = step.node.state.lock();
         crate::rename::no_replace(from, temporary, &directory, &name)?;
         self.named(&mut state);
@@ -208,18 +210,26 @@ impl Overlay {
         }
     }
 
-    /// The upper holds the node now.
-    fn arrived(&self, step: &Step<'_>, stat: &Statx, change: impl FnOnce(&mut State)) {
-        self.quota.gained(stat);
-        if step.node.kind != FileType::Directory && self.numbers.of(stat) != step.node.ino {
+    /// Records what the copy cannot say, before it has a name: a crash must not leave the one without the other.
+    fn enrol(&self, step: &Step<'_>, stat: &Statx) {
+        if step.node.kind == FileType::Directory {
+            return;
+        }
+        if self.numbers.of(stat) != step.node.ino {
             self.records.write(Kind::Origin, Key::of(stat), step.node.ino);
         }
         let mut state = step.node.state.lock();
-        state.upper_ino = stat.stx_ino;
-        if step.node.kind != FileType::Directory && step.stat.stx_nlink > 1 && state.links.is_none() {
+        if step.stat.stx_nlink > 1 && state.links.is_none() {
             state.links = Some(step.stat.stx_nlink);
             self.records.write(Kind::Links, Key::number(step.node.ino), u64::from(step.stat.stx_nlink));
         }
+    }
+
+    /// The upper holds the node now.
+    fn arrived(&self, step: &Step<'_>, stat: &Statx, change: impl FnOnce(&mut State)) {
+        self.quota.gained(stat);
+        let mut state = step.node.state.lock();
+        state.upper_ino = stat.stx_ino;
         change(&mut state);
     }
 }
@@ -251,7 +261,7 @@ impl UpperLayer {
     }
 
     /// After this a power cut cannot leave the file's name with an empty file behind it (decision 0102).
-    fn secure(&self, file: &OwnedFd) -> Result<()> {
+    pub(crate) fn secure(&self, file: &OwnedFd) -> Result<()> {
         if self.ordered { crate::sys::start_writeback(file.as_fd()) } else { rustix::fs::fdatasync(file) }
     }
 }

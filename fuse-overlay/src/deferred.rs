@@ -2,7 +2,8 @@
 //! yet: it is hidden in memory, and `rm -rf` of a lower tree ends as one whiteout instead of a copy of every directory
 //! on the way. The upper learns of it before anything else in it changes, at every sync, half a second later at the
 //! latest, and at the end of the mount. So after `kill -9` of the server the upper is the tree as it was a moment ago:
-//! what was removed in that moment may be back, and nothing else is ever out of order.
+//! what was removed in that moment may be back, and nothing else is ever out of order. The thread that settles in time also
+//! gives memory back when the kernel has forgotten many files.
 
 use crate::attr::Time;
 use crate::node::{Node, Upper};
@@ -110,7 +111,7 @@ impl Overlay {
     pub fn settle_in_time(&self) {
         while !self.deferred.closed.load(Ordering::Acquire) {
             let mut directories = self.deferred.directories.lock();
-            if directories.is_empty() {
+            if directories.is_empty() && !self.table.has_forgotten_many() {
                 self.deferred.wake.wait(&mut directories);
             }
             if !self.deferred.closed.load(Ordering::Acquire) {
@@ -119,11 +120,20 @@ impl Overlay {
             drop(directories);
             // A full disk is told to whoever changes the upper next.
             let _tried_again_by_the_next_change = self.settle();
+            if self.table.has_forgotten_many() {
+                self.table.shrink();
+                crate::sys::release_heap();
+            }
         }
     }
 
     pub fn stop_settling(&self) {
         self.deferred.closed.store(true, Ordering::Release);
+        self.wake_settler();
+    }
+
+    pub(crate) fn wake_settler(&self) {
+        // Whoever is about to wait has looked at what it waits for under this lock.
         let _directories = self.deferred.directories.lock();
         self.deferred.wake.notify_all();
     }

@@ -20,7 +20,7 @@ use rustix::fs::FileType;
 use rustix::io::{Errno, Result};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 pub(crate) struct Name {
     pub(crate) parent: Arc<Node>,
@@ -132,13 +132,19 @@ impl Evict for Node {
 
 const SHARDS: usize = 64;
 
+/// After so many forgotten nodes memory is given back: a quarter of a megabyte.
+const MANY: usize = 1024;
+
 pub(crate) struct Table {
     shards: Vec<Mutex<FxHashMap<u64, Arc<Node>>>>,
+    /// Since memory was last given back.
+    forgotten: AtomicUsize,
 }
 
 impl Table {
     pub(crate) fn new(root: Arc<Node>) -> Self {
-        let table = Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect() };
+        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
+        let table = Self { shards, forgotten: AtomicUsize::new(0) };
         table.shard(ROOT).lock().insert(ROOT, root);
         table
     }
@@ -183,10 +189,29 @@ impl Table {
     }
 
     /// The kernel drops `count` references. A directory stays as long as a child of it does.
-    pub(crate) fn forget(&self, ino: u64, count: u64) {
+    /// `true` says that with this one many nodes are gone.
+    pub(crate) fn forget(&self, ino: u64, count: u64) -> bool {
         let mut next = (ino, count);
+        let mut many = false;
         while let Some(parent) = self.release(next.0, next.1) {
+            many |= self.forgotten.fetch_add(1, Ordering::Relaxed) == MANY;
             next = (parent, 0);
+        }
+        many
+    }
+
+    pub(crate) fn has_forgotten_many(&self) -> bool {
+        self.forgotten.load(Ordering::Relaxed) > MANY
+    }
+
+    /// Gives back the room of nodes that are gone.
+    pub(crate) fn shrink(&self) {
+        self.forgotten.store(0, Ordering::Relaxed);
+        for shard in &self.shards {
+            let mut nodes = shard.lock();
+            if nodes.len() < nodes.capacity() / 4 {
+                nodes.shrink_to_fit();
+            }
         }
     }
 

@@ -102,7 +102,9 @@ impl Overlay {
 
     /// The kernel gives back `count` references that lookups handed out.
     pub fn forget(&self, ino: u64, count: u64) {
-        self.table.forget(ino, count);
+        if self.table.forget(ino, count) {
+            self.wake_settler();
+        }
     }
 
     /// How many nodes the kernel holds.

@@ -8,6 +8,7 @@ use rustix::fs::{
     renameat_with, statx, utimensat,
 };
 use rustix::io::{Errno, pread, pwrite};
+use rustix::process::Signal;
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
@@ -657,19 +658,6 @@ fn what_cannot_be_mounted_is_said_in_a_sentence_and_nothing_is_touched() {
     }
 }
 
-/// The processes that serve a mount of this stand.
-fn servers(stand: &Stand) -> Vec<i32> {
-    let needle = stand.dir.as_os_str().as_bytes();
-    let processes = fs::read_dir("/proc").expect("procfs").flatten();
-    let pids =
-        processes.filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()));
-    pids.filter(|pid| {
-        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        line.windows(needle.len()).any(|part| part == needle)
-    })
-    .collect()
-}
-
 #[test]
 fn a_killed_server_leaves_a_mount_that_fails_fast_and_an_upper_that_mounts_again() {
     let stand = Stand::new("killed");
@@ -677,10 +665,7 @@ fn a_killed_server_leaves_a_mount_that_fails_fast_and_an_upper_that_mounts_again
     let mounted = stand.mount("");
     write(stand.mnt("new"), "kept");
     fs::File::open(stand.mnt("new")).and_then(|file| file.sync_all()).expect("a sync");
-    for pid in servers(&stand) {
-        let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("the server can be killed");
-    }
+    stand.signal(Signal::KILL);
     let deadline = Instant::now() + Duration::from_secs(10);
     while statx(CWD, stand.mnt("g"), AtFlags::empty(), StatxFlags::BASIC_STATS).err() != Some(Errno::NOTCONN)
     {
@@ -702,7 +687,7 @@ fn descriptors_and_memory_stay_bounded_however_many_files_are_touched() {
     for facts in tree(&stand.path("mnt")).values() {
         assert!(facts.size <= 5000);
     }
-    let server = servers(&stand).pop().expect("a server runs");
+    let server = stand.servers().pop().expect("a server runs");
     let open = fs::read_dir(format!("/proc/{server}/fd")).expect("procfs").count();
     assert!(open < 9000, "{open} descriptors are open after 12,000 files");
 }
@@ -818,4 +803,28 @@ fn a_near_mount_serves_one_program_and_then_several_and_ends_with_the_mount() {
     assert_eq!(fs::read_dir(stand.mnt("")).expect("the root is read").count(), 12_000);
     drop(mounted);
     assert!(!fs_tests::is_leased(&stand.path("work")), "the server still holds the upper");
+}
+
+#[test]
+fn each_test_that_the_guide_names_exists() {
+    let guide = include_str!("../../docs/fuse-overlay.md");
+    let sources = [
+        include_str!("requirements.rs"),
+        include_str!("files.rs"),
+        include_str!("moves.rs"),
+        include_str!("faults.rs"),
+        include_str!("../../fuse-overlay/src/transport/translate.rs"),
+        include_str!("../../fuse-overlay/src/listing.rs"),
+        include_str!("../../fuse-overlay/src/number.rs"),
+        include_str!("../../fuse-overlay/src/xattr.rs"),
+    ];
+    let sentences =
+        guide.split('`').filter(|word| word.matches('_').count() > 3 && !word.contains([' ', '/', '=']));
+    let mut count = 0;
+    for sentence in sentences {
+        let line = format!("fn {sentence}()");
+        assert!(sources.iter().any(|source| source.contains(&line)), "{sentence} is no test");
+        count += 1;
+    }
+    assert!(count >= 40, "{count} are named");
 }

@@ -4,6 +4,7 @@
 
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::process::{Pid, Signal};
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fmt;
@@ -71,6 +72,29 @@ impl Stand {
         let output = Command::new(program()).arg("-o").arg(options).arg(self.path("mnt")).output();
         let output = output.expect("the program under test can be started");
         (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    /// The processes that serve a mount of this stand.
+    pub fn servers(&self) -> Vec<Pid> {
+        let needle = [self.dir.as_os_str().as_bytes(), b"/"].concat();
+        let serves = |pid: &i32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split(|byte| *byte == 0).next().is_some_and(|name| name.ends_with(b"fuse-overlay"))
+                && line.windows(needle.len()).any(|part| part == needle)
+        };
+        let processes = fs::read_dir("/proc").expect("procfs").flatten();
+        let pids =
+            processes.filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse().ok()));
+        pids.filter(serves).filter_map(Pid::from_raw).collect()
+    }
+
+    /// Sends a signal to whoever serves this stand.
+    pub fn signal(&self, signal: Signal) {
+        let servers = self.servers();
+        assert!(!servers.is_empty(), "somebody serves {}", self.dir.display());
+        for server in servers {
+            rustix::process::kill_process(server, signal).expect("the server can be signalled");
+        }
     }
 
     /// Mounts the kernel's overlay with user attributes over the same layers.
