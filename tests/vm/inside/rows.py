@@ -26,6 +26,10 @@ def bare(user):
     return ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "--", "env", f"HOME=/home/{user}", f"USER={user}"]
 
 
+def as_root(user):
+    return []
+
+
 def folder(user):
     """A job of a batch system: processes stand in a step of a folder that belongs to the user."""
     return ["sh", "-c", 'echo $$ >/sys/fs/cgroup/job/step/cgroup.procs && exec "$@"', "sh"] + bare(user)
@@ -121,9 +125,20 @@ ROWS = [
      lambda: sh("sysctl -qw kernel.unprivileged_userns_clone=1")),
     ("nfs", serve_nfs, bare, "ann", "ids", ["Nfs"], [], end_nfs),
     ("nfs-one-id", serve_nfs, bare, "bob", "one", ["Nfs"], [], end_nfs),
+    ("fuse-overlay", nothing, bare, "ann", "ids", [],
+     ["run::read_only", "run::writes_go", "run::what_one", "run::host_is", "run::programs_are", "run::the_root", "run::rootfs_rw"], nothing),
+    ("power-cut", nothing, as_root, "root", "ids", [], [], nothing),
     ("max-userns-0", lambda: sh("sysctl -qw user.max_user_namespaces=0"), bare, "ann", "one", ["NoUserNamespaces"], [],
      lambda: sh("sysctl -qw user.max_user_namespaces=10000")),
 ]
+
+
+# What else a row runs, and what its programs find in the environment.
+PROGRAMS = {
+    "fuse-overlay": [[f"{TESTS}/union"]],
+    "power-cut": [["sh", "-c", f"mkdir -p /dev/shm/cut && exec python3 -B {TESTS}/power.py /opt/kelp/fuse-overlay ann /dev/shm/cut"]],
+}
+ENVIRONMENT = {"fuse-overlay": {"KELP_STORAGE_DRIVER": "fuse"}}
 
 
 # Figures of limits by the kernel, only if they are asked for.
@@ -170,10 +185,11 @@ def main():
         began = time.monotonic()
         print(f"== {name}", flush=True)
         environment = {"PATH": "/opt/kelp:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "ROW": name, "KELP_TEST_KIND": kind,
-                       "LANG": "C.UTF-8", "HOME": f"/home/{user}"}
+                       "LANG": "C.UTF-8", "HOME": f"/home/{user}"} | ENVIRONMENT.get(name, {})
         prepare()
         try:
-            commands = [["python3", "-B", f"{TESTS}/probes.py", "-v", *probes]]
+            commands = [["python3", "-B", f"{TESTS}/probes.py", "-v", *probes]] if probes else []
+            commands += PROGRAMS.get(name, [])
             if suite:
                 commands.append(["env", "KELP_BIN=/opt/kelp/kelp", "KELP_GUEST=/opt/kelp/guest", "/opt/kelp/it",
                                  "--test-threads=2", *suite])
