@@ -262,7 +262,7 @@ impl Overlay {
     }
 
     /// A file that takes a lower file's name must not be empty after a power cut. The upper's file system takes care of a
-    /// file that is replaced (`auto_da_alloc` of ext4), but it sees none here.
+    /// file that is replaced (`auto_da_alloc` of ext4), but it sees none here (decision 0110).
     fn secure_replacement(&self, upper: &UpperLayer, source: &End<'_>, target: &End<'_>) -> Result<()> {
         let regular = source.node.as_ref().is_some_and(|node| node.kind == FileType::RegularFile);
         let replaces = target.found.stat().is_some() && target.found.upper.is_none();
