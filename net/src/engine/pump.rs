@@ -44,6 +44,9 @@ pub(crate) struct Lane {
     /// What is held beside the pipe, and comes behind it: it was too small, or there is none.
     kept: Vec<u8>,
     short: u8,
+    /// The end of what is read may already be there: a short read must not be taken for the last. It is told once only, maybe
+    /// while nothing can be read because the far side is full.
+    hung_up: bool,
     ended: bool,
     shut: bool,
     /// Bytes passed on so far.
@@ -53,7 +56,7 @@ pub(crate) struct Lane {
 /// Where bytes come from, and how many may.
 pub(crate) struct Source<'a> {
     pub(crate) socket: &'a OwnedFd,
-    /// The end may already be there, so that a short read must not be taken for the last.
+    /// Whether it was said that its end may be there.
     pub(crate) hung_up: bool,
     pub(crate) allowance: usize,
 }
@@ -98,6 +101,7 @@ impl Lane {
         (to, last): (&OwnedFd, bool),
         (pipes, scratch): (&mut Pipes, &mut [u8]),
     ) -> io::Result<Pause> {
+        self.hung_up |= from.hung_up;
         let stop = self.moved + from.allowance.min(TURN) as u64;
         let scratch_size = scratch.len();
         loop {
@@ -122,7 +126,6 @@ impl Lane {
                     (from.socket, to),
                     pipes,
                     scratch.get_mut(..left.min(scratch_size)).unwrap_or(&mut []),
-                    from.hung_up,
                 )?,
             };
             if drained && self.held == 0 && self.kept.is_empty() {
@@ -176,7 +179,6 @@ impl Lane {
         (from, to): (&OwnedFd, &OwnedFd),
         pipes: &mut Pipes,
         buffer: &mut [u8],
-        hung_up: bool,
     ) -> io::Result<bool> {
         let Some(count) = stream::recv(from, buffer, 0)? else { return Ok(true) };
         if count == 0 {
@@ -189,7 +191,7 @@ impl Lane {
         if !rest.is_empty() || count == buffer.len() {
             self.begin_bulk(rest, pipes)?;
         }
-        Ok(count < buffer.len() && !hung_up)
+        Ok(count < buffer.len() && !self.hung_up)
     }
 
     /// Takes a pipe, and holds `rest` in it as far as it goes: a user with many pipes gets small ones. Without descriptors
