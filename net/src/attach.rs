@@ -2,6 +2,7 @@
 //! the container's connections end at. All of it happens in a forked child that joins the container's namespaces; the
 //! caller gets plain descriptors and never leaves its own. The child stays as the broker.
 
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
@@ -15,6 +16,9 @@ pub use crate::namespace::Target;
 use crate::netlink::{self, Change, Netlink, Rule, Selector, Which};
 use crate::sys::{process, socket, tun};
 use crate::wire::ENGINE_MAC;
+
+/// What it says is of the network namespace of who looks.
+const DEFAULT_CONTROL: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
 
 /// The marks of bare SYNs on their way out and of connections on their way back.
 const MARK_OUT: u32 = 0x6b65_6c70;
@@ -97,7 +101,17 @@ fn receive(channel: OwnedFd, pid: i32, config: &Config) -> Result<Attached> {
 }
 
 fn child(target: &Target, config: &Config, channel: &OwnedFd, settled: Option<fn()>) -> Result<()> {
-    let made = target.join().and_then(|()| make(config));
+    let hosts = fs::read(DEFAULT_CONTROL);
+    let made = target.join().and_then(|()| {
+        // For the container's own sockets, whose TCP ends inside too, unless somebody has chosen another than the host's. It
+        // is refused where /proc is read-only, and then it is slower.
+        if let (Ok(hosts), Ok(own)) = (hosts, fs::read(DEFAULT_CONTROL))
+            && hosts == own
+        {
+            let _ = fs::write(DEFAULT_CONTROL, broker::CONGESTION_CONTROL);
+        }
+        make(config)
+    });
     let mut made = match made {
         Ok(made) => made,
         Err(error) => {

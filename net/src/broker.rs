@@ -24,6 +24,10 @@ pub(crate) const PRIORITY_BACK: u32 = 10701;
 pub(crate) const PRIORITY_OWN: u32 = 10702;
 const PRIORITY_PORT: u32 = 10703;
 
+/// How TCP that never leaves the namespace is sent. One that paces, such as the host's may be, arms a timer for what crosses
+/// no network (decision 0204). The kernel has this one always, and lets every user choose it.
+pub(crate) const CONGESTION_CONTROL: &str = "reno";
+
 /// Sockets fetched at a time: enough to make the exchange cheap, few enough to leave descriptors for flows.
 const BATCH: usize = 16;
 
@@ -86,6 +90,8 @@ pub(crate) fn transparent(v4: bool, protocol: Protocol) -> io::Result<OwnedFd> {
     let made = socket::socket_raw(family, kind | libc::SOCK_NONBLOCK, 0)?;
     if protocol == Protocol::Tcp {
         socket::carry(&made)?;
+        // Where it is refused the host's holds, which costs speed only.
+        let _ = socket::set_congestion_control(&made, CONGESTION_CONTROL);
     }
     socket::set_int(&made, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
     if v4 {

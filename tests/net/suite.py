@@ -683,6 +683,10 @@ class Hardness(unittest.TestCase):
             with self.subTest(limit=limit), Container(limit=limit) as container:
                 self.assertEqual(container.run("python3", "-c", script), [0, ""])
 
+    def test_tcp_inside_is_not_paced(self):
+        with Container() as container:
+            self.assertEqual(container.run("cat", "/proc/sys/net/ipv4/tcp_congestion_control"), [0, "reno\n"])
+
     def test_a_rate_is_kept(self):
         with Container("--rate", "up=4000000,down=4000000") as container:
             for carry in (lambda: container.upload(WORLD[4], SINK, 4 << 20), lambda: container.download(WORLD[4], SOURCE, 4 << 20)):

@@ -209,6 +209,17 @@ pub(crate) fn carry(fd: impl AsFd) -> io::Result<()> {
     reset_on_close(&fd)
 }
 
+/// Uses another congestion control than the host's.
+pub(crate) fn set_congestion_control(fd: impl AsFd, name: &str) -> io::Result<()> {
+    let raw = fd.as_fd().as_raw_fd();
+    let length = name.len() as libc::socklen_t;
+    // SAFETY: the pointer and length are those of one live string.
+    check(unsafe {
+        libc::setsockopt(raw, libc::IPPROTO_TCP, libc::TCP_CONGESTION, name.as_ptr().cast(), length)
+    })?;
+    Ok(())
+}
+
 pub(crate) fn shutdown_write(fd: impl AsFd) -> io::Result<()> {
     // SAFETY: no pointer is passed.
     check(unsafe { libc::shutdown(fd.as_fd().as_raw_fd(), libc::SHUT_WR) })?;
