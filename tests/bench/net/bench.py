@@ -166,7 +166,7 @@ def measure(carrier):
 
 
 NGINX_CONF = """
-daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log /dev/null;
+daemon off; master_process off; user root; pid {folder}/nginx.pid; error_log /dev/null;
 events {{ worker_connections 1024; }}
 http {{
     access_log off; client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
