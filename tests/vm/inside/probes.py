@@ -435,7 +435,7 @@ class Folder(Limits):
     def test_a_container_that_is_killed_whole_for_memory_is_told_once(self):
         """The kernel counts each of its processes when it comes to it."""
         script = "for i in $(seq 60); do sleep 1000 & done; python3 -c 'bytearray(200 << 20)'"
-        for _ in range(5):
+        for _ in range(2):
             ended = kelp("run", "--name", "whole", "-m", "60m", "--memory-swap", "60m", "@host", "sh", "-c", script)
             self.assertEqual(ended.returncode, 137, ended.stderr)
             told = kelp("events", "--since", "1m", "--until", "0s", "--filter", "container=whole", "--format", "{{.Action}}").stdout
