@@ -1,7 +1,7 @@
 //! What is left when the server is killed in the middle of a change, what programs see while it is frozen, and what it
 //! gives back when the kernel forgets files. `strace` kills the server before one chosen system call after another.
 
-use fs_tests::{Facts, Stand, differences, is_leased, tree};
+use fs_tests::{Facts, Stand, differences, is_leased, many_ids, meta, tree, write};
 use rustix::fs::{AtFlags, CWD, Gid, Mode, RenameFlags, Timespec, Timestamps, Uid, chownat, utimensat};
 use rustix::fs::{FileType, XattrFlags, lsetxattr, mknodat, renameat_with};
 use rustix::io::Errno;
@@ -15,19 +15,6 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-
-fn write(path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) {
-    fs::write(&path, bytes).unwrap_or_else(|error| panic!("{}: {error}", path.as_ref().display()));
-}
-
-fn meta(path: impl AsRef<Path>) -> fs::Metadata {
-    fs::symlink_metadata(&path).unwrap_or_else(|error| panic!("{}: {error}", path.as_ref().display()))
-}
-
-fn many_ids() -> bool {
-    let map = fs::read_to_string("/proc/self/uid_map").expect("procfs is mounted");
-    map.split_whitespace().skip(2).step_by(3).filter_map(|count| count.parse::<u64>().ok()).sum::<u64>() > 1
-}
 
 fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);

@@ -2,7 +2,7 @@
 //! and what it is told when the layer below is full. Where a disk is the measure, the same commands run in a plain
 //! directory and both outcomes are compared.
 
-use fs_tests::{Stand, attributes, is_leased};
+use fs_tests::{Stand, attributes, is_leased, many_ids, meta, write};
 use rustix::fs::{
     AtFlags, CWD, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, XattrFlags, copy_file_range,
     lgetxattr, lsetxattr, openat, utimensat,
@@ -21,19 +21,6 @@ const PAGE: usize = 4096;
 const ACCESS: &str = "system.posix_acl_access";
 const DEFAULT: &str = "system.posix_acl_default";
 const NOBODY: u32 = u32::MAX;
-
-fn write(path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) {
-    fs::write(&path, bytes).unwrap_or_else(|error| panic!("{}: {error}", path.as_ref().display()));
-}
-
-fn meta(path: impl AsRef<Path>) -> fs::Metadata {
-    fs::symlink_metadata(&path).unwrap_or_else(|error| panic!("{}: {error}", path.as_ref().display()))
-}
-
-fn many_ids() -> bool {
-    let map = fs::read_to_string("/proc/self/uid_map").expect("procfs is mounted");
-    map.split_whitespace().skip(2).step_by(3).filter_map(|count| count.parse::<u64>().ok()).sum::<u64>() > 1
-}
 
 /// A list as `system.posix_acl_*` holds it: tag, permissions, id.
 fn list(entries: &[(u16, u16, u32)]) -> Vec<u8> {

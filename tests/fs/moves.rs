@@ -1,7 +1,7 @@
 //! Renaming directories that lowers hold (`redirect_dir=on`): the same operations in the mount and in a plain
 //! directory, compared at every step and over remounts; and what becomes of such an upper elsewhere.
 
-use fs_tests::{Mounted, Stand, differences, program, tree};
+use fs_tests::{Mounted, Stand, differences, program, tree, write};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
@@ -13,10 +13,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const ON: &str = ",redirect_dir=on";
-
-fn write(path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) {
-    fs::write(&path, bytes).unwrap_or_else(|error| panic!("{}: {error}", path.as_ref().display()));
-}
 
 /// Names and what they hold; what a rename must carry along.
 fn contents(root: &Path) -> BTreeMap<PathBuf, Option<String>> {

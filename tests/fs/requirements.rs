@@ -1,7 +1,7 @@
 //! The guarantees of `docs/fuse-overlay.md`, each with the program that would break it. Names are the sentences.
 //! They run as root of an ordinary user's namespace; those that need more than one id say so by `many_ids`.
 
-use fs_tests::{Mounted, Stand, attributes, differences, program, tree};
+use fs_tests::{Mounted, Stand, attributes, differences, many_ids, meta, program, tree, write};
 use rustix::fs::{
     Advice, AtFlags, CWD, FallocateFlags, FlockOperation, Gid, Mode, OFlags, RenameFlags, StatxFlags,
     Timespec, Timestamps, Uid, XattrFlags, chownat, fadvise, fallocate, flock, lgetxattr, lsetxattr, openat,
@@ -21,16 +21,8 @@ use std::time::{Duration, Instant};
 
 const PAGE: usize = 4096;
 
-fn write(path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) {
-    fs::write(&path, bytes).unwrap_or_else(|error| panic!("{}: {error}", path.as_ref().display()));
-}
-
 fn read(path: impl AsRef<Path>) -> Vec<u8> {
     fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.as_ref().display()))
-}
-
-fn meta(path: impl AsRef<Path>) -> fs::Metadata {
-    fs::symlink_metadata(&path).unwrap_or_else(|error| panic!("{}: {error}", path.as_ref().display()))
 }
 
 fn read_write(path: &Path) -> fs::File {
@@ -38,11 +30,6 @@ fn read_write(path: &Path) -> fs::File {
 }
 
 /// Does our namespace have more than one id? Tests of owners have nothing to say in one that has not.
-fn many_ids() -> bool {
-    let map = fs::read_to_string("/proc/self/uid_map").expect("procfs is mounted");
-    map.split_whitespace().skip(2).step_by(3).filter_map(|count| count.parse::<u64>().ok()).sum::<u64>() > 1
-}
-
 #[test]
 fn a_reader_that_opened_before_the_copy_up_never_sees_or_restores_what_the_lower_held() {
     let stand = Stand::new("coherence");

@@ -21,6 +21,20 @@ pub fn program() -> PathBuf {
     )
 }
 
+pub fn write(path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) {
+    fs::write(&path, bytes).unwrap_or_else(|error| panic!("{}: {error}", path.as_ref().display()));
+}
+
+pub fn meta(path: impl AsRef<Path>) -> fs::Metadata {
+    fs::symlink_metadata(&path).unwrap_or_else(|error| panic!("{}: {error}", path.as_ref().display()))
+}
+
+/// Whether files here can have several owners.
+pub fn many_ids() -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").expect("procfs is mounted");
+    map.split_whitespace().skip(2).step_by(3).filter_map(|count| count.parse::<u64>().ok()).sum::<u64>() > 1
+}
+
 /// Layers and a mount point in a directory that goes when the stand does.
 pub struct Stand {
     pub dir: PathBuf,
