@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import struct
+import subprocess
 import threading
 import time
 import unittest
@@ -686,6 +687,25 @@ class Hardness(unittest.TestCase):
     def test_tcp_inside_is_not_paced(self):
         with Container() as container:
             self.assertEqual(container.run("cat", "/proc/sys/net/ipv4/tcp_congestion_control"), [0, "reno\n"])
+
+    def test_only_tcp_that_leaves_the_host_is_sent_as_the_host_would(self):
+        def control(peer, port):
+            status = subprocess.run(["ss", "-Htin", "dst", f"{peer}:{port}"], capture_output=True, text=True, check=True).stdout
+            return [line.split()[0] for line in status.splitlines()[1::2]]
+
+        with open("/proc/sys/net/ipv4/tcp_congestion_control") as file:
+            hosts = file.read().strip()
+        with socket.create_server(("127.0.0.1", 7777)) as server, Container("--allow-host-loopback=7777", "-p", "8080:80", loopback=True) as container:
+            echo = threading.Thread(target=lambda: (kept := server.accept()[0]).send(kept.recv(4)))
+            echo.start()
+            container.hold(GATEWAY[4], 7777)
+            echo.join()
+            container.hold(WORLD[4], ECHO)
+            self.assertEqual(control("127.0.0.1", 7777), ["reno"])
+            self.assertEqual(control(WORLD[4], ECHO), [hosts])
+            container.service("tcp", "0.0.0.0", 80)
+            with socket.create_connection(("127.0.0.1", 8080)) as client:
+                self.assertEqual(control("127.0.0.1", client.getsockname()[1]), ["reno"])
 
     def test_a_rate_is_kept(self):
         with Container("--rate", "up=4000000,down=4000000") as container:

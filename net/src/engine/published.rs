@@ -132,7 +132,10 @@ impl Engine {
                 None
             };
             match continued {
-                Some(container) => self.add_client(client, container),
+                Some(container) => {
+                    self.spare_pacing(&client, &peer.ip());
+                    self.add_client(client, container);
+                }
                 // Its close is a reset.
                 None => drop(client),
             }

@@ -9,7 +9,7 @@
 //! seen in a SYN.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ use super::pump::{Lane, Pause, Source};
 use super::rate::REFILL;
 use super::table::Key;
 use super::{Engine, Room};
+use crate::broker::CONGESTION_CONTROL;
 use crate::sys::socket;
 use crate::wire::build::{self, Unreachable};
 use crate::wire::frame::{self, ACK, Ends, Frame, SYN, Tcp};
@@ -154,6 +155,7 @@ impl Engine {
         let host = socket::socket(&target.ip(), libc::SOCK_STREAM)?;
         socket::carry(&host)?;
         socket::set_int(&host, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1)?;
+        self.spare_pacing(&host, &target.ip());
         socket::connect(&host, target)?;
         let key = self.streams.insert(Stream {
             ends: Some(ends),
@@ -169,6 +171,13 @@ impl Engine {
             self.epoll.add(&stream.host, EDGES, Room::StreamHost.number(key))?;
         }
         Ok(key)
+    }
+
+    /// A connection with the host itself crosses no network either.
+    pub(super) fn spare_pacing(&self, host: &OwnedFd, peer: &IpAddr) {
+        if peer.is_loopback() || self.config.policy.host_addresses.contains(peer) {
+            let _ = socket::set_congestion_control(host, CONGESTION_CONTROL);
+        }
     }
 
     /// On a loopback or local network a connection is often there at once; that saves a turn of the loop.
