@@ -103,9 +103,10 @@ fn receive(channel: OwnedFd, pid: i32, config: &Config) -> Result<Attached> {
 fn child(target: &Target, config: &Config, channel: &OwnedFd, settled: Option<fn()>) -> Result<()> {
     let hosts = fs::read(DEFAULT_CONTROL);
     let made = target.join().and_then(|()| {
-        // For the container's own sockets, whose TCP ends inside too, unless somebody has chosen another than the host's. It
-        // is refused where /proc is read-only, and then it is slower.
-        if let (Ok(hosts), Ok(own)) = (hosts, fs::read(DEFAULT_CONTROL))
+        // For the container's own sockets, whose TCP ends inside too, unless somebody has chosen another. It is refused where
+        // /proc is read-only, and then it is slower.
+        if !config.congestion_control_is_chosen
+            && let (Ok(hosts), Ok(own)) = (hosts, fs::read(DEFAULT_CONTROL))
             && hosts == own
         {
             let _ = fs::write(DEFAULT_CONTROL, broker::CONGESTION_CONTROL);

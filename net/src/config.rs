@@ -30,6 +30,9 @@ pub struct Config {
     pub pcap: Option<PathBuf>,
     /// Connections and datagram flows at a time, each.
     pub max_flows: usize,
+    /// Somebody has said how TCP of the container is to be sent, so the namespace's default stays as it is.
+    #[serde(default)]
+    pub congestion_control_is_chosen: bool,
 }
 
 impl Default for Config {
@@ -47,6 +50,7 @@ impl Default for Config {
             paths: Paths::default(),
             pcap: None,
             max_flows: 16384,
+            congestion_control_is_chosen: false,
         }
     }
 }

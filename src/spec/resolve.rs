@@ -143,11 +143,12 @@ fn namespaces(request: &Request) -> Namespaces {
     }
 }
 
+/// Engine and child work side by side: without being told, the engine might take a choice of the user's for the host's.
 fn config(request: &Request) -> Option<kelp_net::config::Config> {
-    match &request.network {
-        Network::User(config) => Some(config.as_ref().clone()),
-        _ => None,
-    }
+    let Network::User(config) = &request.network else { return None };
+    let chosen = |(name, _): &(String, String)| name.replace('/', ".") == "net.ipv4.tcp_congestion_control";
+    let congestion_control_is_chosen = request.sysctls.iter().any(chosen);
+    Some(kelp_net::config::Config { congestion_control_is_chosen, ..config.as_ref().clone() })
 }
 
 fn hidden(defaults: &[&str], more: &[PathBuf], unmask: &Unmask) -> Vec<PathBuf> {

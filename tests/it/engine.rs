@@ -146,3 +146,18 @@ fn a_container_reaches_nothing_that_was_denied() {
     assert_eq!(dir.all(&options, &["connect", &gateway]), json!([{"error": "errno 113"}]));
     assert_eq!(dir.all(&options[..1], &["connect", &gateway]), json!([{"heard": "host"}]));
 }
+
+/// Regression: the engine took a choice that is the host's too for no choice.
+#[test]
+fn tcp_is_sent_as_the_user_says() {
+    needs!(userns);
+    let path = "/proc/sys/net/ipv4/tcp_congestion_control";
+    let hosts = std::fs::read_to_string(path).unwrap();
+    let read = |options: &[&str]| Dir::new().all(options, &["read", path]);
+    assert_eq!(read(&[]), json!([{"text": "reno\n"}]));
+    let choice = format!("net.ipv4.tcp_congestion_control={}", hosts.trim());
+    // Of a race that a start in four lost.
+    for _ in 0..12 {
+        assert_eq!(read(&["--sysctl", &choice]), json!([{"text": hosts}]));
+    }
+}
