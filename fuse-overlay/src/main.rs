@@ -8,6 +8,7 @@ use anyhow::{Context, Result, anyhow};
 use fuse_overlay::Overlay;
 use fuse_overlay::sys::{Side, split};
 use fuse_overlay::transport::counters::Counters;
+use fuse_overlay::transport::session::Placing;
 use fuse_overlay::transport::{mounting, session};
 use options::{Mount, Request};
 use rustix::io::Errno;
@@ -92,7 +93,8 @@ fn serve(overlay: &Arc<Overlay>, device: Option<OwnedFd>, mount: &Mount, ready: 
     let counters = Arc::new(Counters::default());
     let served = match device {
         Some(device) => {
-            session::serve_counted(overlay.clone(), device, threads, mount.placing, counters.clone(), ready)
+            let placing = if mount.spread { Placing::Spread } else { Placing::here() };
+            session::serve_counted(overlay.clone(), device, threads, placing, counters.clone(), ready)
         }
         None => {
             session::serve_by_fusermount(overlay.clone(), &mount.mountpoint, threads, counters.clone(), ready)

@@ -4,7 +4,6 @@
 
 use anyhow::{Context, Result, bail};
 use fuse_overlay::config::{Config, Directory, IdRange, Lower, Owner, Owners};
-use fuse_overlay::transport::session::Placing;
 use rustix::mount::MountFlags;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -26,7 +25,8 @@ pub(crate) struct Mount {
     pub(crate) foreground: bool,
     pub(crate) flags: MountFlags,
     pub(crate) threads: Option<usize>,
-    pub(crate) placing: Placing,
+    /// Serve on any CPU.
+    pub(crate) spread: bool,
     /// Where to write the counts of requests when the mount ends.
     pub(crate) stats: Option<PathBuf>,
 }
@@ -60,7 +60,7 @@ options (-o):
   read_bps=N, write_bps=N, read_iops=N, write_iops=N
                         bytes a second
   threads=N             threads that serve the mount
-  near                  serve a lone program on its own CPU: faster on a quiet machine, slower on a busy one
+  spread                serve on any CPU, not on that of the program that asks
   ro, nosuid, nodev, noexec, noatime
 ";
 
@@ -97,7 +97,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Req
         foreground,
         flags: MountFlags::empty(),
         threads: None,
-        placing: Placing::Spread,
+        spread: false,
         stats,
     };
     let mut gathered = Gathered::default();
@@ -166,7 +166,8 @@ fn apply(option: &[u8], mount: &mut Mount, gathered: &mut Gathered) -> Result<()
         "read_iops" => config.limits.reads_per_second = number(&key, value)?,
         "write_iops" => config.limits.writes_per_second = number(&key, value)?,
         "threads" => mount.threads = Some(number(&key, value)?),
-        "near" => mount.placing = Placing::Near,
+        "near" => mount.spread = false,
+        "spread" => mount.spread = true,
         _ => return flag(&key, mount),
     }
     Ok(())

@@ -3,14 +3,15 @@
 //!
 //! | mode   | who reads requests                                     | good for                        |
 //! |--------|--------------------------------------------------------|---------------------------------|
-//! | spread | the pool, any CPU                                       | several programs, bulk data     |
-//! | near   | one thread, on the CPU of the program that asked last   | one program, small requests     |
+//! | spread | the pool, any CPU                                       | more programs than CPUs, bulk data |
+//! | near   | one thread, on the CPU of the program that asked last   | few programs, small requests       |
 //!
 //! The near thread is `SCHED_IDLE` for good: a CPU that runs nothing else counts as idle, so the woken program stays there.
 //! It would starve on a busy machine, where the caretaker ends the mode. A thread is held up only after it has answered.
 
 use parking_lot::{Condvar, Mutex};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags, openat};
 use rustix::thread::{CpuSet, Pid, gettid, sched_setaffinity};
 use std::cell::{Cell, RefCell};
 use std::fs::File;
@@ -52,6 +53,10 @@ pub(crate) struct Placement {
     served: AtomicU64,
     /// Requests that carried much data.
     heavy: AtomicU64,
+    /// Requests of threads that were not among the last to ask.
+    strange: AtomicU64,
+    recent: Mutex<Recent>,
+    proc: OwnedFd,
     ended: AtomicBool,
     /// The kernel did not let a thread become the near one.
     refused: AtomicBool,
@@ -69,11 +74,10 @@ enum Device {
 }
 
 impl Placement {
-    /// `None` where there is only one CPU, or no /proc.
-    pub(crate) fn start(device: &OwnedFd) -> std::io::Result<Option<Arc<Self>>> {
+    /// `proc` is a procfs of the pid namespace that the device was mounted in. `None` where there is only one CPU.
+    pub(crate) fn start(device: &OwnedFd, proc: OwnedFd) -> std::io::Result<Option<Arc<Self>>> {
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let own = File::open(format!("/proc/{}/stat", gettid().as_raw_nonzero()));
-        if cpus < 2 || own.ok().and_then(|stat| cpu_in(&stat)).is_none() {
+        if cpus < 2 {
             return Ok(None);
         }
         let bell = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
@@ -85,6 +89,9 @@ impl Placement {
             client: AtomicU32::new(0),
             served: AtomicU64::new(0),
             heavy: AtomicU64::new(0),
+            strange: AtomicU64::new(0),
+            recent: Mutex::new(Recent::default()),
+            proc,
             ended: AtomicBool::new(false),
             refused: AtomicBool::new(false),
             turn: Mutex::new(()),
@@ -100,6 +107,9 @@ impl Placement {
     pub(crate) fn answered(&self, client: u32, heavy: bool) {
         if client != 0 {
             self.client.store(client, Ordering::Relaxed);
+            if self.recent.lock().is_strange(client, self.cpus) {
+                self.strange.fetch_add(1, Ordering::Relaxed);
+            }
         }
         self.served.fetch_add(1, Ordering::Relaxed);
         if heavy {
@@ -130,7 +140,7 @@ impl Placement {
     /// The near thread waits here, not in its read, so that it can be called away.
     fn next_near(&self) {
         let client = self.client.load(Ordering::Relaxed);
-        if let Some(cpu) = TRAIL.with_borrow_mut(|trail| trail.moved(client)) {
+        if let Some(cpu) = TRAIL.with_borrow_mut(|trail| trail.moved(&self.proc, client)) {
             self.pin(&[cpu]);
         }
         let mut fds = [PollFd::new(&self.device, PollFlags::IN), PollFd::new(&self.bell, PollFlags::IN)];
@@ -221,13 +231,35 @@ impl Placement {
     }
 }
 
+/// The threads that asked last, the latest first, as many as there are CPUs.
+#[derive(Default)]
+struct Recent {
+    threads: Vec<u32>,
+}
+
+impl Recent {
+    fn is_strange(&mut self, thread: u32, cpus: usize) -> bool {
+        let known = self.threads.iter().position(|known| *known == thread);
+        match known {
+            Some(0) => return false,
+            Some(index) => drop(self.threads.remove(index)),
+            None => self.threads.truncate(cpus.saturating_sub(1)),
+        }
+        self.threads.insert(0, thread);
+        known.is_none()
+    }
+}
+
 /// What the caretaker saw in the last tick.
 #[derive(Default)]
 struct Look {
     served: u64,
     heavy: u64,
+    strange: u64,
     done: u64,
     bulk: bool,
+    /// More programs ask in turn than there are CPUs, and one thread would hold them up.
+    many: bool,
     quiet: u32,
     crowded: u32,
 }
@@ -238,17 +270,19 @@ impl Look {
             (placement.served.load(Ordering::Relaxed), placement.heavy.load(Ordering::Relaxed));
         self.done = served - self.served;
         self.bulk = (heavy - self.heavy) * 2 > self.done;
-        (self.served, self.heavy) = (served, heavy);
+        let strange = placement.strange.load(Ordering::Relaxed);
+        self.many = (strange - self.strange) * 3 > self.done;
+        (self.served, self.heavy, self.strange) = (served, heavy, strange);
         self.quiet = if self.done == 0 && device == Device::Empty { self.quiet + 1 } else { 0 };
         self.crowded = if runnable() > placement.cpus + 1 { self.crowded + 1 } else { 0 };
     }
 
     fn starves(&self, device: Device) -> bool {
-        (device == Device::Waiting && self.done == 0) || self.bulk || self.crowded >= CROWDED
+        (device == Device::Waiting && self.done == 0) || self.bulk || self.many || self.crowded >= CROWDED
     }
 
     fn pays(&self) -> bool {
-        self.done >= BUSY && !self.bulk && self.crowded == 0
+        self.done >= BUSY && !self.bulk && !self.many && self.crowded == 0
     }
 }
 
@@ -262,14 +296,16 @@ struct Trail {
 
 impl Trail {
     /// The CPU that the near thread should move to; asked at every request, looked up at few.
-    fn moved(&mut self, thread: u32) -> Option<usize> {
+    fn moved(&mut self, proc: &OwnedFd, thread: u32) -> Option<usize> {
         self.requests += 1;
         if self.requests < FOLLOW {
             return None;
         }
         self.requests = 0;
         if thread != self.thread || self.stat.is_none() {
-            (self.thread, self.stat) = (thread, File::open(format!("/proc/{thread}/stat")).ok());
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+            let stat = openat(proc, format!("{thread}/stat"), flags, Mode::empty());
+            (self.thread, self.stat) = (thread, stat.ok().map(File::from));
         }
         let cpu = self.stat.as_ref().and_then(cpu_in);
         if cpu.is_none() {
@@ -294,4 +330,18 @@ fn runnable() -> usize {
     let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let word = text.split_whitespace().nth(3).and_then(|word| word.split_once('/'));
     word.and_then(|(running, _)| running.parse().ok()).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_programs_as_cpus_are_no_strangers_and_one_more_makes_all_strange() {
+        let strangers = |threads: u32| {
+            let mut recent = Recent::default();
+            (0..100 * threads).filter(|i| recent.is_strange(i % threads, 2)).count() as u32
+        };
+        assert_eq!([strangers(1), strangers(2), strangers(3)], [1, 2, 300]);
+    }
 }

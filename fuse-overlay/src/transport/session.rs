@@ -7,6 +7,7 @@ use crate::transport::fuser::Wire;
 use crate::transport::pause::Pause;
 use crate::transport::placement::Placement;
 use fuser::{MountOption, Session, SessionACL};
+use rustix::fs::{Mode, OFlags, open};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -22,11 +23,20 @@ pub fn default_threads() -> usize {
 }
 
 /// Where the threads of a mount run (`placement`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Placing {
     Spread,
-    /// Near the program that asks, while only one does. The device must have been mounted in our own pid namespace.
-    Near,
+    /// Near the program that asks, while no more do than there are CPUs. The device must have been mounted in the pid
+    /// namespace that this procfs shows.
+    Near(OwnedFd),
+}
+
+impl Placing {
+    /// Near where the caller mounts the device itself and sees its own /proc.
+    pub fn here() -> Self {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        open("/proc", flags, Mode::empty()).map_or(Self::Spread, Self::Near)
+    }
 }
 
 /// Serves a device that is already mounted, until it is unmounted, with counters that somebody prints, and a call when
@@ -40,10 +50,10 @@ pub fn serve_counted(
     ready: impl FnOnce(),
 ) -> io::Result<()> {
     let (mut wire, mut config) = prepare(overlay.clone(), threads, counters)?;
-    if threads > 1 && placing == Placing::Near {
-        wire.placement = Placement::start(&device)?;
+    if let (Placing::Near(proc), true) = (placing, threads > 1) {
+        wire.placement = Placement::start(&device, proc)?;
         // One more than asked for: the near thread serves while the others rest.
-        config.n_threads = Some(threads + 1);
+        config.n_threads = Some(threads + usize::from(wire.placement.is_some()));
     }
     let pause = wire.pause.clone();
     let session = Session::from_fd(wire, device, SessionACL::All, config)?;
