@@ -320,7 +320,7 @@ impl Container {
     pub fn retire(mut self, paths: &Paths) -> Result<()> {
         let userns = self.made.request.userns.clone();
         let alone =
-            self.made.request.pid == Sharing::Private && self.status.rung == Some(Rung::KernelOverlay);
+            self.made.request.pid == Sharing::Private && self.status.rung.is_some_and(Rung::is_kernels);
         let gone = self.leave(paths)?;
         if alone && spare::give(paths, &gone) {
             return Ok(());
@@ -351,7 +351,7 @@ impl Container {
         if std::mem::take(&mut self.from_spare) {
             spare::clean(&self.folder).context("cannot clean the spare folder")?;
         }
-        if self.status.rung == Some(Rung::KernelOverlay) {
+        if self.status.rung.is_some_and(Rung::is_kernels) {
             let _ = tree::remove(&self.folder.join("work/work"));
         }
         Ok(())

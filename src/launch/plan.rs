@@ -156,7 +156,7 @@ impl Step {
     /// Whether nothing outside goes on with what the step has made before the program runs, and the child is not another.
     pub fn is_done_inside(&self) -> bool {
         match self {
-            Self::Root(root) => root.rung != Rung::FuseOverlay,
+            Self::Root(root) => !root.rung.is_served(),
             Self::Console | Self::View | Self::Seal => false,
             _ => true,
         }
@@ -210,7 +210,7 @@ impl fmt::Display for RootStep {
             RootSource::Layers(layers) => {
                 write!(f, "make the root from {} layers ({})", layers.len(), self.rung)
             }
-            RootSource::Host(_) if self.rung == Rung::FuseOverlay => {
+            RootSource::Host(_) if self.rung.is_served() => {
                 write!(f, "make the root from the host's / ({})", self.rung)
             }
             RootSource::Host(pieces) => {

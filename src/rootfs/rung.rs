@@ -25,6 +25,18 @@ pub enum Rung {
     Copy,
 }
 
+impl Rung {
+    /// Whether a server of ours shows the layers.
+    pub fn is_served(self) -> bool {
+        self == Self::FuseOverlay
+    }
+
+    /// Whether the kernel's overlay writes what the container changes.
+    pub fn is_kernels(self) -> bool {
+        self == Self::KernelOverlay
+    }
+}
+
 impl From<Driver> for Rung {
     fn from(driver: Driver) -> Self {
         match driver {

@@ -284,7 +284,7 @@ fn numbers(request: &Request, maps: &IdMaps) -> Result<Option<Numbers>> {
 
 /// The helpers are in the container's user namespace, where the kernel counts its processes.
 fn most_processes(hold: &Hold, spec: &Spec, rung: Rung) -> Option<u64> {
-    let root = if rung == Rung::FuseOverlay { fuse::threads() } else { 0 };
+    let root = if rung.is_served() { fuse::threads() } else { 0 };
     let network = if spec.engine.is_some() { engine::THREADS } else { 0 };
     hold.inherited.processes.map(|most| most.saturating_add(root + network))
 }
@@ -305,7 +305,7 @@ fn ladder(request: &Request) -> Result<Vec<Rung>> {
 }
 
 fn leave_out_the_server(ladder: &mut Vec<Rung>) -> Result<()> {
-    ladder.retain(|rung| *rung != Rung::FuseOverlay);
+    ladder.retain(|rung| !rung.is_served());
     if ladder.is_empty() {
         let sentence =
             "--strict-limits: what the user-space overlay reads and writes is not held by the kernel";
@@ -337,7 +337,7 @@ fn plan_for(
     secrets: Vec<SecretFile>,
 ) -> Result<Plan> {
     let pieces = match (&spec.root, rung) {
-        (Root::Host, Rung::FuseOverlay) => host::replaced()?,
+        (Root::Host, rung) if rung.is_served() => host::replaced()?,
         (Root::Host, _) => host::pieces()?,
         _ => Vec::new(),
     };
