@@ -308,6 +308,17 @@ fn the_options_of_the_roots_mount_name_no_path_of_the_host() {
     assert!(!text.contains(folder.trim_end_matches('/')), "{text}");
 }
 
+#[test]
+fn a_file_can_be_bound_time_and_again_where_the_root_has_none() {
+    needs!(userns);
+    let dir = Dir::new();
+    let bind = format!("{}:/letter:ro", dir.file("letter", "text"));
+    for round in 0..3 {
+        let seen = dir.all(&["-v", &bind], &["read", "/letter"]);
+        assert_eq!(seen[0]["text"], "text", "{round}: {seen}");
+    }
+}
+
 /// A separate /home is as much the machine's userland as the rest.
 #[test]
 fn other_file_systems_of_the_host_are_seen_on_the_user_space_overlay() {
