@@ -12,7 +12,7 @@ use crate::cli::inside;
 use crate::container::journal::Journal;
 use crate::container::list;
 use crate::error::Error;
-use crate::image::changes::{self, Change, Kind};
+use crate::image::changes::{self, Change, Kind, Stack};
 use crate::image::commit::{self, Container};
 use crate::image::config::{History, now, rfc3339};
 use crate::image::manifest::Dialect;
@@ -20,7 +20,6 @@ use crate::image::reference::Reference;
 use crate::image::snapshot::Snapshot;
 use crate::image::store::Store;
 use crate::paths::Paths;
-use crate::rootfs::view::{Access, View};
 use crate::verbs::commit::{Still, run_config};
 use crate::verbs::contents::Contents;
 
@@ -81,6 +80,7 @@ pub struct ExportArgs {
 pub fn diff(arguments: DiffArgs) -> Result<i32> {
     let paths = Paths::find()?;
     let contents = Contents::find(&paths, &Store::open(&paths)?, &arguments.container)?;
+    let maps = contents.maps()?;
     contents.settle()?;
     inside::as_root(0, move || {
         let (mut lines, mut lists) = (Vec::new(), [Vec::new(), Vec::new(), Vec::new()]);
@@ -96,7 +96,9 @@ pub fn diff(arguments: DiffArgs) -> Result<i32> {
             Ok(())
         };
         if let Some(upper) = contents.upper() {
-            changes::walk(&upper, &contents.lowers, &mut note)
+            let shift = contents.shift_below(&maps)?;
+            let stack = Stack { upper: &upper, lowers: &contents.lowers, shift: shift.as_ref() };
+            changes::walk(stack, &mut note)
                 .with_context(|| format!("cannot look at container {}", contents.name))?;
         }
         match arguments.format.as_deref() {
@@ -146,7 +148,8 @@ pub fn commit(arguments: CommitArgs) -> Result<i32> {
                     DialectWord::Docker => Dialect::Docker,
                 };
                 let (upper, ownership) = (upper.as_deref(), Contents::shift(&maps)?.into());
-                let container = Container { image, upper, ownership, dialect };
+                let shift = contents.shift_below(&maps)?;
+                let container = Container { image, upper, ownership, shift, dialect };
                 commit::commit(installer, &container, config, step, &names)
             })
             .with_context(|| format!("cannot commit container {}", contents.name))?;
@@ -168,8 +171,9 @@ pub fn export(arguments: ExportArgs) -> Result<i32> {
     let contents = Contents::find(&paths, &Store::open(&paths)?, &arguments.container)?;
     let maps = contents.maps()?;
     contents.settle()?;
-    inside::as_root(libc::CLONE_NEWNS as u64, move || {
-        let view = View::open(&contents.layers(), Access::Read)
+    inside::as_root_of(&contents.root_maps()?, libc::CLONE_NEWNS as u64, move || {
+        let view = contents
+            .open_to_read()
             .with_context(|| format!("cannot open the root of container {}", contents.name))?;
         to_output(arguments.output.as_deref(), |out| {
             use std::os::fd::AsFd;

@@ -141,6 +141,7 @@ fn healthcheck(request: &Request) -> Option<Value> {
 fn driver(rung: Option<Rung>) -> &'static str {
     match rung {
         Some(Rung::KernelOverlay) => "overlay",
+        Some(Rung::OverlayOnFuse) => "overlay-on-fuse",
         Some(Rung::FuseOverlay) => "fuse",
         Some(Rung::Copy) => "copy",
         Some(Rung::Through) => "none",

@@ -24,8 +24,12 @@ pub fn run(work: impl FnOnce() -> Result<i32>) -> Result<i32> {
 /// Runs `work` as root of a user namespace, and of further `CLONE_NEW*` ones: with all ids that the user has or
 /// with one, it may read what containers have closed to others.
 pub fn as_root(namespaces: u64, work: impl FnOnce() -> Result<i32>) -> Result<i32> {
-    let maps = maps::choose(&UserNamespace::Auto)?;
-    within_maps(&maps, namespaces, work, |work| {
+    as_root_of(&maps::choose(&UserNamespace::Auto)?, namespaces, work)
+}
+
+/// The same with these ids.
+pub fn as_root_of(maps: &IdMaps, namespaces: u64, work: impl FnOnce() -> Result<i32>) -> Result<i32> {
+    within_maps(maps, namespaces, work, |work| {
         let single = IdMaps::single("the id maps were refused".to_owned());
         within_maps(&single, namespaces, work, |_| anyhow::bail!("user namespaces are refused"))
     })

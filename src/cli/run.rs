@@ -124,7 +124,7 @@ struct Seldom {
     pull: Option<PolicyWord>,
     #[command(flatten, next_help_heading = "Image")]
     fetch: FetchArgs,
-    /// What makes the root: overlay (the kernel's), fuse (kelp's own), copy [default: $KELP_STORAGE_DRIVER, else the best that works]
+    /// What makes the root: overlay (the kernel's), fuse (kelp's own), overlay-on-fuse (both), copy [default: $KELP_STORAGE_DRIVER, else the best that works]
     #[arg(long, value_name = "DRIVER", help_heading = "Root")]
     storage_driver: Option<String>,
     /// Limits of the throw-away layer, with the fuse driver: size=1g, inodes=10000

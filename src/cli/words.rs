@@ -246,8 +246,9 @@ fn storage_driver(place: &str, word: &str) -> Result<Driver> {
     match word {
         "fuse" | "fuse-overlayfs" => Ok(Driver::Fuse),
         "overlay" | "overlay2" => Ok(Driver::Overlay),
+        "overlay-on-fuse" => Ok(Driver::OverlayOnFuse),
         "copy" | "vfs" => Ok(Driver::Copy),
-        other => Err(refused(place, other, "overlay, fuse or copy is expected")),
+        other => Err(refused(place, other, "overlay, overlay-on-fuse, fuse or copy is expected")),
     }
 }
 

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
@@ -14,6 +14,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag};
 
 use crate::image::tree::{self, kind_of, stat_in};
 use crate::sys::xattr;
+use crate::userns::maps::Shift;
 
 pub const OPAQUE: &CStr = c"user.overlay.opaque";
 
@@ -43,24 +44,35 @@ pub struct Change<'a> {
 /// Told each change: a folder before what is in it, in the order of names.
 pub type Visit<'a> = dyn FnMut(&Change<'_>) -> Result<()> + 'a;
 
-/// Walks `upper` over `lowers`, the lowest first.
-pub fn walk(upper: &Path, lowers: &[impl AsRef<Path>], visit: &mut Visit<'_>) -> Result<()> {
+/// What lies over what.
+#[derive(Clone, Copy, Debug)]
+pub struct Stack<'a> {
+    pub upper: &'a Path,
+    /// The lowest first.
+    pub lowers: &'a [PathBuf],
+    /// From the owners in the upper to those in the lowers, if the same one has other numbers there.
+    pub shift: Option<&'a Shift>,
+}
+
+/// Walks the upper over the lowers.
+pub fn walk(stack: Stack<'_>, visit: &mut Visit<'_>) -> Result<()> {
     let open = |path: &Path| -> Result<OwnedFd> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         nix::fcntl::open(path, flags, Mode::empty())
             .with_context(|| format!("cannot open {}", path.display()))
     };
-    let below: Result<Vec<OwnedFd>> = lowers.iter().rev().map(|path| open(path.as_ref())).collect();
-    let pair = Pair { upper: open(upper)?, lowers: below?, opaque: false };
+    let below: Result<Vec<OwnedFd>> = stack.lowers.iter().rev().map(|path| open(path)).collect();
+    let pair = Pair { upper: open(stack.upper)?, lowers: below?, opaque: false, shift: stack.shift };
     folder(&pair, b"", visit)
 }
 
 /// A folder as the upper has it, and as the layers below it do, the topmost first.
-struct Pair {
+struct Pair<'a> {
     upper: OwnedFd,
     lowers: Vec<OwnedFd>,
     /// Nothing of the lowers shows.
     opaque: bool,
+    shift: Option<&'a Shift>,
 }
 
 /// What the lowers together have under a name.
@@ -70,7 +82,7 @@ struct Below {
     folders: Vec<OwnedFd>,
 }
 
-fn folder(pair: &Pair, path: &[u8], visit: &mut Visit<'_>) -> Result<()> {
+fn folder(pair: &Pair<'_>, path: &[u8], visit: &mut Visit<'_>) -> Result<()> {
     let (mut names, mut hidden) = (tree::names(pair.upper.as_fd())?, BTreeSet::new());
     if pair.opaque {
         hidden = visible(&pair.lowers)?;
@@ -90,18 +102,18 @@ fn folder(pair: &Pair, path: &[u8], visit: &mut Visit<'_>) -> Result<()> {
     Ok(())
 }
 
-fn deleted<'a>(pair: &'a Pair, path: &'a [u8], name: &'a [u8]) -> Change<'a> {
+fn deleted<'a>(pair: &'a Pair<'_>, path: &'a [u8], name: &'a [u8]) -> Change<'a> {
     Change { path, kind: Kind::Deleted, folder: pair.upper.as_fd(), name, stat: None }
 }
 
-fn entry(pair: &Pair, path: &[u8], name: &[u8], visit: &mut Visit<'_>) -> Result<()> {
+fn entry(pair: &Pair<'_>, path: &[u8], name: &[u8], visit: &mut Visit<'_>) -> Result<()> {
     let Some(stat) = stat_in(pair.upper.as_fd(), name)? else { return Ok(()) };
     let below = below(&pair.lowers, name)?;
     if is_whiteout(&stat) {
         return if below.stat.is_some() { visit(&deleted(pair, path, name)) } else { Ok(()) };
     }
     let kind = if below.stat.is_some() { Kind::Changed } else { Kind::Added };
-    if is_place(pair.upper.as_fd(), path, name, &stat, &below)? {
+    if is_place(pair.upper.as_fd(), path, name, (&stat, pair.shift), &below)? {
         return Ok(());
     }
     visit(&Change { path, kind, folder: pair.upper.as_fd(), name, stat: Some(stat) })?;
@@ -111,7 +123,7 @@ fn entry(pair: &Pair, path: &[u8], name: &[u8], visit: &mut Visit<'_>) -> Result
     let upper = open_folder(pair.upper.as_fd(), name)?;
     // What is made in an opaque folder hides the lowers without a mark of its own.
     let opaque = pair.opaque || is_opaque(upper.as_fd())?;
-    folder(&Pair { upper, lowers: below.folders, opaque }, path, visit)
+    folder(&Pair { upper, lowers: below.folders, opaque, shift: pair.shift }, path, visit)
 }
 
 fn open_folder(above: BorrowedFd<'_>, name: &[u8]) -> nix::Result<OwnedFd> {
@@ -172,7 +184,13 @@ fn visible(lowers: &[OwnedFd]) -> Result<BTreeSet<Vec<u8>>> {
 }
 
 /// An empty thing that kelp made to mount something on, or a folder that has such things and no others.
-fn is_place(above: BorrowedFd<'_>, path: &[u8], name: &[u8], stat: &FileStat, below: &Below) -> Result<bool> {
+fn is_place(
+    above: BorrowedFd<'_>,
+    path: &[u8],
+    name: &[u8],
+    (stat, shift): (&FileStat, Option<&Shift>),
+    below: &Below,
+) -> Result<bool> {
     let is = |place: &&str| place.as_bytes() == path;
     match kind_of(stat) {
         SFlag::S_IFREG => Ok(below.stat.is_none() && stat.st_size == 0 && PLACES.iter().any(is)),
@@ -181,7 +199,9 @@ fn is_place(above: BorrowedFd<'_>, path: &[u8], name: &[u8], stat: &FileStat, be
         }
         SFlag::S_IFDIR if path == b"etc" => {
             let same = |below: FileStat| {
-                (below.st_mode, below.st_uid, below.st_gid) == (stat.st_mode, stat.st_uid, stat.st_gid)
+                let owner = (stat.st_uid, stat.st_gid);
+                let owner = shift.map_or(owner, |shift| (shift.uid(owner.0), shift.gid(owner.1)));
+                (below.st_mode, (below.st_uid, below.st_gid)) == (stat.st_mode, owner)
             };
             let folder = open_folder(above, name)?;
             let names = tree::names(folder.as_fd())?;
@@ -189,7 +209,7 @@ fn is_place(above: BorrowedFd<'_>, path: &[u8], name: &[u8], stat: &FileStat, be
                 let path = [b"etc/", &name[..]].concat();
                 let Some(stat) = stat_in(folder.as_fd(), name)? else { continue };
                 let below = self::below(&below.folders, name)?;
-                if !is_place(folder.as_fd(), &path, name, &stat, &below)? {
+                if !is_place(folder.as_fd(), &path, name, (&stat, shift), &below)? {
                     return Ok(false);
                 }
             }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::image::changes;
+use crate::image::changes::{self, Stack};
 use crate::image::compose::{self, Parts};
 use crate::image::config::{History, ImageConfig, RootFs};
 use crate::image::install::Installer;
@@ -15,6 +15,7 @@ use crate::image::reference::{Digest, Reference};
 use crate::image::snapshot::{Ownership, Snapshot};
 use crate::image::store::{Image, LayerRecord};
 use crate::image::stream::{self, PipeWriter};
+use crate::userns::maps::Shift;
 
 /// What is made into an image.
 #[derive(Debug)]
@@ -24,6 +25,8 @@ pub struct Container<'a> {
     /// What it has changed, if it has.
     pub upper: Option<&'a Path>,
     pub ownership: Ownership,
+    /// As `changes::Stack` has it.
+    pub shift: Option<Shift>,
     /// In whose words its manifest is to be.
     pub dialect: Dialect,
 }
@@ -61,9 +64,9 @@ pub fn commit(
 /// The changes as a layer of the store; `None` if there are none.
 fn layer(installer: &Installer<'_>, container: &Container<'_>) -> Result<Option<LayerRecord>> {
     let Some(upper) = container.upper else { return Ok(None) };
-    let lowers = &container.image.layers;
+    let stack = Stack { upper, lowers: &container.image.layers, shift: container.shift.as_ref() };
     let mut changed = false;
-    changes::walk(upper, lowers, &mut |_| {
+    changes::walk(stack, &mut |_| {
         changed = true;
         Ok(())
     })?;
@@ -72,7 +75,7 @@ fn layer(installer: &Installer<'_>, container: &Container<'_>) -> Result<Option<
     }
     let pack = |writer: PipeWriter| {
         let mut snapshot = Snapshot::new(writer, container.ownership.clone());
-        changes::walk(upper, lowers, &mut |change| snapshot.change(change))?;
+        changes::walk(stack, &mut |change| snapshot.change(change))?;
         let mut writer = snapshot.finish()?;
         writer.flush()?;
         Ok(writer.finish()?)

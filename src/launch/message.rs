@@ -3,7 +3,7 @@
 //! | parent | | child |
 //! |---|---|---|
 //! | clone, id maps, `Proceed` | -> | blocks, then becomes root inside and runs the steps |
-//! | has it served, `Served` | <-> | `Device` with the opened /dev/fuse, on rung T2; `View` with one more, unanswered |
+//! | has it served, `Served` | <-> | `Device` with the opened /dev/fuse, on rungs T1 and T2; `View` with one more, unanswered |
 //! | | <- | `Warn` (any number), `Console` with the terminal's master |
 //! | keeps the record | <- | `Ready`, or `Failed` and the end |
 //! | `Start`, unless `Proceed` said so | -> | credentials, seccomp, whose `Listener` comes with the view, exec |

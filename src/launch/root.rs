@@ -17,7 +17,7 @@ use crate::launch::message::{self, ToChild, ToParent};
 use crate::launch::plan::{RootSource, RootStep, Upper};
 use crate::rootfs::host::Piece;
 use crate::rootfs::rung::Rung;
-use crate::rootfs::{fuse, host, overlay, target, tree};
+use crate::rootfs::{fuse, host, overlay, stacked, target, tree};
 use crate::sys::mount::{Depth, MOUNT_ATTR_RDONLY, MountAttr, mount_setattr, move_mount, open_tree};
 
 /// Marks an error of a rung that was refused.
@@ -37,6 +37,7 @@ pub fn make(step: &RootStep, socket: BorrowedFd<'_>) -> Result<OwnedFd> {
     stand_in(step)?;
     match (&step.source, step.rung) {
         (_, Rung::FuseOverlay) => served(step, socket),
+        (_, Rung::OverlayOnFuse) => stacked(step, socket),
         (RootSource::Directory(path), Rung::Through) => {
             attach(open_tree(folder(path)?.as_fd(), Depth::Recursive)?)
         }
@@ -72,24 +73,57 @@ fn served(step: &RootStep, socket: BorrowedFd<'_>) -> Result<OwnedFd> {
         RootSource::Host(_) => Path::new("/"),
     };
     if step.upper == Upper::Fresh {
-        let found = below.metadata();
-        if let (Ok(found), RootSource::Layers(_)) = (&found, &step.source) {
-            // The image's root folder is its root's, whoever that is here.
-            let _ = std::os::unix::fs::chown("upper", Some(found.uid()), Some(found.gid()));
-        }
-        let mode = found.map_or(0o755, |found| found.permissions().mode() & 0o7777);
-        fs::set_permissions("upper", fs::Permissions::from_mode(mode))?;
-        if let RootSource::Host(pieces) = &step.source {
-            replace(pieces).context("make the container's own folders")?;
-        }
+        begin_upper(step, below)?;
     }
-    let (device, mount) = fuse::mount(fuse::Access::Writes).context(Refused)?;
+    attach(mounted(fuse::Access::Writes, socket)?)
+}
+
+/// Kernel overlay over what a server of ours shows of the layers.
+fn stacked(step: &RootStep, socket: BorrowedFd<'_>) -> Result<OwnedFd> {
+    if let RootSource::Directory(path) = &step.source {
+        folder(path)?;
+    }
+    for name in ["upper", "work"] {
+        make_folder(name)?;
+    }
+    let below = mounted(fuse::Access::Reads, socket)?;
+    match step.upper {
+        Upper::Fresh => begin_upper(step, &target::path_of(below.as_fd()))?,
+        Upper::Used => forget_volatile("work"),
+    }
+    let made = stacked::mount(&below, step.persistence);
+    attach(made.context("mount kernel overlay over a FUSE mount of the layers").context(Refused)?)
+}
+
+/// A mount that the parent has somebody serve.
+fn mounted(access: fuse::Access, socket: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let (device, mount) = fuse::mount(access).context(Refused)?;
     message::send(socket, &ToParent::Device, Some(device.as_fd()))?;
     drop(device);
     match message::receive::<ToChild>(socket)? {
-        Some(_) => attach(mount),
+        Some(_) => Ok(mount),
         None => crate::sys::clone::exit(125),
     }
+}
+
+/// The root folder of a layer that nobody has written to, and what of the machine's own is replaced there.
+fn begin_upper(step: &RootStep, below: &Path) -> Result<()> {
+    let found = below.metadata();
+    if let (Ok(found), RootSource::Layers(_)) = (&found, &step.source) {
+        // The image's root folder is its root's, whoever that is here.
+        let _ = std::os::unix::fs::chown("upper", Some(found.uid()), Some(found.gid()));
+    }
+    let mode = found.map_or(0o755, |found| found.permissions().mode() & 0o7777);
+    fs::set_permissions("upper", fs::Permissions::from_mode(mode))?;
+    if let RootSource::Host(pieces) = &step.source {
+        replace(pieces).context("make the container's own folders")?;
+    }
+    Ok(())
+}
+
+/// What an unmounted volatile overlay leaves, so that nobody takes it for whole after a power cut.
+fn forget_volatile(work: &str) {
+    let _ = fs::remove_dir_all(Path::new(work).join("work/incompat"));
 }
 
 /// In the upper layer, before anybody sees it.
@@ -142,8 +176,7 @@ fn layered(lowers: &[&Path], upper: &str, work: &str, step: &RootStep) -> Result
         make_folder(name)?;
     }
     if step.upper == Upper::Used {
-        // What an unmounted volatile overlay leaves, so that nobody takes it for whole after a power cut.
-        let _ = fs::remove_dir_all(Path::new(work).join("work/incompat"));
+        forget_volatile(work);
     } else if let Some(Ok(found)) = lowers.first().map(|lower| lower.metadata()) {
         let _ = fs::set_permissions(upper, fs::Permissions::from_mode(found.permissions().mode() & 0o7777));
     }

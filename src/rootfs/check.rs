@@ -11,9 +11,11 @@ use anyhow::{Context, Result};
 use crate::check::{Check, State};
 use crate::paths::Paths;
 use crate::rootfs::overlay::{self, Persistence};
+use crate::rootfs::view::{Own, View};
 use crate::rootfs::{rung, tree};
 use crate::sys::mount::{FsOption, fsmount};
 use crate::userns::maps::IdMaps;
+use crate::userns::numbers::Numbers;
 use crate::userns::within;
 
 const ROOT: &str = "root file system";
@@ -23,7 +25,9 @@ const STORE_MEND: &str = "Linux 5.11 with a store on ext4, xfs, btrfs or tmpfs i
 const MODULE_MEND: &str =
     "this kernel has no overlay, or its module is barred: an administrator can run: modprobe overlay";
 
-/// All checks of this room, best rung first.
+const STACKED_MEND: &str = "this kernel takes no mount of FUSE as a layer; T2 does what T1 would";
+
+/// All checks of this room, best rung first; T1 is behind T2, since it is for other owners and on request only.
 pub fn checks(paths: &Paths, maps: &IdMaps) -> Vec<Check> {
     let folder = paths.store.join(format!(".trial-{}", std::process::id()));
     let kernel = check(maps, "T0 kernel overlay", || mount_overlay(&folder));
@@ -35,9 +39,21 @@ pub fn checks(paths: &Paths, maps: &IdMaps) -> Vec<Check> {
             kernel
         }
     };
+    let fuse = fuse(maps);
+    let stacked = check(maps, "T1 kernel overlay on FUSE", || mount_stacked(&folder));
+    let _ = tree::remove(&folder);
+    let stacked = match stacked.state {
+        State::Refused => {
+            let below = kernel.mend.as_ref().or(fuse.mend.as_ref());
+            let mend = below.map_or_else(|| STACKED_MEND.to_owned(), Clone::clone);
+            stacked.mend(mend)
+        }
+        _ => stacked,
+    };
     vec![
         kernel,
-        fuse(maps),
+        fuse,
+        stacked,
         Check::works(ROOT, "T3 copy", "the root is copied, with reflinks where there are any"),
     ]
 }
@@ -64,6 +80,17 @@ fn mount_overlay(folder: &Path) -> Result<String> {
     overlay::mount(&[&folder.join("lower")], "upper", "work", Persistence::Volatile)
         .with_context(|| format!("mount kernel overlay over {}", folder.display()))?;
     Ok(format!("an overlay with userxattr was mounted over {}", folder.display()))
+}
+
+/// Kernel overlay over a mount of ours, which this process serves meanwhile.
+fn mount_stacked(folder: &Path) -> Result<String> {
+    let lower = folder.join("lower");
+    fs::create_dir_all(&lower).context("make a folder in the store")?;
+    View::stacked(&[lower], &Numbers::default(), Own::Write(folder))?;
+    Ok(format!(
+        "an overlay over a mount of FUSE was mounted over {}, for images under other id maps",
+        folder.display()
+    ))
 }
 
 /// The device of the full user-space overlay: opened, and mounted with nobody serving it.

@@ -1,4 +1,4 @@
-//! Rung T2: the user-space overlay. The container's child opens /dev/fuse in its own user namespace and mounts
+//! The user-space overlay: rung T2, or without a layer to write what lies below rung T1. The container's child opens /dev/fuse in its own user namespace and mounts
 //! it; the device goes to a helper of the monitor's, which joins that user namespace, so that it holds the
 //! container's ids, and stays outside its pid namespace, so that the container can't touch it.
 
@@ -45,6 +45,7 @@ pub struct Layer {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Request {
     pub layers: Vec<Layer>,
+    pub access: Access,
     /// Holds `upper` and `work`.
     #[serde(with = "crate::raw::path")]
     pub folder: PathBuf,
@@ -98,7 +99,7 @@ pub fn layers(root: &Root, store: &Path, replaced: &[Piece]) -> Vec<Layer> {
 }
 
 /// What a mount is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Access {
     Reads,
     Writes,
@@ -188,6 +189,8 @@ fn prepare(request: &Request) -> Result<(Arc<Overlay>, OwnedFd)> {
 fn config(request: &Request) -> Config {
     let numbers = request.numbers.clone().unwrap_or_default();
     let (uid, gid) = numbers.of_root();
+    let own =
+        |name: &str| (request.access == Access::Writes).then(|| Directory::Path(request.folder.join(name)));
     let lower = |layer: &Layer| Lower {
         directory: Directory::Path(layer.path.clone()),
         xdev: false,
@@ -196,8 +199,8 @@ fn config(request: &Request) -> Config {
     };
     Config {
         lowers: request.layers.iter().map(lower).collect(),
-        upper: Some(Directory::Path(request.folder.join("upper"))),
-        work: Some(Directory::Path(request.folder.join("work"))),
+        upper: own("upper"),
+        work: own("work"),
         squash_unmapped: request.has_root.then_some(Owner { uid, gid }),
         uid_map: ranges(&numbers.uid),
         gid_map: ranges(&numbers.gid),
@@ -210,7 +213,7 @@ fn config(request: &Request) -> Config {
     }
 }
 
-fn ranges(runs: &[Run]) -> Vec<IdRange> {
+pub fn ranges(runs: &[Run]) -> Vec<IdRange> {
     runs.iter().map(|run| IdRange { inside: run.shown, outside: run.carried, count: run.count }).collect()
 }
 

@@ -6,6 +6,7 @@ pub mod fuse;
 pub mod host;
 pub mod overlay;
 pub mod rung;
+pub mod stacked;
 pub mod target;
 pub mod tree;
 pub mod view;

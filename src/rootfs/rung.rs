@@ -19,6 +19,8 @@ pub enum Rung {
     Through,
     /// T0.
     KernelOverlay,
+    /// T1: kernel overlay, whose one layer below is a mount of ours.
+    OverlayOnFuse,
     /// T2.
     FuseOverlay,
     /// T3: a copy, with reflinks where the file system has them.
@@ -28,12 +30,12 @@ pub enum Rung {
 impl Rung {
     /// Whether a server of ours shows the layers.
     pub fn is_served(self) -> bool {
-        self == Self::FuseOverlay
+        matches!(self, Self::OverlayOnFuse | Self::FuseOverlay)
     }
 
     /// Whether the kernel's overlay writes what the container changes.
     pub fn is_kernels(self) -> bool {
-        self == Self::KernelOverlay
+        matches!(self, Self::KernelOverlay | Self::OverlayOnFuse)
     }
 }
 
@@ -41,6 +43,7 @@ impl From<Driver> for Rung {
     fn from(driver: Driver) -> Self {
         match driver {
             Driver::Overlay => Self::KernelOverlay,
+            Driver::OverlayOnFuse => Self::OverlayOnFuse,
             Driver::Fuse => Self::FuseOverlay,
             Driver::Copy => Self::Copy,
         }
@@ -52,22 +55,37 @@ impl fmt::Display for Rung {
         f.write_str(match self {
             Self::Through => "the directory itself",
             Self::KernelOverlay => "T0 kernel overlay",
+            Self::OverlayOnFuse => "T1 kernel overlay on FUSE",
             Self::FuseOverlay => "T2 FUSE overlay",
             Self::Copy => "T3 copy",
         })
     }
 }
 
+/// As whose the container sees the files of its layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owners {
+    /// As they carry them.
+    Theirs,
+    /// As an image's are under other id maps, which only a server of ours can show.
+    Others,
+}
+
 /// The rungs for `root`, best first; with `only`, that one. The machine's own files belong to ids that the
 /// container has not, so kernel overlay lets nobody change them: the user-space overlay comes first there.
-pub fn ladder(root: &Root, only: Option<Rung>) -> Vec<Rung> {
+pub fn ladder(root: &Root, owners: Owners, only: Option<Rung>) -> Vec<Rung> {
     let all = match root {
         Root::Directory { writes: Writes::Through, .. } => vec![Rung::Through],
         Root::Directory { .. } => vec![Rung::KernelOverlay, Rung::FuseOverlay, Rung::Copy],
+        Root::Layers(_) if owners == Owners::Others => {
+            vec![Rung::OverlayOnFuse, Rung::FuseOverlay, Rung::KernelOverlay]
+        }
         Root::Layers(_) => vec![Rung::KernelOverlay, Rung::FuseOverlay],
         Root::Host => vec![Rung::FuseOverlay, Rung::KernelOverlay],
     };
     match only {
+        // It is right everywhere, and best where it has to show other owners (docs/decisions/0108).
+        Some(Rung::OverlayOnFuse) if all[0] != Rung::Through => vec![Rung::OverlayOnFuse],
         Some(only) => all.into_iter().filter(|rung| *rung == only).collect(),
         None => all,
     }

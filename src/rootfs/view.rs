@@ -4,7 +4,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -17,10 +17,11 @@ use fuse_overlay::transport::session;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 
-use crate::rootfs::fuse;
 use crate::rootfs::overlay::{self, Persistence};
 use crate::rootfs::rung::Rung;
+use crate::rootfs::{fuse, stacked, target};
 use crate::sys::mount::{Depth, MOUNT_ATTR_RDONLY, MountAttr, mount_setattr, open_tree};
+use crate::userns::numbers::Numbers;
 
 /// What may be done in the root.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +32,16 @@ pub enum Access<'a> {
     Write(&'a Path),
 }
 
+/// The layer of a container that lies over others.
+#[derive(Clone, Copy, Debug)]
+pub enum Own<'a> {
+    None,
+    /// This directory.
+    Read(&'a Path),
+    /// The one of this folder, as `Access::Write` has it.
+    Write(&'a Path),
+}
+
 /// An opened root. The mount ends with it, and what was written has reached the upper layer then.
 #[derive(Debug)]
 pub struct View {
@@ -38,35 +49,59 @@ pub struct View {
     mount: Option<OwnedFd>,
     root: Option<OwnedFd>,
     server: Option<JoinHandle<()>>,
+    rung: Rung,
 }
 
 impl View {
     /// Opens the root of `layers`, the lowest first, by the kernel's overlay, or by ours where that is refused.
     pub fn open(layers: &[PathBuf], access: Access<'_>) -> Result<Self> {
         let topmost_first: Vec<&Path> = layers.iter().rev().map(PathBuf::as_path).collect();
+        if let Access::Write(folder) = access {
+            prepare(folder, topmost_first.first().copied())?;
+        }
         let mounted = match access {
             Access::Read if layers.len() == 1 => single(&layers[0]),
             Access::Read => Ok(overlay::read_only(&topmost_first)?),
-            Access::Write(folder) => {
-                prepare(folder, &topmost_first)?;
+            Access::Write(_) => {
                 overlay::mount(&topmost_first, "upper", "work", Persistence::Kept).map_err(Into::into)
             }
         };
-        let (mount, server) = match mounted {
-            Ok(mount) => (mount, None),
+        match mounted {
+            Ok(mount) => Self::of(mount, None, Rung::KernelOverlay),
             Err(_refused) => {
                 if matches!(access, Access::Write(_)) {
                     // The kernel made it with mode 000 before it refused.
                     let _ = fs::remove_dir("work/work");
                 }
-                let (mount, server) = served(&topmost_first, access)?;
-                (mount, Some(server))
+                let (mount, server) = served(&topmost_first, access, &Numbers::default())?;
+                Self::of(mount, Some(server), Rung::FuseOverlay)
+            }
+        }
+    }
+
+    /// Opens the root of a container whose own layer has real owners, and that sees `layers` with others than they
+    /// carry.
+    pub fn stacked(layers: &[PathBuf], numbers: &Numbers, own: Own<'_>) -> Result<Self> {
+        let topmost_first: Vec<&Path> = layers.iter().rev().map(PathBuf::as_path).collect();
+        let (below, server) = served(&topmost_first, Access::Read, numbers)?;
+        let mount = match own {
+            Own::None => below,
+            Own::Read(upper) => stacked::read_only(&below, upper)?,
+            Own::Write(folder) => {
+                let root = target::path_of(below.as_fd());
+                prepare(folder, Some(&root))?;
+                let found = fs::metadata(&root)?;
+                std::os::unix::fs::chown("upper", Some(found.uid()), Some(found.gid()))?;
+                stacked::mount(&below, Persistence::Kept)?
             }
         };
-        let root =
-            openat(&mount, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
-                .context("cannot open the root")?;
-        Ok(Self { mount: Some(mount), root: Some(root), server })
+        Self::of(mount, Some(server), Rung::OverlayOnFuse)
+    }
+
+    fn of(mount: OwnedFd, server: Option<JoinHandle<()>>, rung: Rung) -> Result<Self> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let root = openat(&mount, ".", flags, Mode::empty()).context("cannot open the root")?;
+        Ok(Self { mount: Some(mount), root: Some(root), server, rung })
     }
 
     pub fn root(&self) -> Result<&OwnedFd> {
@@ -74,7 +109,7 @@ impl View {
     }
 
     pub fn rung(&self) -> Rung {
-        if self.server.is_some() { Rung::FuseOverlay } else { Rung::KernelOverlay }
+        self.rung
     }
 
     /// The mount itself, for whoever keeps it; not of a root that this process serves.
@@ -98,14 +133,14 @@ impl Drop for View {
 }
 
 /// Goes to the folder and makes what is missing for a container's own layer.
-fn prepare(folder: &Path, topmost_first: &[&Path]) -> Result<()> {
+fn prepare(folder: &Path, topmost: Option<&Path>) -> Result<()> {
     std::env::set_current_dir(folder).with_context(|| format!("cannot open {}", folder.display()))?;
     for name in ["upper", "work"] {
         match fs::create_dir(name) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
             made => made.with_context(|| format!("cannot make {name} in {}", folder.display()))?,
         }
-        if let (Some(lower), "upper") = (topmost_first.first(), name) {
+        if let (Some(lower), "upper") = (topmost, name) {
             let mode = fs::metadata(lower)?.permissions().mode() & 0o7777;
             fs::set_permissions(name, fs::Permissions::from_mode(mode))?;
         }
@@ -122,7 +157,11 @@ fn single(layer: &Path) -> Result<OwnedFd> {
     Ok(mount)
 }
 
-fn served(topmost_first: &[&Path], access: Access<'_>) -> Result<(OwnedFd, JoinHandle<()>)> {
+fn served(
+    topmost_first: &[&Path],
+    access: Access<'_>,
+    numbers: &Numbers,
+) -> Result<(OwnedFd, JoinHandle<()>)> {
     let lower = |path: &&Path| Lower {
         directory: Directory::Path(path.to_path_buf()),
         xdev: false,
@@ -136,7 +175,9 @@ fn served(topmost_first: &[&Path], access: Access<'_>) -> Result<(OwnedFd, JoinH
         }
     };
     let lowers = topmost_first.iter().map(lower).collect();
-    let overlay = Arc::new(Overlay::new(Config { lowers, upper, work, ..Config::default() })?);
+    let (uid_map, gid_map) = (fuse::ranges(&numbers.uid), fuse::ranges(&numbers.gid));
+    let config = Config { lowers, upper, work, uid_map, gid_map, ..Config::default() };
+    let overlay = Arc::new(Overlay::new(config)?);
     let (device, mount) = fuse::mount(fuse::Access::Writes)?;
     let (ready, wait) = mpsc::channel();
     let server = std::thread::spawn(move || {

@@ -213,6 +213,7 @@ pub struct Storage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Driver {
     Overlay,
+    OverlayOnFuse,
     Fuse,
     Copy,
 }

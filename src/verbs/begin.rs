@@ -24,10 +24,10 @@ use crate::launch::{orphans, stage};
 use crate::network::engine::{self, Engine};
 use crate::network::peer;
 use crate::paths::Paths;
-use crate::rootfs::fuse::{self, Rates};
+use crate::rootfs::fuse::{self, Access, Rates};
 use crate::rootfs::host;
 use crate::rootfs::overlay::Persistence;
-use crate::rootfs::rung::{self, Rung};
+use crate::rootfs::rung::{self, Owners, Rung};
 use crate::spec::mount::{MountKind, Propagation};
 use crate::spec::request::{Request, Storage};
 use crate::spec::resolve;
@@ -139,7 +139,8 @@ pub fn explain(request: &Request) -> Result<String> {
     let (request, maps) = (asked.request, &asked.maps);
     let folder = paths.containers().join(id.as_str());
     let spec = resolve::resolve(request, &asked.facts(id))?;
-    let first = first_rung(&paths, &spec.root, &ladder(request)?);
+    let ladder = ladder(request, numbers(request, maps)?.as_ref())?;
+    let first = first_rung(&paths, &spec.root, &ladder);
     Ok(plan::explain(&plan_for(
         &spec,
         &folder,
@@ -193,13 +194,13 @@ fn attempt(
     }
     // The layer of an earlier start can be used on the rung that made it only.
     let used = container.status.rung;
-    let mut ladder = used.map_or_else(|| ladder(request), |rung| Ok(vec![rung]))?;
+    let numbers = numbers(request, maps)?;
+    let mut ladder = used.map_or_else(|| ladder(request, numbers.as_ref()), |rung| Ok(vec![rung]))?;
     if request.resources.strict && hold.served != hold.enforced {
         leave_out_the_server(&mut ladder)?;
     }
-    let numbers = numbers(request, maps)?;
-    let from = if hold.wants_server() || (used.is_none() && numbers.is_some()) {
-        // Only our own overlay can be slow on purpose, or give owners other numbers.
+    let from = if hold.wants_server() {
+        // Only our own overlay can be slow on purpose.
         ladder.sort_by_key(|rung| *rung != Rung::FuseOverlay);
         ladder.first().copied().unwrap_or(Rung::Through)
     } else {
@@ -223,6 +224,7 @@ fn attempt(
             numbers: numbers.clone(),
             storage: request.storage,
             throttle: hold.throttle,
+            access: if rung.is_kernels() { Access::Reads } else { Access::Writes },
             maps,
             store: &paths.store,
             namespace: None,
@@ -295,8 +297,9 @@ fn subject(hold: &Hold, limits: Limits) -> Subject {
 }
 
 /// The rungs for what was asked.
-fn ladder(request: &Request) -> Result<Vec<Rung>> {
-    let ladder = rung::ladder(&request.root, request.storage.driver.map(Rung::from));
+fn ladder(request: &Request, numbers: Option<&Numbers>) -> Result<Vec<Rung>> {
+    let owners = if numbers.is_some() { Owners::Others } else { Owners::Theirs };
+    let ladder = rung::ladder(&request.root, owners, request.storage.driver.map(Rung::from));
     if ladder.is_empty() {
         let error = Error::usage("that storage driver can't make this root");
         return Err(error.hint("--storage-driver and KELP_STORAGE_DRIVER name it").into());
@@ -314,9 +317,13 @@ fn leave_out_the_server(ladder: &mut Vec<Rung>) -> Result<()> {
     Ok(())
 }
 
-/// A rung that was refused for this root on this boot is not tried again.
+/// A rung that was refused for this root on this boot is not tried again, nor is T1 where T0 was: it needs more.
 fn first_rung(paths: &Paths, root: &Root, ladder: &[Rung]) -> Rung {
     let refused = rung::refused(paths, root).map(|refusal| refusal.rung);
+    let refused = match (refused, ladder.first()) {
+        (Some(Rung::KernelOverlay), Some(Rung::OverlayOnFuse)) => Some(Rung::OverlayOnFuse),
+        (refused, _) => refused,
+    };
     let next = ladder.iter().position(|rung| Some(*rung) == refused).and_then(|at| ladder.get(at + 1));
     next.or(ladder.first()).copied().unwrap_or(Rung::Through)
 }
@@ -371,6 +378,8 @@ struct Watch<'a, 'b> {
     numbers: Option<Numbers>,
     storage: Storage,
     throttle: Throttle,
+    /// To what is served.
+    access: Access,
     maps: &'a IdMaps,
     store: &'a Path,
     /// Of its user, or a process in it; opened while the child can still be looked at: later it is not dumpable.
@@ -448,6 +457,7 @@ impl Watcher for Watch<'_, '_> {
         let (ours, theirs) = socket::pair()?;
         let request = fuse::Request {
             layers: fuse::layers(&self.spec.root, self.store, &host::replaced()?),
+            access: self.access,
             folder: self.container.folder.clone(),
             volatile: self.container.status.remove,
             has_root: self.maps.has_root(),

@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::image::store::{Image, Store};
 use crate::paths::Paths;
 use crate::rootfs::rung::Rung;
+use crate::rootfs::view::{Access, Own, View};
 use crate::spec::request::{Driver, Request, UserNamespace};
 use crate::sys::process;
 use crate::userns::maps::{self, IdMaps, Shift};
@@ -32,6 +33,9 @@ pub struct Contents {
     /// The first process of a container that runs.
     pub process: Option<Process>,
     rung: Option<Rung>,
+    /// How the container sees the owners of its layers, if its own changes lie under the real ones all the same. What
+    /// a map is can be found out outside of all user namespaces only.
+    shown: Option<Numbers>,
 }
 
 impl Contents {
@@ -47,19 +51,13 @@ impl Contents {
         let lowers = image.layers.clone();
         let process = status.process.filter(Process::lives);
         let (request, rung) = (made.request, status.rung);
-        Ok(Self { name: word.to_owned(), folder, request, image, lowers, process, rung })
+        let shown = shown(&request, rung)?;
+        Ok(Self { name: word.to_owned(), folder, request, image, lowers, process, rung, shown })
     }
 
     /// What has changed; `None` in a container that has never started and that nothing was copied to.
     pub fn upper(&self) -> Option<PathBuf> {
         Some(self.folder.join("upper")).filter(|upper| upper.is_dir())
-    }
-
-    /// All layers, the container's own last.
-    pub fn layers(&self) -> Vec<PathBuf> {
-        let mut layers = self.lowers.clone();
-        layers.extend(self.upper());
-        layers
     }
 
     /// Makes the upper directory of a running container hold everything that the container has done so far. Kernel
@@ -88,13 +86,33 @@ impl Contents {
     pub fn is_renumbered(&self) -> Result<bool> {
         let is_served = match self.rung {
             Some(rung) => rung == Rung::FuseOverlay,
-            None => self.request.storage.driver != Some(Driver::Overlay),
+            None => !matches!(self.request.storage.driver, Some(Driver::Overlay | Driver::OverlayOnFuse)),
         };
         let asked = &self.request.userns;
         if !is_served || *asked == UserNamespace::Auto {
             return Ok(false);
         }
         Ok(Numbers::of_image(asked, &maps::choose(asked)?)?.is_some())
+    }
+
+    /// The root, to be changed; in a namespace with the `root_maps`.
+    pub fn open(&self) -> Result<View> {
+        match &self.shown {
+            Some(numbers) => View::stacked(&self.lowers, numbers, Own::Write(&self.folder)),
+            None => View::open(&self.lowers, Access::Write(&self.folder)),
+        }
+    }
+
+    /// The root, to be read; in a namespace with the `root_maps`.
+    pub fn open_to_read(&self) -> Result<View> {
+        let upper = self.upper();
+        match &self.shown {
+            Some(numbers) => {
+                let own = upper.as_deref().map_or(Own::None, Own::Read);
+                View::stacked(&self.lowers, numbers, own)
+            }
+            None => View::open(&[self.lowers.clone(), Vec::from_iter(upper)].concat(), Access::Read),
+        }
     }
 
     /// The id maps under which the container's files got their owners.
@@ -114,9 +132,26 @@ impl Contents {
         Ok(Shift::between(&own, theirs))
     }
 
+    /// From the owners of its own layer to those of the layers below, if they were laid out under different maps;
+    /// `theirs` are those of the container.
+    pub fn shift_below(&self, theirs: &IdMaps) -> Result<Option<Shift>> {
+        if self.shown.is_some() { Self::shift(theirs) } else { Ok(None) }
+    }
+
     /// Maps in which somebody is root who may read and write what the container has.
     pub fn root_maps(&self) -> Result<IdMaps> {
         let maps = maps::choose(&self.request.userns)?;
         if maps.has_root() && !self.is_renumbered()? { Ok(maps) } else { maps::choose(&UserNamespace::Auto) }
     }
+}
+
+fn shown(request: &Request, rung: Option<Rung>) -> Result<Option<Numbers>> {
+    let is_stacked = match rung {
+        Some(rung) => rung == Rung::OverlayOnFuse,
+        None => request.storage.driver == Some(Driver::OverlayOnFuse),
+    };
+    if !is_stacked {
+        return Ok(None);
+    }
+    Numbers::of_image(&request.userns, &maps::choose(&request.userns)?)
 }

@@ -24,7 +24,7 @@ use crate::image::unpack::{self, Destination};
 use crate::paths::Paths;
 use crate::rootfs::rung::Rung;
 use crate::rootfs::target::{self, Place};
-use crate::rootfs::view::{Access, View};
+use crate::rootfs::view::View;
 use crate::spec::request::Driver;
 use crate::sys::process;
 use crate::userns::within;
@@ -161,7 +161,7 @@ fn inside(
             };
             let is_renumbered = contents.is_renumbered()?;
             let mut open = || -> Result<View> {
-                let view = View::open(&contents.lowers, Access::Write(&contents.folder))?;
+                let view = contents.open()?;
                 keep_rung(&mut container, &view, is_renumbered)?;
                 Ok(view)
             };
@@ -183,8 +183,12 @@ fn keep_rung(container: &mut Container, view: &View, is_renumbered: bool) -> Res
     if container.status.rung.is_some() {
         return Ok(());
     }
-    let is_served = is_renumbered || container.made.request.storage.driver == Some(Driver::Fuse);
-    container.status.rung = Some(if is_served { Rung::FuseOverlay } else { view.rung() });
+    container.status.rung = Some(match container.made.request.storage.driver {
+        Some(Driver::OverlayOnFuse) => Rung::OverlayOnFuse,
+        Some(Driver::Fuse) => Rung::FuseOverlay,
+        _ if is_renumbered => Rung::FuseOverlay,
+        _ => view.rung(),
+    });
     container.keep()
 }
 

@@ -1,6 +1,7 @@
 """What a container changed, as a list, an image and a tar: on kernel overlay and on the user-space overlay alike."""
 
 import io
+import itertools
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ from test_push import Uploads
 from world import KELP, KIND, Case, Image, folder, hard, link, tar
 
 BUSYBOX = "/bin/busybox"
-DRIVERS = ("overlay", "fuse")
+DRIVERS = ("overlay", "overlay-on-fuse", "fuse")
 
 
 def root():
@@ -189,7 +190,7 @@ class Commit(Containers):
         logs.communicate()
         state = lambda: self.kelp("inspect", "-f", "{{.State.Status}}", "c")[0].strip()
         for words, wanted in ((["commit", "c", "still:1"], {"running", "paused"}), (["commit", "--pause=false", "c", "still:1"], {"running"})):
-            commit, seen = self.start(*words), set()
+            seen, commit = {state()}, self.start(*words)
             while commit.poll() is None:
                 seen.add(state())
             self.assertEqual((commit.returncode, seen), (0, wanted), commit.communicate()[1])
@@ -216,7 +217,7 @@ class Commit(Containers):
                     self.assertEqual(found[name[1:]], (int(uid), int(gid)), line)
 
     def test_an_images_files_are_the_images_under_other_id_maps(self):
-        """Layers lie as the automatic maps have them; the user-space overlay shows their owners to containers with others."""
+        """Layers lie as the automatic maps have them; servers of ours show their owners to containers with others."""
         if KIND == "one":
             # The one id can be called otherwise, and then all files are its own.
             stat = ["stat", "-c", "%u", "/etc/passwd"]
@@ -224,17 +225,27 @@ class Commit(Containers):
         self.kelp("commit", self.owned(), "owned:1")
         stat = "stat -c '%n %u %g' / /etc/shadow /etc/passwd /mine"
         wanted = "/ 0 0\n/etc/shadow 0 42\n/etc/passwd 0 0\n/mine 5 7\n"
-        for userns in ("keep-id", "keep-id:uid=200000,gid=200000"):
-            with self.subTest(userns):
-                flags = ["--userns", userns, "owned:1", "sh", "-c"]
+        for userns, driver in itertools.product(("keep-id", "keep-id:uid=200000,gid=200000"), (None, "overlay-on-fuse", "fuse")):
+            with self.subTest(userns, driver=driver):
+                flags = ["--userns", userns, *(["--storage-driver", driver] if driver else []), "owned:1", "sh", "-c"]
                 self.assertEqual(self.kelp("run", "--rm", *flags, stat)[0], wanted)
+                # The folder that kelp made its files in, with the image's owner, is no change.
+                self.kelp("run", "--name", "k", *flags, "true")
+                self.assertEqual(self.kelp("diff", "k")[0], "")
+                self.kelp("rm", "k")
                 script = "echo x > /tmp/own; echo x > /new; chown 8:9 /new; echo y >> /mine; stat -c '%u %g' /new /mine"
                 self.assertEqual(self.kelp("run", "--name", "k", "--user", "0:0", *flags, script)[0], "8 9\n5 7\n")
+                self.assertEqual(self.kelp("inspect", "-f", "{{.GraphDriver.Name}}", "k")[0].strip(),
+                                 driver or "overlay-on-fuse")
+                again = tar(("etc/again", b"again", {"uid": 8, "gid": 9}))
+                self.kelp("cp", "-a", "-", "k:/", input=again)
+                self.assertEqual(self.kelp("start", "-a", "k")[0], "8 9\n5 7\n")
                 self.kelp("commit", "k", "kept:1")
                 self.assertEqual(self.in_image("kept:1", stat + " /new"), wanted + "/new 8 9\n")
                 with tarfile.open(fileobj=io.BytesIO(self.kelp("export", "k", text=False)[0])) as archive:
                     found = {member.name: (member.uid, member.gid) for member in archive}
-                self.assertEqual((found["new"], found["mine"], found["etc/shadow"]), ((8, 9), (5, 7), (0, 42)))
+                self.assertEqual([found[name] for name in ("new", "mine", "etc/shadow", "etc/again", "etc")],
+                                 [(8, 9), (5, 7), (0, 42), (8, 9), (0, 0)])
                 self.kelp("rm", "k")
                 # What is copied to one that has not started yet lies there in the same way.
                 self.kelp("create", "--name", "k", *flags, "stat -c '%u %g' / /mine /etc/copied")
@@ -273,18 +284,22 @@ class Commit(Containers):
         if KIND == "one":
             return  # One id is all that there is.
         flags = ["--userns", "keep-id:uid=200000,gid=200000"]
-        self.run_in("echo 1 > /mine; chown 7:8 /a; stat -c %u:%g /mine /a /d", flags=[*flags, "--user", "0"], driver="fuse")
-        self.run_in("cp /over /tmp/mine; stat -c %u:%g /tmp/mine", name="d", flags=flags, driver="fuse")
-        with tarfile.open(fileobj=io.BytesIO(self.kelp("export", "d", text=False)[0])) as tree:
-            owners = {member.name: (member.uid, member.gid) for member in tree}
-        self.assertEqual((owners["tmp/mine"], owners["a"]), ((200000, 200000), (0, 0)))
-        self.kelp("commit", "d", "kept:1")
-        archive = os.path.join(self.home, "kept.tar")
-        self.kelp("save", "-o", archive, "kept:1")
-        with tarfile.open(archive) as outer:
-            top = json.load(outer.extractfile("manifest.json"))[0]["Layers"][-1]
-            with tarfile.open(fileobj=outer.extractfile(top)) as layer:
-                self.assertEqual([(member.uid, member.gid) for member in layer if member.name == "tmp/mine"], [(200000, 200000)])
+        for driver in ("fuse", "overlay-on-fuse"):
+            with self.subTest(driver):
+                self.run_in("echo 1 > /mine; chown 7:8 /a; stat -c %u:%g /mine /a /d", name=f"root-{driver}",
+                            flags=[*flags, "--user", "0"], driver=driver)
+                self.run_in("cp /over /tmp/mine; stat -c %u:%g /tmp/mine", name=driver, flags=flags, driver=driver)
+                with tarfile.open(fileobj=io.BytesIO(self.kelp("export", driver, text=False)[0])) as tree:
+                    owners = {member.name: (member.uid, member.gid) for member in tree}
+                self.assertEqual((owners["tmp/mine"], owners["a"]), ((200000, 200000), (0, 0)))
+                self.kelp("commit", driver, "kept:1")
+                archive = os.path.join(self.home, "kept.tar")
+                self.kelp("save", "-o", archive, "kept:1")
+                with tarfile.open(archive) as outer:
+                    top = json.load(outer.extractfile("manifest.json"))[0]["Layers"][-1]
+                    with tarfile.open(fileobj=outer.extractfile(top)) as layer:
+                        self.assertEqual([(member.uid, member.gid) for member in layer if member.name == "tmp/mine"],
+                                         [(200000, 200000)])
 
     def test_a_commit_in_dockers_words(self):
         self.run_in("echo 1 > /one")
@@ -472,7 +487,8 @@ class Copy(Containers):
     def test_a_container_that_was_never_started(self):
         source = self.host("src/one", "1")
         flags = ["--userns", "keep-id"] if KIND == "ids" else []
-        for driver, more in ((None, []), ("overlay", []), ("fuse", []), ("overlay", flags)):
+        drivers = ((None, []), ("overlay", []), ("fuse", []), ("overlay", flags), ("overlay-on-fuse", []), ("overlay-on-fuse", flags))
+        for driver, more in drivers:
             with self.subTest(driver, more=more):
                 options = [*(["--storage-driver", driver] if driver else []), *more]
                 self.kelp("create", "--name", "c", *options, self.name, "cat", "/d/new")

@@ -60,9 +60,12 @@ fn every_row_has_a_state_and_a_reason_and_refusals_have_a_mend() {
 fn what_doctor_calls_used_is_what_run_uses() {
     needs!(userns, overlay, fuse);
     let dir = Dir::new();
-    for (driver, used, works, kind) in
-        [("fuse", "T2", "T0", "fuse"), ("overlay", "T0", "T2", "overlay"), ("", "T0", "T2", "overlay")]
-    {
+    for (driver, used, works, kind) in [
+        ("fuse", "T2", "T0", "fuse"),
+        ("overlay-on-fuse", "T1", "T2", "overlay"),
+        ("overlay", "T0", "T2", "overlay"),
+        ("", "T0", "T1", "overlay"),
+    ] {
         let all = doctor(&dir).env("KELP_STORAGE_DRIVER", driver).ok();
         assert_eq!(row(&all, "root file system", used)["state"], json!("used"), "{driver}");
         assert_eq!(row(&all, "root file system", works)["state"], json!("works"), "{driver}");
@@ -94,7 +97,10 @@ fn the_environment_names_the_usual_driver_and_a_flag_another() {
     let limits = dir.run(&["--storage-opt", "size=64m"], &["/bin/guest"]);
     assert_eq!(root_of(limits.env("KELP_STORAGE_DRIVER", "overlay")), "fuse", "limits need that driver");
     let said = dir.run(&[], &["/bin/guest"]).env("KELP_STORAGE_DRIVER", "aufs").fails(125);
-    assert!(said.contains("KELP_STORAGE_DRIVER aufs: overlay, fuse or copy is expected"), "{said}");
+    assert!(
+        said.contains("KELP_STORAGE_DRIVER aufs: overlay, overlay-on-fuse, fuse or copy is expected"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -45,6 +45,7 @@ mod real;
 mod run;
 mod secret;
 mod security;
+mod stacked;
 mod surroundings;
 mod unshare;
 mod update;

@@ -280,19 +280,19 @@ fn a_killed_network_engine_is_told_and_the_container_goes_on() {
 fn a_container_whose_root_is_served_no_more_ends_and_says_why() {
     needs!(userns, fuse);
     sys::adopt_orphans();
-    let dir = Dir::new();
-    dir.root();
-    dir.kelp(&words(&dir, &RUN.replace("--network", "--storage-driver fuse --network"))).ok();
-    kill_all("kelp-fuse");
-    let state = || dir.kelp(&["inspect", "-f", "{{.State.Status}} {{.State.Error}}", "reef"]).ok().out;
-    assert!(
-        soon(|| state().starts_with("exited the server of its root file system was killed")),
-        "{}",
-        state()
-    );
-    dir.kelp(&["start", "reef"]).ok();
-    dir.kelp(&["exec", "reef", "/bin/guest", "exit", "0"]).ok();
-    all_is_well(&dir, "a killed server of the root");
+    for driver in ["fuse", "overlay-on-fuse"] {
+        let dir = Dir::new();
+        dir.root();
+        let flags = format!("--storage-driver {driver} --network");
+        dir.kelp(&words(&dir, &RUN.replace("--network", &flags))).ok();
+        kill_all("kelp-fuse");
+        let state = || dir.kelp(&["inspect", "-f", "{{.State.Status}} {{.State.Error}}", "reef"]).ok().out;
+        let said = "exited the server of its root file system was killed";
+        assert!(soon(|| state().starts_with(said)), "{driver}: {}", state());
+        dir.kelp(&["start", "reef"]).ok();
+        dir.kelp(&["exec", "reef", "/bin/guest", "exit", "0"]).ok();
+        all_is_well(&dir, "a killed server of the root");
+    }
 }
 
 #[test]

@@ -49,6 +49,19 @@ fn the_root_holds_the_folder_and_nothing_more() {
 }
 
 #[test]
+fn the_root_is_made_by_the_driver_that_the_environment_names() {
+    needs!(userns);
+    let dir = Dir::new();
+    let root = dir.root();
+    dir.kelp(&["run", "--name", "reef", "--rootfs", &root, "/bin/guest", "say", "x"]).ok();
+    let made = dir.kelp(&["inspect", "-f", "{{.GraphDriver.Name}}", "reef"]).ok().out;
+    match std::env::var("KELP_STORAGE_DRIVER") {
+        Ok(named) if !named.is_empty() => assert_eq!(made.trim_end(), named),
+        _ => assert!(["overlay\n", "fuse\n"].contains(&made.as_str()), "{made}"),
+    }
+}
+
+#[test]
 fn writes_go_to_a_layer_that_is_thrown_away() {
     needs!(userns);
     let dir = Dir::new();

@@ -127,6 +127,7 @@ ROWS = [
     ("nfs-one-id", serve_nfs, bare, "bob", "one", ["Nfs"], [], end_nfs),
     ("fuse-overlay", nothing, bare, "ann", "ids", [],
      ["run::read_only", "run::writes_go", "run::what_one", "run::host_is", "run::programs_are", "run::the_root", "run::rootfs_rw"], nothing),
+    ("overlay-on-fuse", nothing, bare, "ann", "ids", [], ["run::writes_go", "run::host_is", "run::the_root"], nothing),
     ("power-cut", nothing, as_root, "root", "ids", [], [], nothing),
     ("max-userns-0", lambda: sh("sysctl -qw user.max_user_namespaces=0"), bare, "ann", "one", ["NoUserNamespaces"], [],
      lambda: sh("sysctl -qw user.max_user_namespaces=10000")),
@@ -138,7 +139,7 @@ PROGRAMS = {
     "fuse-overlay": [[f"{TESTS}/union"]],
     "power-cut": [["sh", "-c", f"mkdir -p /dev/shm/cut && exec python3 -B {TESTS}/power.py /opt/kelp/fuse-overlay ann /dev/shm/cut"]],
 }
-ENVIRONMENT = {"fuse-overlay": {"KELP_STORAGE_DRIVER": "fuse"}}
+ENVIRONMENT = {"fuse-overlay": {"KELP_STORAGE_DRIVER": "fuse"}, "overlay-on-fuse": {"KELP_STORAGE_DRIVER": "overlay-on-fuse"}}
 
 
 # Figures of limits by the kernel, only if they are asked for.
