@@ -3,7 +3,7 @@
 //! | parent | | child |
 //! |---|---|---|
 //! | clone, id maps, `Proceed` | -> | blocks, then becomes root inside and runs the steps |
-//! | has it served, `Served` | <-> | `Device` with the opened /dev/fuse, on rungs T1 and T2; `View` with one more, unanswered |
+//! | has it served, `Served` | <-> | `Processes`, `Device` with the opened /dev/fuse, on T1 and T2; `View` with one more, unanswered |
 //! | | <- | `Warn` (any number), `Console` with the terminal's master |
 //! | keeps the record | <- | `Ready`, or `Failed` and the end |
 //! | `Start`, unless `Proceed` said so | -> | credentials, seccomp, whose `Listener` comes with the view, exec |
@@ -32,6 +32,8 @@ pub enum ToParent {
     Warn(String),
     /// Comes with the master of the container's terminal.
     Console,
+    /// Comes with a procfs of the container's own, for the server of its root; not where a fresh one is refused.
+    Processes,
     /// Comes with the opened /dev/fuse of a root that the parent is to have served.
     Device,
     /// Comes with the one of the container's own numbers.

@@ -56,7 +56,7 @@ pub trait Watcher {
     fn ready(&mut self) -> Result<()>;
     /// The root is a user-space overlay on `device`, in the user namespace of the child; returns once it is
     /// served.
-    fn serve_root(&mut self, device: OwnedFd) -> Result<()>;
+    fn serve_root(&mut self, device: OwnedFd, processes: Option<OwnedFd>) -> Result<()>;
     /// A signal arrived that does not end the start.
     fn signal(&mut self, found: &siginfo);
     /// The container's own numbers are asked on `device`.
@@ -132,6 +132,7 @@ impl Child {
         message::send(self.socket.as_fd(), &ToChild::Proceed { start: at_once }, None)?;
         let mut master = None;
         let mut started = false;
+        let mut processes = None;
         loop {
             if let Some(signal) = self.wait(signals, watcher)? {
                 return Ok(Progress::Ended(Launched::Interrupted(signal)));
@@ -143,9 +144,10 @@ impl Child {
                     fd.iter().for_each(|fd| watcher.terminal(fd));
                     master = fd;
                 }
+                Some((ToParent::Processes, fd)) => processes = fd,
                 Some((ToParent::Device, fd)) => {
                     let device = fd.ok_or_else(|| Error::new(Kind::Bug, "the device did not arrive"))?;
-                    if let Err(error) = watcher.serve_root(device) {
+                    if let Err(error) = watcher.serve_root(device, processes.take()) {
                         return Ok(Progress::Ended(Launched::RootRefused {
                             reason: format!("{error:#}"),
                             lasting: false,

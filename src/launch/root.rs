@@ -18,7 +18,7 @@ use crate::launch::plan::{RootSource, RootStep, Upper};
 use crate::rootfs::host::Piece;
 use crate::rootfs::rung::Rung;
 use crate::rootfs::{fuse, host, overlay, stacked, target, tree};
-use crate::sys::mount::{Depth, MOUNT_ATTR_RDONLY, MountAttr, mount_setattr, move_mount, open_tree};
+use crate::sys::mount::{Depth, MOUNT_ATTR_RDONLY, MountAttr, fsmount, mount_setattr, move_mount, open_tree};
 
 /// Marks an error of a rung that was refused.
 #[derive(Debug)]
@@ -98,6 +98,10 @@ fn stacked(step: &RootStep, socket: BorrowedFd<'_>) -> Result<OwnedFd> {
 /// A mount that the parent has somebody serve.
 fn mounted(access: fuse::Access, socket: BorrowedFd<'_>) -> Result<OwnedFd> {
     let (device, mount) = fuse::mount(access).context(Refused)?;
+    // In the pid namespace whose numbers the kernel will put into requests.
+    if let Ok(processes) = fsmount(c"proc", &[], 0) {
+        message::send(socket, &ToParent::Processes, Some(processes.as_fd()))?;
+    }
     message::send(socket, &ToParent::Device, Some(device.as_fd()))?;
     drop(device);
     match message::receive::<ToChild>(socket)? {

@@ -26,9 +26,10 @@ use crate::userns::numbers::{Numbers, Run};
 /// `argv[0]` of the helper.
 pub const NAME: &str = "kelp-fuse";
 
-/// How many threads the helper has: those that serve, one that waits for them, one that heeds, one that pauses.
+/// How many threads the helper has: those that serve, one more near whoever asks and the one that says when, one that
+/// waits for them, one that heeds, one that pauses.
 pub fn threads() -> u64 {
-    session::default_threads() as u64 + 3
+    session::default_threads() as u64 + 5
 }
 
 /// One layer below, as the helper opens it.
@@ -59,6 +60,8 @@ pub struct Request {
     pub throttle: Throttle,
     pub device: Number,
     pub user_namespace: Number,
+    /// A procfs that shows who asks.
+    pub processes: Option<Number>,
     pub word: Number,
     /// Over which other rates arrive while it serves.
     pub rates: Number,
@@ -139,8 +142,11 @@ pub fn serve() -> Result<()> {
         stage::tell(word, &Ok(()));
         let _ = std::thread::Builder::new().spawn(move || heed(&rates, &heeded));
     };
-    let (threads, placing) = (session::default_threads(), session::Placing::Spread);
-    session::serve_counted(overlay, device, threads, placing, Arc::default(), ready)
+    let placing = match request.processes {
+        Some(processes) => session::Placing::Near(stage::take(processes)?),
+        None => session::Placing::Spread,
+    };
+    session::serve_counted(overlay, device, session::default_threads(), placing, Arc::default(), ready)
         .context("cannot serve the root file system")
 }
 

@@ -451,7 +451,7 @@ impl Watcher for Watch<'_, '_> {
         given.map_or(Ok(()), |ports| published::keep(&self.container.folder, &ports))
     }
 
-    fn serve_root(&mut self, device: OwnedFd) -> Result<()> {
+    fn serve_root(&mut self, device: OwnedFd, processes: Option<OwnedFd>) -> Result<()> {
         let namespace = self.namespace.as_ref().context("the user namespace was not kept")?;
         let (hear, word) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
         let (ours, theirs) = socket::pair()?;
@@ -467,10 +467,12 @@ impl Watcher for Watch<'_, '_> {
             throttle: self.throttle,
             device: device.as_raw_fd(),
             user_namespace: namespace.as_raw_fd(),
+            processes: processes.as_ref().map(OwnedFd::as_raw_fd),
             word: word.as_raw_fd(),
             rates: theirs.as_raw_fd(),
         };
-        let kept = [device.as_fd(), namespace.as_fd(), word.as_fd(), theirs.as_fd()];
+        let mut kept = vec![device.as_fd(), namespace.as_fd(), word.as_fd(), theirs.as_fd()];
+        kept.extend(processes.as_ref().map(AsFd::as_fd));
         self.server = Some(crate::stage::start(fuse::NAME, &request, &kept)?);
         drop((device, word, theirs));
         self.rates = Some(Rates(ours));
