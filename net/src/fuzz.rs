@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 
 use crate::engine::control;
 use crate::engine::mirror::Mirrors;
+use crate::engine::ordeal;
 use crate::wire::frame::{self, Ends, Fragment, Frame, Packet};
 use crate::wire::reassembly::Reassembly;
 use crate::wire::{TCP, VNET, build, dhcp, dns, rewrite};
 
 pub type Target = fn(&[u8]);
 
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("frame", frame),
     ("vnet", vnet),
     ("segment", segment),
@@ -23,6 +24,7 @@ pub const TARGETS: [(&str, Target); 8] = [
     ("names", names),
     ("leases", leases),
     ("requests", requests),
+    ("engine", engine),
 ];
 
 /// Gives `bytes` to the target of that name.
@@ -186,6 +188,11 @@ fn leases(bytes: &[u8]) {
 /// What is asked on the API socket is a request or an error, in one piece or in two; the bytes are used up.
 fn requests(bytes: &[u8]) {
     control::read_requests(bytes);
+}
+
+/// A whole engine between sockets of the loopback's, whatever happens at its ends.
+fn engine(bytes: &[u8]) {
+    ordeal::endure(bytes);
 }
 
 #[cfg(test)]

@@ -51,6 +51,12 @@ impl Mirrors {
         self.by_port.get(&port).map(|mirror| mirror.ends)
     }
 
+    /// Whether a connection has a port and is not over.
+    pub(crate) fn is_open(&self, ends: &Ends) -> bool {
+        let mirror = self.by_ends.get(ends).and_then(|port| self.by_port.get(port));
+        mirror.is_some_and(|mirror| mirror.closed.is_none())
+    }
+
     /// Marks a connection as over. True if `forget_closed` should be called after `LINGER`.
     pub(crate) fn close(&mut self, ends: &Ends, now: Instant) -> bool {
         let mirror = self.by_ends.get(ends).and_then(|port| self.by_port.get_mut(port));
@@ -66,6 +72,16 @@ impl Mirrors {
             }
             !over
         });
+    }
+
+    #[cfg(any(test, feature = "fuzz"))]
+    pub(crate) fn begin_at(&mut self, port: u16) {
+        self.last = port;
+    }
+
+    #[cfg(any(test, feature = "fuzz"))]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.by_ends.is_empty() && self.by_port.is_empty()
     }
 
     /// What holds after each step, for those who break it.

@@ -14,6 +14,8 @@ mod datagrams;
 mod device;
 pub(crate) mod mirror;
 mod names;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod ordeal;
 mod pcap;
 mod published;
 mod pump;
@@ -178,53 +180,22 @@ enum Turn {
 ///
 /// The caller must have one thread and be in the host's network namespace, outside the container's pid namespace; which
 /// user namespace it is in does not matter. It gives up every privilege before the first frame is read.
-pub fn run(attached: Attached, bound: Vec<Bound>, mut config: Config, channels: Channels) -> Result<()> {
+pub fn run(attached: Attached, bound: Vec<Bound>, mut config: Config, mut channels: Channels) -> Result<()> {
     let descriptors = process::raise_descriptor_limit().context("cannot raise the limit of descriptors")?;
     let descriptors = usize::try_from(descriptors - RESERVE.min(descriptors / 2)).unwrap_or(usize::MAX);
     if config.policy.host_addresses.is_empty() {
         config.policy.host_addresses = host_addresses()?;
     }
-    let names = Names::open(&config.resolver)?;
-    let pcap = config.pcap.as_deref().map(Pcap::create).transpose()?;
-    let mut engine = Engine {
-        epoll: Epoll::new()?,
-        timers: Timers::default(),
-        now: Instant::now(),
-        device: attached.device,
-        pcap,
-        fragments: Reassembly::default(),
-        again: VecDeque::new(),
-        listener4: attached.listener4,
-        listener6: attached.listener6,
-        broker: Broker::new(attached.broker),
-        streams: Table::new(),
-        stream_by_ends: HashMap::new(),
-        mirrors: Mirrors::default(),
-        ready: Vec::new(),
-        pipes: Pipes::default(),
-        flows: Table::new(),
-        flow_by_name: HashMap::new(),
-        ports: Table::new(),
-        port_rules: HashSet::new(),
-        descriptors,
-        names,
-        control: Control::new(channels.api, channels.control),
-        up: Bucket::new(config.rate.up),
-        down: Bucket::new(config.rate.down),
-        counters: Counters::default(),
-        scratch: vec![0; SCRATCH],
-        messages: vec![0; MESSAGES],
-        stop: channels.stop,
-        facts: attached.facts,
-        config,
-    };
+    let ready = channels.ready.take();
+    let settled = channels.settled.take();
+    let mut engine = Engine::new(attached, config, channels, descriptors)?;
     engine.facts.notes.extend(confine(Role::Engine)?);
     engine.register()?;
     engine.publish(bound)?;
-    if let Some(ready) = channels.ready {
+    if let Some(ready) = ready {
         crate::sys::stream::write(&ready, b"1").context("cannot say that the network is up")?;
     }
-    engine.turn_until_stopped(channels.settled)
+    engine.turn_until_stopped(settled)
 }
 
 /// The addresses of the host's own interfaces, which no container may reach unless it is told so.
@@ -233,6 +204,43 @@ fn host_addresses() -> Result<Vec<std::net::IpAddr>> {
 }
 
 impl Engine {
+    fn new(attached: Attached, config: Config, channels: Channels, descriptors: usize) -> Result<Self> {
+        let names = Names::open(&config.resolver)?;
+        let pcap = config.pcap.as_deref().map(Pcap::create).transpose()?;
+        Ok(Self {
+            epoll: Epoll::new()?,
+            timers: Timers::default(),
+            now: Instant::now(),
+            device: attached.device,
+            pcap,
+            fragments: Reassembly::default(),
+            again: VecDeque::new(),
+            listener4: attached.listener4,
+            listener6: attached.listener6,
+            broker: Broker::new(attached.broker),
+            streams: Table::new(),
+            stream_by_ends: HashMap::new(),
+            mirrors: Mirrors::default(),
+            ready: Vec::new(),
+            pipes: Pipes::default(),
+            flows: Table::new(),
+            flow_by_name: HashMap::new(),
+            ports: Table::new(),
+            port_rules: HashSet::new(),
+            descriptors,
+            names,
+            control: Control::new(channels.api, channels.control),
+            up: Bucket::new(config.rate.up),
+            down: Bucket::new(config.rate.down),
+            counters: Counters::default(),
+            scratch: vec![0; SCRATCH],
+            messages: vec![0; MESSAGES],
+            stop: channels.stop,
+            facts: attached.facts,
+            config,
+        })
+    }
+
     fn register(&mut self) -> Result<()> {
         let edge = libc::EPOLLIN;
         self.epoll.add(&self.device, edge, Room::Device.alone())?;
@@ -289,11 +297,17 @@ impl Engine {
         for (key, hung_up) in std::mem::take(&mut self.ready) {
             self.shielded(|engine| engine.pump(key, hung_up));
         }
-        while let Some(number) = self.timers.due(self.now) {
+        self.pass(self.now);
+        Ok(outcome)
+    }
+
+    /// Does what is due when it is `now`.
+    fn pass(&mut self, now: Instant) {
+        self.now = now;
+        while let Some(number) = self.timers.due(now) {
             let Some(room) = ROOMS.get((number >> 56) as usize) else { continue };
             self.shielded(|engine| engine.deadline(*room, Key::unpack(number)));
         }
-        Ok(outcome)
     }
 
     /// Runs one event. A panic is a fault of ours; it costs the event and is counted.
@@ -332,6 +346,7 @@ impl Engine {
             Room::NameClient => self.name_client_deadline(key),
             Room::Device => {
                 self.repeat_due();
+                self.forget_lapsed_name_clients();
                 self.mirrors.forget_closed(self.now);
             }
             _ => {}

@@ -69,6 +69,7 @@ enum Asker {
 
 /// A connection to the name server.
 struct Client {
+    ends: Ends,
     socket: OwnedFd,
     inbox: Vec<u8>,
     touched: Instant,
@@ -262,7 +263,7 @@ impl Engine {
                 let whole = [length.as_slice(), answer].concat();
                 // A client that does not read its answers is let go.
                 if !matches!(stream::send(&client.socket, &whole), Ok(Some(sent)) if sent == whole.len()) {
-                    self.names.clients.remove(key);
+                    self.end_name_client(key);
                 }
             }
         }
@@ -270,14 +271,22 @@ impl Engine {
 
     /// A SYN to the name server. False if it has too many clients.
     pub(super) fn expect_name_client(&mut self, ends: Ends) -> bool {
-        let now = self.now;
-        self.names.expected.retain(|_, since| now.saturating_duration_since(*since) < IDLE);
         if self.names.clients.len() + self.names.expected.len() >= CLIENTS {
             self.counters.overflowed += 1;
             return false;
         }
-        self.names.expected.insert(ends, now);
+        self.names.expected.insert(ends, self.now);
+        self.timers.add(self.now + IDLE, Room::Device.alone());
         true
+    }
+
+    /// Forgets clients that were announced and did not come.
+    pub(super) fn forget_lapsed_name_clients(&mut self) {
+        let now = self.now;
+        let lapsed = |since: &Instant| now.saturating_duration_since(*since) >= IDLE;
+        for (ends, _) in self.names.expected.extract_if(|_, since| lapsed(since)).collect::<Vec<_>>() {
+            self.close_mirror(&ends);
+        }
     }
 
     pub(super) fn is_expected_name_client(&self, ends: &Ends) -> bool {
@@ -288,15 +297,21 @@ impl Engine {
         self.names.expected.remove(&ends);
         // What was answered is to arrive, whoever closes first.
         let _ = socket::end_on_close(&accepted);
-        let client = Client { socket: accepted, inbox: Vec::new(), touched: self.now };
+        let client = Client { ends, socket: accepted, inbox: Vec::new(), touched: self.now };
         let key = self.names.clients.insert(client);
         let number = Room::NameClient.number(key);
         if let Some(client) = self.names.clients.get(key)
             && self.epoll.add(&client.socket, libc::EPOLLIN, number).is_err()
         {
-            self.names.clients.remove(key);
+            self.end_name_client(key);
         }
         self.timers.add(self.now + IDLE, number);
+    }
+
+    fn end_name_client(&mut self, key: Key) {
+        if let Some(client) = self.names.clients.remove(key) {
+            self.close_mirror(&client.ends);
+        }
     }
 
     pub(super) fn name_client_event(&mut self, key: Key) {
@@ -307,7 +322,7 @@ impl Engine {
             Ok(None) => return,
             Ok(Some(length @ 1..)) => client.inbox.extend_from_slice(buffer.get(..length).unwrap_or(&[])),
             Ok(Some(0)) | Err(_) => {
-                self.names.clients.remove(key);
+                self.end_name_client(key);
                 return;
             }
         }
@@ -326,7 +341,7 @@ impl Engine {
         if deadline > self.now {
             return self.timers.add(deadline, Room::NameClient.number(key));
         }
-        self.names.clients.remove(key);
+        self.end_name_client(key);
     }
 }
 

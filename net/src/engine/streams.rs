@@ -209,7 +209,7 @@ impl Engine {
             let _ = rewrite::readdress(frame, self.facts.mac);
         } else {
             self.counters.mirrored += 1;
-            if self.mirrors.port(ends).is_none() || self.mirrors.close(ends, self.now) {
+            if !self.mirrors.is_open(ends) {
                 self.mirrors.open(*ends);
             }
             let Some(to) = self.mirrored(ends) else { return };
@@ -355,15 +355,19 @@ impl Engine {
         stream.down.release(&mut self.pipes);
         if let Some(ends) = stream.ends {
             self.stream_by_ends.remove(&ends);
-            if !self.is_diverted(&ends) && self.mirrors.close(&ends, self.now) {
-                self.timers.add(self.now + LINGER, Room::Device.alone());
-            }
+            self.close_mirror(&ends);
         }
         if abort {
             let _ = socket::reset_on_close(&stream.host);
             if let Some(container) = &stream.container {
                 let _ = socket::reset_on_close(container);
             }
+        }
+    }
+
+    pub(super) fn close_mirror(&mut self, ends: &Ends) {
+        if !self.is_diverted(ends) && self.mirrors.close(ends, self.now) {
+            self.timers.add(self.now + LINGER, Room::Device.alone());
         }
     }
 }
