@@ -205,6 +205,7 @@ fn host_addresses() -> Result<Vec<std::net::IpAddr>> {
 
 impl Engine {
     fn new(attached: Attached, config: Config, channels: Channels, descriptors: usize) -> Result<Self> {
+        process::ignore_broken_pipes();
         let names = Names::open(&config.resolver)?;
         let pcap = config.pcap.as_deref().map(Pcap::create).transpose()?;
         Ok(Self {

@@ -98,6 +98,12 @@ pub(crate) fn raise_descriptor_limit() -> io::Result<u64> {
     Ok(limit.rlim_cur)
 }
 
+/// A write to a socket whose peer is gone is an error, not the end of the process: splice(2) has no flag that says so.
+pub(crate) fn ignore_broken_pipes() {
+    // SAFETY: SIG_IGN runs no code of ours; the signal's number is valid.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
 pub(crate) fn forbid_core_files() -> io::Result<()> {
     let limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the pointer is to one struct rlimit.
