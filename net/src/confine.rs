@@ -101,6 +101,7 @@ const ENGINE: &[libc::c_long] = &[
     libc::SYS_recvfrom,
     libc::SYS_sendto,
     libc::SYS_shutdown,
+    libc::SYS_sched_yield,
     libc::SYS_splice,
     libc::SYS_writev,
     #[cfg(target_arch = "x86_64")]

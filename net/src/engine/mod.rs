@@ -23,6 +23,7 @@ mod rate;
 mod streams;
 mod table;
 mod timers;
+mod vigil;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
@@ -53,6 +54,7 @@ use rate::Bucket;
 use streams::Stream;
 use table::{Key, Table};
 use timers::Timers;
+use vigil::Vigil;
 
 /// What the engine is told by while it runs.
 #[derive(Debug, Default)]
@@ -148,6 +150,7 @@ struct Engine {
     /// What is copied between the two sockets of a stream; a stream may move while a frame is worked on.
     messages: Vec<u8>,
     stop: Option<OwnedFd>,
+    vigil: Vigil,
 }
 
 /// Room for the largest frame: vnet header, Ethernet, 64 KiB.
@@ -237,6 +240,7 @@ impl Engine {
             scratch: vec![0; SCRATCH],
             messages: vec![0; MESSAGES],
             stop: channels.stop,
+            vigil: Vigil::new(std::thread::available_parallelism().map_or(1, usize::from)),
             facts: attached.facts,
             config,
         })
@@ -284,7 +288,7 @@ impl Engine {
     /// Waits for events, for at most so many milliseconds, and does what they and the deadlines ask for.
     fn turn(&mut self, events: &mut [Event], wait: i32) -> Result<Turn> {
         let wait = if self.ready.is_empty() { wait } else { 0 };
-        let count = self.epoll.wait(events, wait).context("cannot wait for events")?;
+        let count = self.vigil.wait(&self.epoll, events, wait).context("cannot wait for events")?;
         self.now = Instant::now();
         let mut outcome = if count == 0 && self.ready.is_empty() { Turn::Quiet } else { Turn::Busy };
         for event in events.iter().take(count) {
