@@ -1,7 +1,7 @@
 //! What is left when the server is killed in the middle of a change, what programs see while it is frozen, and what it
 //! gives back when the kernel forgets files. `strace` kills the server before one chosen system call after another.
 
-use fs_tests::{Facts, Stand, differences, is_leased, many_ids, meta, tree, write};
+use fs_tests::{Facts, Stand, Tracer, differences, is_leased, many_ids, meta, tree, until, write};
 use rustix::fs::{AtFlags, CWD, Gid, Mode, RenameFlags, Timespec, Timestamps, Uid, chownat, utimensat};
 use rustix::fs::{FileType, XattrFlags, lsetxattr, mknodat, renameat_with};
 use rustix::io::Errno;
@@ -9,68 +9,16 @@ use rustix::mount::{MountFlags, mount_remount};
 use rustix::process::{Pid, Signal};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !holds() {
-        assert!(Instant::now() < deadline, "not within 30 s: {what}");
-        std::thread::yield_now();
-    }
-}
 
 /// The calls by which the server changes what lies on the disk.
 const STEPS: &str = "linkat,renameat2,renameat,mknodat,mkdirat,unlinkat,symlinkat,setxattr,lsetxattr,fsetxattr,\
     lremovexattr,removexattr,fremovexattr,fchmod,fchmodat,chmod,fchown,fchownat,utimensat,ftruncate,write,pwrite64,\
     copy_file_range,sync_file_range,fdatasync,fsync";
-
-/// `strace` attached to the server of a stand.
-struct Tracer(Child);
-
-impl Tracer {
-    fn attach(stand: &Stand, arguments: &[&str]) -> Self {
-        let server = stand.servers().pop().expect("a server runs").as_raw_nonzero().to_string();
-        let mut tracer = Command::new("strace")
-            .args(["-f", "-p", &server])
-            .args(arguments)
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("strace starts");
-        let mut said = BufReader::new(tracer.stderr.take().expect("a pipe"));
-        let mut line = String::new();
-        said.read_line(&mut line).expect("strace speaks");
-        assert!(line.contains("attached"), "{line}");
-        // It goes on speaking; nobody has to listen.
-        std::thread::spawn(move || said.lines().for_each(drop));
-        Self(tracer)
-    }
-
-    /// Lets a server that lives go.
-    fn detach(mut self) {
-        let pid = Pid::from_child(&self.0);
-        rustix::process::kill_process(pid, Signal::INT).expect("strace is told");
-        self.0.wait().expect("strace ends");
-    }
-
-    /// Waits for the end of a server that dies: told to let it go just then, strace waits for ever.
-    fn outlive(mut self) {
-        until("strace ends with its server", || {
-            self.0.try_wait().expect("strace can be waited for").is_some()
-        });
-    }
-}
-
-impl Drop for Tracer {
-    fn drop(&mut self) {
-        let _ended_already = self.0.kill();
-        let _ended_already = self.0.wait();
-    }
-}
 
 struct Change {
     sentence: &'static str,

@@ -800,6 +800,7 @@ fn each_test_that_the_guide_names_exists() {
         include_str!("files.rs"),
         include_str!("moves.rs"),
         include_str!("faults.rs"),
+        include_str!("below.rs"),
         include_str!("../../fuse-overlay/src/transport/translate.rs"),
         include_str!("../../fuse-overlay/src/listing.rs"),
         include_str!("../../fuse-overlay/src/number.rs"),

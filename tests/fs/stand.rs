@@ -9,10 +9,12 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fmt;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 /// The program under test.
 pub fn program() -> PathBuf {
@@ -126,6 +128,58 @@ impl Drop for Stand {
         if std::env::var_os("FS_TESTS_KEEP").is_none() {
             let _left_behind = fs::remove_dir_all(&self.dir);
         }
+    }
+}
+
+/// Waits for what happens of itself.
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !holds() {
+        assert!(Instant::now() < deadline, "not within 30 s: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// `strace` attached to the server of a stand.
+pub struct Tracer(Child);
+
+impl Tracer {
+    pub fn attach(stand: &Stand, arguments: &[&str]) -> Self {
+        let server = stand.servers().pop().expect("a server runs").as_raw_nonzero().to_string();
+        let mut tracer = Command::new("strace")
+            .args(["-f", "-p", &server])
+            .args(arguments)
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("strace starts");
+        let mut said = BufReader::new(tracer.stderr.take().expect("a pipe"));
+        let mut line = String::new();
+        said.read_line(&mut line).expect("strace speaks");
+        assert!(line.contains("attached"), "{line}");
+        // It goes on speaking; nobody has to listen.
+        std::thread::spawn(move || said.lines().for_each(drop));
+        Self(tracer)
+    }
+
+    /// Lets a server that lives go.
+    pub fn detach(mut self) {
+        let pid = Pid::from_child(&self.0);
+        rustix::process::kill_process(pid, Signal::INT).expect("strace is told");
+        self.0.wait().expect("strace ends");
+    }
+
+    /// Waits for the end of a server that dies: told to let it go just then, strace waits for ever.
+    pub fn outlive(mut self) {
+        until("strace ends with its server", || {
+            self.0.try_wait().expect("strace can be waited for").is_some()
+        });
+    }
+}
+
+impl Drop for Tracer {
+    fn drop(&mut self) {
+        let _ended_already = self.0.kill();
+        let _ended_already = self.0.wait();
     }
 }
 
