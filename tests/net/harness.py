@@ -10,6 +10,8 @@ import sys
 import tempfile
 import unittest
 
+from world import summary
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 PROGRAM = os.environ["KELP_NET"]
 WORLD = {4: "203.0.113.7", 6: "2001:db8:77::7"}
@@ -125,16 +127,16 @@ class Container:
             assert killed or status == 0, f"the engine ended with {status}: {complaint}"
 
 
-def world(protocol, host, port, send="hello"):
+def world(protocol, host, port, send="hello", whole=False):
     """Has the world connect to `host`."""
     with socket.create_connection((WORLD[4], 9000), 10) as client:
-        request = {"protocol": protocol, "host": host, "port": port, "send": send}
+        request = {"protocol": protocol, "host": host, "port": port, "send": send, "whole": whole}
         client.sendall(json.dumps(request).encode())
         client.shutdown(socket.SHUT_WR)
         return json.loads(b"".join(iter(lambda: client.recv(4096), b"")))
 
 
-def from_here(protocol, host, port, send="hello", timeout=3):
+def from_here(protocol, host, port, send="hello", timeout=3, whole=False):
     """The host itself connects; the reply, or the error's name."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
@@ -143,6 +145,9 @@ def from_here(protocol, host, port, send="hello", timeout=3):
         try:
             client.connect((host, port))
             client.sendall(send.encode())
+            if whole:
+                client.shutdown(socket.SHUT_WR)
+                return summary(b"".join(iter(lambda: client.recv(1 << 20), b"")))
             return client.recv(1 << 16).decode()
         except OSError as error:
             return type(error).__name__

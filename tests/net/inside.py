@@ -137,6 +137,38 @@ def service(protocol, host, port):
     return True
 
 
+def offer(kind, host, port):
+    """Starts a service that ends its connections in one way: `late` answers when all has been said, `burst` sends a megabyte and
+    its end at once, `reset` breaks off, `source` sends as many bytes as it is told."""
+    server = socket.socket(family_of(host), socket.SOCK_STREAM)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if ":" in host:
+        server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    server.bind((host, port))
+    server.listen(64)
+    block = bytes(range(251)) * (1 << 12)
+
+    def serve():
+        while True:
+            client, _ = server.accept()
+            with client:
+                if kind == "late":
+                    client.sendall(b"heard " + read_all(client))
+                elif kind == "burst":
+                    client.sendall((block * 2)[: 1 << 20])
+                elif kind == "reset":
+                    client.recv(1)
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                else:
+                    left = int(read_all(client))
+                    while left > 0:
+                        client.sendall(block[:left])
+                        left -= len(block)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return True
+
+
 def hold(host, port):
     """Opens a connection, proves it, and reports how it ends."""
     client = connected(host, port)

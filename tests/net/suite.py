@@ -181,13 +181,62 @@ class Published(unittest.TestCase):
                             words = from_here(protocol, LOOPBACK[family], host).split()
                             self.assertEqual((words[:2], words[3:]), ([str(inside), GATEWAY[family]], ["hello"]))
 
-    def test_a_range_leads_port_by_port(self):
-        with Container("-p", "8100-8109:9100-9109", "-p", "8100-8109:9100-9109/udp") as container:
-            for port in (9100, 9105, 9109):
-                for protocol in ("tcp", "udp"):
-                    container.service(protocol, "0.0.0.0", port)
-                    reply = world(protocol, HOST[4], port - 1000)["reply"]
-                    self.assertTrue(reply.startswith(f"{port} {WORLD[4]} "), reply)
+    def test_every_kind_of_port_leads_inside_from_everywhere(self):
+        """Of each kind of port: where it is on the host and inside, and who may reach it. `None` is every address."""
+        any_address = {4: "0.0.0.0", 6: "::"}
+        kinds = {
+            "single": (None, 8200, 8200),
+            "translated": (None, 8080, 80),
+            "range": (None, 8215, 9215),
+            "bound to an address": (HOST, 8300, 8301),
+            "bound to loopback": (LOOPBACK, 8310, 8311),
+        }
+        published = ["8200:8200", "8080:80", "8210-8219:9210-9219"]
+        published += [f"{HOST[4]}:8300:8301", f"[{HOST[6]}]:8300:8301", "127.0.0.1:8310:8311", "[::1]:8310:8311"]
+        ports = [f"--publish={word}{protocol}" for word in published for protocol in ("", "/udp")]
+        for path, options in PATHS.items():
+            with Container(*ports, *options) as container:
+                for family in FAMILIES:
+                    for _, _, inside in kinds.values():
+                        for protocol in ("tcp", "udp"):
+                            container.service(protocol, any_address[family], inside)
+                cells = [(f, p, k) for f in FAMILIES for p in ("tcp", "udp") for k in kinds]
+                for family, protocol, kind in cells:
+                    with self.subTest(path=path, family=family, protocol=protocol, kind=kind):
+                        address, port, inside = kinds[kind]
+                        here = from_here(protocol, LOOPBACK[family], port)
+                        if address is HOST:
+                            self.assertEqual(here, "ConnectionRefusedError")
+                        else:
+                            words = here.split()
+                            self.assertEqual((words[:2], words[3:]), ([str(inside), GATEWAY[family]], ["hello"]))
+                        there = world(protocol, HOST[family], port)
+                        if address is LOOPBACK:
+                            self.assertEqual(there["error"], "ConnectionRefusedError")
+                        else:
+                            self.assertEqual(there["reply"], "{} {} {} hello".format(inside, *there["me"]))
+
+    def test_connections_from_outside_end_as_the_service_ends_them(self):
+        length = (8 << 20) if QUICK else (128 << 20) + 77
+        wanted = {
+            "late": ("all", "heard all"),
+            "burst": ("", f"{1 << 20} {digest(1 << 20)}"),
+            "reset": ("x", "ConnectionResetError"),
+            "source": (str(length), f"{length} {digest(length)}"),
+            "nothing": ("x", ("ConnectionResetError", "BrokenPipeError")),
+        }
+        for path, options in PATHS.items():
+            with Container("-p", "8400-8404:8400-8404", *options) as container:
+                for at, kind in enumerate(wanted):
+                    for host in ("0.0.0.0", "::") if kind != "nothing" else ():
+                        container.offer(kind, host, 8400 + at)
+                for family in FAMILIES:
+                    for at, (kind, (send, outcome)) in enumerate(wanted.items()):
+                        with self.subTest(path=path, family=family, kind=kind):
+                            outcomes = outcome if isinstance(outcome, tuple) else (outcome,)
+                            self.assertIn(from_here("tcp", LOOPBACK[family], 8400 + at, send, 30, True), outcomes)
+                            answer = world("tcp", HOST[family], 8400 + at, send, True)
+                            self.assertIn(answer["error"] or answer["reply"], outcomes)
 
     def test_a_port_bound_to_one_address_is_open_on_that_only(self):
         with Container("-p", "127.0.0.1:8080:80", "-p", "[::1]:8081:80") as container:

@@ -3,6 +3,7 @@
 Runs in a network namespace of its own. One JSON request a connection on the command port; everything else is a service.
 """
 
+import hashlib
 import json
 import os
 import socket
@@ -100,8 +101,13 @@ def udp_echo(family):
         server.sendto(f"{peer[0]} ".encode() + message if message == b"whoami" else message, peer)
 
 
+def summary(got):
+    """Short answers as they are, long ones as length and digest."""
+    return got.decode() if len(got) < 100 else f"{len(got)} {hashlib.sha256(got).hexdigest()}"
+
+
 def command(connection, _):
-    """{"protocol", "host", "port", "send"} -> {"reply", "error", "me"}"""
+    """{"protocol", "host", "port", "send"} -> {"reply", "error", "me"}; with "whole" it says its end and waits for the other's."""
     request = json.loads(read_all(connection))
     family = socket.AF_INET6 if ":" in request["host"] else socket.AF_INET
     kind = socket.SOCK_STREAM if request["protocol"] == "tcp" else socket.SOCK_DGRAM
@@ -112,7 +118,11 @@ def command(connection, _):
             client.connect((request["host"], request["port"]))
             answer["me"] = client.getsockname()[:2]
             client.sendall(request["send"].encode())
-            answer["reply"] = client.recv(1 << 16).decode()
+            if request["whole"]:
+                client.shutdown(socket.SHUT_WR)
+                answer["reply"] = summary(read_all(client))
+            else:
+                answer["reply"] = client.recv(1 << 16).decode()
         except OSError as error:
             answer["error"] = type(error).__name__
     connection.sendall(json.dumps(answer).encode())
