@@ -1,8 +1,10 @@
 """What kelp-net promises, checked from both ends: inside the container and out in the world. Run by `run`, as a user."""
 
+import contextlib
 import functools
 import hashlib
 import os
+import select
 import signal
 import socket
 import struct
@@ -108,6 +110,7 @@ class Outbound(unittest.TestCase):
     def test_datagrams_of_every_size_come_back(self, container, family):
         for size in (1, 1200, 1472, 9000, 60000):
             self.assertEqual(container.datagram(WORLD[family], ECHO, size), "same", size)
+        self.assertEqual(container.datagram(WORLD[family], ECHO, 0, "whoami"), f"{HOST[family]} whoami")
 
     def test_datagrams_in_fragments_come_back(self):
         for path in ((), ("--without=tap",)):
@@ -322,6 +325,9 @@ class Policy(unittest.TestCase):
         yield 4, "169.254.169.254", "metadata"
         yield 6, "fd00:ec2::254", "metadata"
         yield 6, "::ffff:127.0.0.1", "mapped"
+        yield 6, "64:ff9b::7f00:1", "translated"
+        yield 6, "::", "unspecified"
+        yield 6, "fe80::1%tap0", "link-local"
         yield 4, "0.0.0.0", "unspecified"
         yield 4, "169.254.7.7", "link-local"
         yield 4, "224.0.0.1", "multicast"
@@ -369,12 +375,28 @@ class Policy(unittest.TestCase):
                 self.assertTrue(world("tcp", HOST[4], 8080)["reply"].startswith("80 "))
 
     def test_the_hosts_loopback_is_reached_where_it_is_allowed(self):
-        with socket.create_server(("127.0.0.1", 7777)), socket.create_server(("127.0.0.1", 7778)):
-            with Container("--allow-host-loopback=7777", loopback=True) as container:
-                self.assertEqual(container.attempt(GATEWAY[4], 7777)[0], "connected")
-                self.assertNotEqual(container.attempt(GATEWAY[4], 7778)[0], "connected")
-            with Container(loopback=True) as container:
-                self.assertEqual(container.attempt(GATEWAY[4], 7778)[0], "connected")
+        places = [(family, port) for family in FAMILIES for port in (7777, 7778)]
+        streams = [socket.create_server((LOOPBACK[f], port), family=socket.AF_INET6 if f == 6 else socket.AF_INET) for f, port in places]
+        datagrams = []
+        for family, port in places:
+            made = socket.socket(socket.AF_INET6 if family == 6 else socket.AF_INET, socket.SOCK_DGRAM)
+            made.bind((LOOPBACK[family], port))
+            datagrams.append(made)
+        with contextlib.ExitStack() as stack:
+            for server in streams + datagrams:
+                stack.enter_context(server)
+            for path, options in PATHS.items():
+                for allowed, ports in (("=7777", (7777,)), ("", (7777, 7778))):
+                    with Container(*([f"--allow-host-loopback{allowed}"] if allowed else []), *options, loopback=True) as container:
+                        for server, (family, port) in zip(datagrams, places):
+                            with self.subTest(path=path, allowed=allowed, family=family, port=port):
+                                outcome = container.attempt(GATEWAY[family], port, 0.5)[0]
+                                self.assertEqual(outcome == "connected", port in ports, outcome)
+                                container.datagram(GATEWAY[family], port, 0, "x", 0.05)
+                                arrived = select.select([server], [], [], 1 if port in ports else 0)[0]
+                                self.assertEqual(bool(arrived), port in ports)
+                                if arrived:
+                                    server.recv(1)
 
     def test_the_engines_own_listener_can_not_be_used_directly(self):
         for path, options in PATHS.items():
@@ -390,14 +412,18 @@ class Policy(unittest.TestCase):
                         self.assertIn(str(error), ("ECONNRESET", "EPIPE", "ECONNREFUSED"))
 
     def test_the_lists_of_destinations_are_kept(self):
-        with Container("--allow", f"203.0.113.0/24:{ECHO}", "--deny", f"{WORLD[4]}:{WHOAMI}") as container:
-            self.assertEqual(container.talk(WORLD[4], ECHO, "hello"), "hello")
-            self.assertEqual(container.datagram(WORLD[4], ECHO, 10), "same")
-            for host, port in ((WORLD[4], WHOAMI), (WORLD[4], LATE), (WORLD[6], ECHO)):
-                self.assertNotEqual(container.attempt(host, port)[0], "connected")
-        with Container("--deny", "203.0.113.7") as container:
-            self.assertNotEqual(container.attempt(WORLD[4], ECHO)[0], "connected")
-            self.assertEqual(container.talk(WORLD[6], ECHO, "hello"), "hello")
+        for path, options in PATHS.items():
+            allow, deny = ("--allow", f"203.0.113.0/24:{ECHO}"), ("--deny", f"{WORLD[4]}:{WHOAMI}")
+            with self.subTest(path=path), Container(*allow, *deny, *options) as container:
+                self.assertEqual(container.talk(WORLD[4], ECHO, "hello"), "hello")
+                self.assertEqual(container.datagram(WORLD[4], ECHO, 10), "same")
+                for host, port in ((WORLD[4], WHOAMI), (WORLD[4], LATE), (WORLD[6], ECHO)):
+                    self.assertNotEqual(container.attempt(host, port)[0], "connected")
+                self.assertNotEqual(container.datagram(WORLD[6], ECHO, 10), "same")
+            with self.subTest(path=path), Container("--deny", "203.0.113.7", *options) as container:
+                self.assertNotEqual(container.attempt(WORLD[4], ECHO)[0], "connected")
+                self.assertNotEqual(container.datagram(WORLD[4], ECHO, 10), "same")
+                self.assertEqual(container.talk(WORLD[6], ECHO, "hello"), "hello")
 
 
 class NameServer:
