@@ -10,7 +10,7 @@ import sys
 import tempfile
 import unittest
 
-from world import summary
+from world import rest_of, summary
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PROGRAM = os.environ["KELP_NET"]
@@ -146,8 +146,7 @@ def from_here(protocol, host, port, send="hello", timeout=3, whole=False):
             client.connect((host, port))
             client.sendall(send.encode())
             if whole:
-                client.shutdown(socket.SHUT_WR)
-                return summary(b"".join(iter(lambda: client.recv(1 << 20), b"")))
+                return summary(rest_of(client))
             return client.recv(1 << 16).decode()
         except OSError as error:
             return type(error).__name__

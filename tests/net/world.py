@@ -101,6 +101,15 @@ def udp_echo(family):
         server.sendto(f"{peer[0]} ".encode() + message if message == b"whoami" else message, peer)
 
 
+def rest_of(client):
+    """Says the end and reads the other's; of a connection that has been reset the read tells."""
+    try:
+        client.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass
+    return read_all(client)
+
+
 def summary(got):
     """Short answers as they are, long ones as length and digest."""
     return got.decode() if len(got) < 100 else f"{len(got)} {hashlib.sha256(got).hexdigest()}"
@@ -119,8 +128,7 @@ def command(connection, _):
             answer["me"] = client.getsockname()[:2]
             client.sendall(request["send"].encode())
             if request["whole"]:
-                client.shutdown(socket.SHUT_WR)
-                answer["reply"] = summary(read_all(client))
+                answer["reply"] = summary(rest_of(client))
             else:
                 answer["reply"] = client.recv(1 << 16).decode()
         except OSError as error:
