@@ -455,6 +455,8 @@ impl Watcher for Watch<'_, '_> {
         let namespace = self.namespace.as_ref().context("the user namespace was not kept")?;
         let (hear, word) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
         let (ours, theirs) = socket::pair()?;
+        // One that only reads can't hold back what is written.
+        let writes = self.access == Access::Writes;
         let request = fuse::Request {
             layers: fuse::layers(&self.spec.root, self.store, &host::replaced()?),
             access: self.access,
@@ -464,7 +466,7 @@ impl Watcher for Watch<'_, '_> {
             numbers: self.numbers.take(),
             bytes: self.storage.bytes,
             inodes: self.storage.inodes,
-            throttle: self.throttle,
+            throttle: if writes { self.throttle } else { Throttle::default() },
             device: device.as_raw_fd(),
             user_namespace: namespace.as_raw_fd(),
             processes: processes.as_ref().map(OwnedFd::as_raw_fd),
@@ -475,7 +477,7 @@ impl Watcher for Watch<'_, '_> {
         kept.extend(processes.as_ref().map(AsFd::as_fd));
         self.server = Some(crate::stage::start(fuse::NAME, &request, &kept)?);
         drop((device, word, theirs));
-        self.rates = Some(Rates(ours));
+        self.rates = Some(Rates(ours)).filter(|_| writes);
         crate::stage::hear(hear)
     }
 

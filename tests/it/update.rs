@@ -178,6 +178,20 @@ fn the_rates_of_a_disk_change() {
     }
 }
 
+#[test]
+fn the_rates_of_what_the_kernel_writes_are_not_the_servers() {
+    needs!(userns, overlay, fuse, disk);
+    let said = ["overlay", "overlay-on-fuse"].map(|driver| {
+        let dir = Dir::new();
+        let root = dir.root();
+        let device = disk(&root).unwrap();
+        let live = Running::within(dir, &root, &["--storage-driver", driver], &["sleep", "600"]);
+        let told = live.update(&["--device-write-bps", &format!("{device}:512kb")]).end();
+        (told.code, told.err, live.enforced_by("device-write-bps"))
+    });
+    assert_eq!(said[0], said[1]);
+}
+
 /// A rate that holds nothing back.
 fn unlimited(flag: &str) -> &'static str {
     if flag.ends_with("bps") { "1gb" } else { "1000000" }
