@@ -5,6 +5,7 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -18,7 +19,10 @@ use crate::sys::{process, socket, tun};
 use crate::wire::ENGINE_MAC;
 
 /// What it says is of the network namespace of who looks.
-const DEFAULT_CONTROL: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
+/// Defaults for the container's namespace: its TCP ends inside it, so it is not paced (decision 0204), and ends of
+/// connections that wait for late segments need not keep their ports (`tcp_tw_reuse`, decision 0206).
+const DEFAULTS: &[(&str, &str)] =
+    &[("net.ipv4.tcp_congestion_control", broker::CONGESTION_CONTROL), ("net.ipv4.tcp_tw_reuse", "1")];
 
 /// The marks of bare SYNs on their way out and of connections on their way back.
 const MARK_OUT: u32 = 0x6b65_6c70;
@@ -100,16 +104,22 @@ fn receive(channel: OwnedFd, pid: i32, config: &Config) -> Result<Attached> {
     Ok(Attached { device, listener4, listener6, broker: channel, facts })
 }
 
+/// Where a parameter of the kernel stands.
+fn sysctl(name: &str) -> PathBuf {
+    Path::new("/proc/sys").join(name.replace('.', "/"))
+}
+
 fn child(target: &Target, config: &Config, channel: &OwnedFd, settled: Option<fn()>) -> Result<()> {
-    let hosts = fs::read(DEFAULT_CONTROL);
+    let wanted =
+        DEFAULTS.iter().filter(|(name, _)| !config.chosen_sysctls.iter().any(|chosen| chosen == name));
+    let wanted: Vec<_> = wanted.map(|(name, value)| (sysctl(name), value)).collect();
+    let hosts: Vec<_> = wanted.iter().map(|(path, _)| fs::read(path).ok()).collect();
     let made = target.join().and_then(|()| {
-        // For the container's own sockets, whose TCP ends inside too, unless somebody has chosen another. It is refused where
-        // /proc is read-only, and then it is slower.
-        if !config.congestion_control_is_chosen
-            && let (Ok(hosts), Ok(own)) = (hosts, fs::read(DEFAULT_CONTROL))
-            && hosts == own
-        {
-            let _ = fs::write(DEFAULT_CONTROL, broker::CONGESTION_CONTROL);
+        for ((path, value), hosts) in wanted.iter().zip(hosts) {
+            // Unless somebody has chosen another. It is refused where /proc is read-only, and then it is slower.
+            if hosts.is_some() && hosts == fs::read(path).ok() {
+                let _ = fs::write(path, value);
+            }
         }
         make(config)
     });

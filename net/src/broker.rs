@@ -90,6 +90,8 @@ pub(crate) fn transparent(v4: bool, protocol: Protocol) -> io::Result<OwnedFd> {
     let made = socket::socket_raw(family, kind | libc::SOCK_NONBLOCK, 0)?;
     if protocol == Protocol::Tcp {
         socket::carry(&made)?;
+        // A port that nobody names is chosen by the connection that it is for, which may share it with others.
+        socket::set_int(&made, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
         // Where it is refused the host's holds, which costs speed only.
         let _ = socket::set_congestion_control(&made, CONGESTION_CONTROL);
     }

@@ -30,9 +30,9 @@ pub struct Config {
     pub pcap: Option<PathBuf>,
     /// Connections and datagram flows at a time, each.
     pub max_flows: usize,
-    /// Somebody has said how TCP of the container is to be sent, so the namespace's default stays as it is.
+    /// Parameters of the kernel (`net.ipv4.tcp_tw_reuse`) that somebody sets for the namespace, so that its defaults of these stay.
     #[serde(default)]
-    pub congestion_control_is_chosen: bool,
+    pub chosen_sysctls: Vec<String>,
 }
 
 impl Default for Config {
@@ -50,7 +50,7 @@ impl Default for Config {
             paths: Paths::default(),
             pcap: None,
             max_flows: 16384,
-            congestion_control_is_chosen: false,
+            chosen_sysctls: Vec::new(),
         }
     }
 }

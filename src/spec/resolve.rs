@@ -146,9 +146,8 @@ fn namespaces(request: &Request) -> Namespaces {
 /// Engine and child work side by side: without being told, the engine might take a choice of the user's for the host's.
 fn config(request: &Request) -> Option<kelp_net::config::Config> {
     let Network::User(config) = &request.network else { return None };
-    let chosen = |(name, _): &(String, String)| name.replace('/', ".") == "net.ipv4.tcp_congestion_control";
-    let congestion_control_is_chosen = request.sysctls.iter().any(chosen);
-    Some(kelp_net::config::Config { congestion_control_is_chosen, ..config.as_ref().clone() })
+    let chosen_sysctls = request.sysctls.iter().map(|(name, _)| name.replace('/', ".")).collect();
+    Some(kelp_net::config::Config { chosen_sysctls, ..config.as_ref().clone() })
 }
 
 fn hidden(defaults: &[&str], more: &[PathBuf], unmask: &Unmask) -> Vec<PathBuf> {

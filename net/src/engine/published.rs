@@ -190,11 +190,16 @@ impl Engine {
             return Ok(made);
         }
         let gateway = self.config.gateway(&address).unwrap_or(address);
-        let client = if self.may_appear_inside(&peer.ip()) { *peer } else { SocketAddr::new(gateway, 0) };
+        let anyone = SocketAddr::new(gateway, 0);
+        let client = match protocol {
+            _ if self.may_appear_inside(&peer.ip()) => *peer,
+            // Nobody else has the client's port towards this service, and a search for a free one is long once many are used.
+            // Of UDP the kernel would not say that two clients of different addresses have the same.
+            Protocol::Tcp => SocketAddr::new(gateway, peer.port()),
+            Protocol::Udp => anyone,
+        };
         match self.connect_from(&client, &target, protocol) {
-            Err(_) if client.ip() != gateway => {
-                self.connect_from(&SocketAddr::new(gateway, 0), &target, protocol)
-            }
+            Err(_) if client != anyone => self.connect_from(&anyone, &target, protocol),
             outcome => outcome,
         }
     }
