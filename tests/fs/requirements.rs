@@ -90,6 +90,8 @@ fn times_before_1970_and_after_2262_do_not_end_the_server() {
         );
         meta(stand.mnt("new"));
     }
+    // Nothing of it is known to the kernel, so the server must answer.
+    write(stand.mnt("after"), "x");
 }
 
 #[test]

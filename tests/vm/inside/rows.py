@@ -128,6 +128,7 @@ ROWS = [
     ("fuse-overlay", nothing, bare, "ann", "ids", [],
      ["run::read_only", "run::writes_go", "run::what_one", "run::host_is", "run::programs_are", "run::the_root", "run::rootfs_rw"], nothing),
     ("overlay-on-fuse", nothing, bare, "ann", "ids", [], ["run::writes_go", "run::host_is", "run::the_root"], nothing),
+    ("ten-thousand-connections", nothing, as_root, "root", "ids", [], [], nothing),
     ("power-cut", nothing, as_root, "root", "ids", [], [], nothing),
     ("max-userns-0", lambda: sh("sysctl -qw user.max_user_namespaces=0"), bare, "ann", "one", ["NoUserNamespaces"], [],
      lambda: sh("sysctl -qw user.max_user_namespaces=10000")),
@@ -137,6 +138,7 @@ ROWS = [
 # What else a row runs, and what its programs find in the environment.
 PROGRAMS = {
     "fuse-overlay": [[f"{TESTS}/union"]],
+    "ten-thousand-connections": [["python3", "-B", f"{TESTS}/crowd.py", "/opt/kelp", "ann"]],
     "power-cut": [["sh", "-c", f"mkdir -p /dev/shm/cut && exec python3 -B {TESTS}/power.py /opt/kelp/fuse-overlay ann /dev/shm/cut"]],
 }
 ENVIRONMENT = {"fuse-overlay": {"KELP_STORAGE_DRIVER": "fuse"}, "overlay-on-fuse": {"KELP_STORAGE_DRIVER": "overlay-on-fuse"}}
