@@ -18,7 +18,6 @@ use crate::netlink::{self, Change, Netlink, Rule, Selector, Which};
 use crate::sys::{process, socket, tun};
 use crate::wire::ENGINE_MAC;
 
-/// What it says is of the network namespace of who looks.
 /// Defaults for the container's namespace: its TCP ends inside it, so it is not paced (decision 0204), and ends of
 /// connections that wait for late segments need not keep their ports (`tcp_tw_reuse`, decision 0206).
 const DEFAULTS: &[(&str, &str)] =
@@ -104,7 +103,7 @@ fn receive(channel: OwnedFd, pid: i32, config: &Config) -> Result<Attached> {
     Ok(Attached { device, listener4, listener6, broker: channel, facts })
 }
 
-/// Where a parameter of the kernel stands.
+/// Where a parameter of the kernel stands; what it says is of the network namespace of who looks.
 fn sysctl(name: &str) -> PathBuf {
     Path::new("/proc/sys").join(name.replace('.', "/"))
 }

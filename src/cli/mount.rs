@@ -13,7 +13,7 @@ use crate::cli::report;
 use crate::error::Error;
 use crate::image::store::Store;
 use crate::paths::Paths;
-use crate::rootfs::view::{Access, View};
+use crate::rootfs::view::{Own, View};
 use crate::sys::mount::move_mount;
 
 /// Mount the root file systems of images and print where; without IMAGE, list what is mounted
@@ -66,7 +66,7 @@ pub fn mount(arguments: &MountArgs) -> Result<i32> {
 
 fn mount_at(layers: &[PathBuf], place: &Path) -> Result<()> {
     fs::create_dir_all(place).with_context(|| format!("cannot make {}", place.display()))?;
-    let mount = View::open(layers, Access::Read)?.into_mount()?;
+    let mount = View::open(layers, Own::None)?.into_mount()?;
     let target = fs::File::open(place)?;
     Ok(move_mount(mount.as_fd(), target.as_fd())?)
 }

@@ -55,7 +55,7 @@ pub trait Watcher {
     /// The container is made; returns once everything outside is ready for the program.
     fn ready(&mut self) -> Result<()>;
     /// The root is a user-space overlay on `device`, in the user namespace of the child; returns once it is
-    /// served.
+    /// served. `processes` is a procfs that shows the child's pid namespace.
     fn serve_root(&mut self, device: OwnedFd, processes: Option<OwnedFd>) -> Result<()>;
     /// A signal arrived that does not end the start.
     fn signal(&mut self, found: &siginfo);

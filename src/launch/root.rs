@@ -18,7 +18,9 @@ use crate::launch::plan::{RootSource, RootStep, Upper};
 use crate::rootfs::host::Piece;
 use crate::rootfs::rung::Rung;
 use crate::rootfs::{fuse, host, overlay, stacked, target, tree};
-use crate::sys::mount::{Depth, MOUNT_ATTR_RDONLY, MountAttr, fsmount, mount_setattr, move_mount, open_tree};
+use crate::sys::mount::{
+    Depth, MOUNT_ATTR_RDONLY, MountAttr, cover_root, fsmount, mount_setattr, move_mount, open_tree,
+};
 
 /// Marks an error of a rung that was refused.
 #[derive(Debug)]
@@ -196,10 +198,9 @@ fn shown(lowers: &[&Path]) -> String {
     }
 }
 
-/// The root is put on top of `/`: a place that always exists and that nobody sees before the pivot.
+/// Nobody sees it there before the pivot.
 fn attach(root: OwnedFd) -> Result<OwnedFd> {
-    let place = nix::fcntl::open("/", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
-    move_mount(root.as_fd(), place.as_fd()).context("attach the root")?;
+    cover_root(root.as_fd()).context("attach the root")?;
     Ok(root)
 }
 

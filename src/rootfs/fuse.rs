@@ -1,6 +1,7 @@
-//! The user-space overlay: rung T2, or without a layer to write what lies below rung T1. The container's child opens /dev/fuse in its own user namespace and mounts
-//! it; the device goes to a helper of the monitor's, which joins that user namespace, so that it holds the
-//! container's ids, and stays outside its pid namespace, so that the container can't touch it.
+//! The user-space overlay: rung T2, or, without a layer to write, what lies below rung T1. The container's child
+//! opens /dev/fuse in its own user namespace and mounts it; the device goes to a helper of the monitor's, which joins
+//! that user namespace, so that it holds the container's ids, and stays outside its pid namespace, so that the
+//! container can't touch it.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};

@@ -6,13 +6,11 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, umount2};
-use nix::sys::stat::Mode;
 
 use crate::rootfs::overlay::{self, Persistence};
 use crate::rootfs::target;
-use crate::sys::mount::move_mount;
+use crate::sys::mount::cover_root;
 
 /// A detached overlay mount over `below`, which somebody serves, with `upper` and `work` in the caller's folder.
 pub fn mount(below: &OwnedFd, persistence: Persistence) -> io::Result<OwnedFd> {
@@ -26,8 +24,7 @@ pub fn read_only(below: &OwnedFd, upper: &Path) -> io::Result<OwnedFd> {
 
 /// Older kernels take no detached mount as a layer (`clone_private_mount()` before Linux 6.15).
 fn attached(below: &OwnedFd, work: impl FnOnce(&Path) -> io::Result<OwnedFd>) -> io::Result<OwnedFd> {
-    let place = nix::fcntl::open("/", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
-    move_mount(below.as_fd(), place.as_fd())?;
+    cover_root(below.as_fd())?;
     let below = target::path_of(below.as_fd());
     let made = work(&below);
     umount2(&below, MntFlags::MNT_DETACH)?;

@@ -23,22 +23,14 @@ use crate::rootfs::{fuse, stacked, target};
 use crate::sys::mount::{Depth, MOUNT_ATTR_RDONLY, MountAttr, mount_setattr, open_tree};
 use crate::userns::numbers::Numbers;
 
-/// What may be done in the root.
-#[derive(Clone, Copy, Debug)]
-pub enum Access<'a> {
-    Read,
-    /// Changes go into `upper` of the folder, which has `work` beside it and which nobody else has mounted. Both are
-    /// made if they are not there.
-    Write(&'a Path),
-}
-
 /// The layer of a container that lies over others.
 #[derive(Clone, Copy, Debug)]
 pub enum Own<'a> {
     None,
     /// This directory.
     Read(&'a Path),
-    /// The one of this folder, as `Access::Write` has it.
+    /// Changes go into `upper` of the folder, which has `work` beside it and which nobody else has mounted. Both are
+    /// made if they are not there.
     Write(&'a Path),
 }
 
@@ -54,26 +46,34 @@ pub struct View {
 
 impl View {
     /// Opens the root of `layers`, the lowest first, by the kernel's overlay, or by ours where that is refused.
-    pub fn open(layers: &[PathBuf], access: Access<'_>) -> Result<Self> {
-        let topmost_first: Vec<&Path> = layers.iter().rev().map(PathBuf::as_path).collect();
-        if let Access::Write(folder) = access {
-            prepare(folder, topmost_first.first().copied())?;
-        }
-        let mounted = match access {
-            Access::Read if layers.len() == 1 => single(&layers[0]),
-            Access::Read => Ok(overlay::read_only(&topmost_first)?),
-            Access::Write(_) => {
-                overlay::mount(&topmost_first, "upper", "work", Persistence::Kept).map_err(Into::into)
+    pub fn open(layers: &[PathBuf], own: Own<'_>) -> Result<Self> {
+        let mut topmost_first: Vec<&Path> = layers.iter().rev().map(PathBuf::as_path).collect();
+        let folder = match own {
+            Own::None => None,
+            Own::Read(upper) => {
+                topmost_first.insert(0, upper);
+                None
+            }
+            Own::Write(folder) => {
+                prepare(folder, topmost_first.first().copied())?;
+                Some(folder)
+            }
+        };
+        let mounted = match (folder, topmost_first.as_slice()) {
+            (None, [only]) => single(only),
+            (None, several) => Ok(overlay::read_only(several)?),
+            (Some(_), lowers) => {
+                overlay::mount(lowers, "upper", "work", Persistence::Kept).map_err(Into::into)
             }
         };
         match mounted {
             Ok(mount) => Self::of(mount, None, Rung::KernelOverlay),
             Err(_refused) => {
-                if matches!(access, Access::Write(_)) {
+                if folder.is_some() {
                     // The kernel made it with mode 000 before it refused.
                     let _ = fs::remove_dir("work/work");
                 }
-                let (mount, server) = served(&topmost_first, access, &Numbers::default())?;
+                let (mount, server) = served(&topmost_first, folder, &Numbers::default())?;
                 Self::of(mount, Some(server), Rung::FuseOverlay)
             }
         }
@@ -83,7 +83,7 @@ impl View {
     /// carry.
     pub fn stacked(layers: &[PathBuf], numbers: &Numbers, own: Own<'_>) -> Result<Self> {
         let topmost_first: Vec<&Path> = layers.iter().rev().map(PathBuf::as_path).collect();
-        let (below, server) = served(&topmost_first, Access::Read, numbers)?;
+        let (below, server) = served(&topmost_first, None, numbers)?;
         let mount = match own {
             Own::None => below,
             Own::Read(upper) => stacked::read_only(&below, upper)?,
@@ -157,9 +157,10 @@ fn single(layer: &Path) -> Result<OwnedFd> {
     Ok(mount)
 }
 
+/// A mount that a thread of ours serves; with a folder, changes go into its layer.
 fn served(
     topmost_first: &[&Path],
-    access: Access<'_>,
+    folder: Option<&Path>,
     numbers: &Numbers,
 ) -> Result<(OwnedFd, JoinHandle<()>)> {
     let lower = |path: &&Path| Lower {
@@ -168,12 +169,8 @@ fn served(
         exclude: Vec::new(),
         raw: false,
     };
-    let (upper, work) = match access {
-        Access::Read => (None, None),
-        Access::Write(folder) => {
-            (Some(Directory::Path(folder.join("upper"))), Some(Directory::Path(folder.join("work"))))
-        }
-    };
+    let own = |name: &str| folder.map(|folder| Directory::Path(folder.join(name)));
+    let (upper, work) = (own("upper"), own("work"));
     let lowers = topmost_first.iter().map(lower).collect();
     let (uid_map, gid_map) = (fuse::ranges(&numbers.uid), fuse::ranges(&numbers.gid));
     let config = Config { lowers, upper, work, uid_map, gid_map, ..Config::default() };

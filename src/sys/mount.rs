@@ -7,6 +7,8 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use nix::fcntl::OFlag;
+
 pub const MOUNT_ATTR_RDONLY: u64 = 0x1;
 pub const MOUNT_ATTR_NOSUID: u64 = 0x2;
 pub const MOUNT_ATTR_NODEV: u64 = 0x4;
@@ -64,6 +66,13 @@ pub fn move_mount(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<(
             flags,
         )
     })
+}
+
+/// Puts a detached mount on top of `/`, a place that always exists.
+pub fn cover_root(mount: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    let place = nix::fcntl::open("/", flags, nix::sys::stat::Mode::empty())?;
+    move_mount(mount, place.as_fd())
 }
 
 /// `struct mount_attr` of `mount_setattr(2)`.

@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::image::store::{Image, Store};
 use crate::paths::Paths;
 use crate::rootfs::rung::Rung;
-use crate::rootfs::view::{Access, Own, View};
+use crate::rootfs::view::{Own, View};
 use crate::spec::request::{Driver, Request, UserNamespace};
 use crate::sys::process;
 use crate::userns::maps::{self, IdMaps, Shift};
@@ -97,21 +97,18 @@ impl Contents {
 
     /// The root, to be changed; in a namespace with the `root_maps`.
     pub fn open(&self) -> Result<View> {
-        match &self.shown {
-            Some(numbers) => View::stacked(&self.lowers, numbers, Own::Write(&self.folder)),
-            None => View::open(&self.lowers, Access::Write(&self.folder)),
-        }
+        self.view(Own::Write(&self.folder))
     }
 
     /// The root, to be read; in a namespace with the `root_maps`.
     pub fn open_to_read(&self) -> Result<View> {
-        let upper = self.upper();
+        self.view(self.upper().as_deref().map_or(Own::None, Own::Read))
+    }
+
+    fn view(&self, own: Own<'_>) -> Result<View> {
         match &self.shown {
-            Some(numbers) => {
-                let own = upper.as_deref().map_or(Own::None, Own::Read);
-                View::stacked(&self.lowers, numbers, own)
-            }
-            None => View::open(&[self.lowers.clone(), Vec::from_iter(upper)].concat(), Access::Read),
+            Some(numbers) => View::stacked(&self.lowers, numbers, own),
+            None => View::open(&self.lowers, own),
         }
     }
 
