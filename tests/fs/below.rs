@@ -1,7 +1,7 @@
-//! What the layers below do to a mount: reads that fail and are mended, attributes as large as there are, and folders of
+//! What the layers below do to a mount: reads that fail and are mended, attributes as large as there are, marks, links and folders of
 //! ten thousand names. The layer that fails is a file system of this test's own, mounted by FUSE.
 
-use fs_tests::{Mounted, Stand, Tracer, meta, write};
+use fs_tests::{Mounted, Stand, Tracer, meta, tree, write};
 use fuse_overlay::transport::mounting;
 use fuser::{
     FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, LockOwner, OpenFlags, SessionACL,
@@ -13,7 +13,7 @@ use rustix::mount::{MountFlags, UnmountFlags, unmount};
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -350,4 +350,31 @@ fn work_in_a_folder_of_ten_thousand_names_costs_what_it_costs_in_a_small_one() {
         // What is done by the clock is counted as well.
         assert!(*there < 2 * here, "200 changes of one folder: {small:?} and {wide:?}");
     }
+}
+
+#[test]
+fn a_raw_layers_whiteouts_hide_and_its_marks_are_not_shown() {
+    let stand = Stand::new("raw");
+    for part in ["lower", "lower2"] {
+        fs::create_dir(stand.path(part).join("d")).expect("a directory");
+    }
+    write(stand.path("lower2/gone"), "x");
+    write(stand.path("lower2/d/old"), "x");
+    write(stand.lower(".wh.gone"), "");
+    write(stand.lower("d/.wh..wh..opq"), "");
+    write(stand.lower("d/new"), "x");
+    let _mounted = stand.mount("");
+    let names: Vec<_> = tree(&stand.path("mnt")).into_keys().map(|path| path.display().to_string()).collect();
+    assert_eq!(names, ["", "d", "d/new"]);
+}
+
+#[test]
+fn a_symlink_of_a_layer_leads_nowhere_but_where_the_caller_stands() {
+    let stand = Stand::new("escape");
+    symlink("/etc", stand.lower("etc")).expect("a link");
+    symlink("../../..", stand.lower("up")).expect("a link");
+    fs::create_dir(stand.path("lower2/up")).expect("a directory");
+    let _mounted = stand.mount("");
+    assert!(meta(stand.mnt("etc")).is_symlink() && meta(stand.mnt("up")).is_symlink());
+    assert_eq!(fs::read_link(stand.mnt("up")).expect("a link"), Path::new("../../.."));
 }

@@ -1,14 +1,12 @@
 //! The guarantees of `docs/fuse-overlay.md`, each with the program that would break it. Names are the sentences.
 //! They run as root of an ordinary user's namespace; those that need more than one id say so by `many_ids`.
 
-use fs_tests::{Mounted, Stand, attributes, differences, many_ids, meta, program, tree, write};
+use fs_tests::{Mounted, Stand, attributes, differences, meta, read, read_write, tree, write};
 use rustix::fs::{
-    Advice, AtFlags, CWD, FallocateFlags, FlockOperation, Gid, Mode, OFlags, RenameFlags, StatxFlags,
-    Timespec, Timestamps, Uid, XattrFlags, chownat, fadvise, fallocate, flock, lgetxattr, lsetxattr, openat,
-    renameat_with, statx, utimensat,
+    Advice, AtFlags, CWD, FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags, Timespec, Timestamps,
+    XattrFlags, fadvise, fallocate, flock, lgetxattr, lsetxattr, openat, renameat_with, utimensat,
 };
 use rustix::io::{Errno, pread, pwrite};
-use rustix::process::Signal;
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
@@ -16,18 +14,9 @@ use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 const PAGE: usize = 4096;
-
-fn read(path: impl AsRef<Path>) -> Vec<u8> {
-    fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.as_ref().display()))
-}
-
-fn read_write(path: &Path) -> fs::File {
-    fs::OpenOptions::new().read(true).write(true).open(path).expect("a file can be opened for writing")
-}
 
 /// Does our namespace have more than one id? Tests of owners have nothing to say in one that has not.
 #[test]
@@ -232,30 +221,6 @@ fn a_file_without_a_name_stays_readable_and_writable() {
 }
 
 #[test]
-fn set_user_id_bits_go_on_write_truncate_and_chown() {
-    let stand = Stand::new("suid");
-    let _mounted = stand.mount("");
-    let path = stand.mnt("f");
-    let mode = |path: &Path| meta(path).mode() & 0o7777;
-    let changes: [(&str, &dyn Fn()); 3] = [
-        ("write", &|| read_write(&path).write_all_at(b"x", 0).expect("a write")),
-        ("truncate", &|| read_write(&path).set_len(1).expect("a truncation")),
-        ("chown", &|| {
-            let own = (Some(Uid::from_raw(0)), Some(Gid::from_raw(0)));
-            chownat(CWD, &path, own.0, own.1, AtFlags::empty()).expect("a chown");
-        }),
-    ];
-    for (name, change) in changes {
-        write(&path, "abc");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o6755)).expect("a chmod");
-        assert_eq!(mode(&path), 0o6755);
-        change();
-        assert_eq!(mode(&path), 0o755, "{name} through the mount");
-        assert_eq!(mode(&stand.upper("f")), 0o755, "{name} in the upper");
-    }
-}
-
-#[test]
 fn a_rename_does_what_its_flags_say_and_a_lower_directory_is_another_device() {
     let stand = Stand::new("rename");
     fs::create_dir_all(stand.lower("dir")).expect("a directory");
@@ -436,288 +401,6 @@ fn marks_of_the_overlay_are_hidden_and_a_users_own_are_kept() {
     assert!(!stored.contains(&b"user.overlay.opaque".to_vec()));
 }
 
-#[test]
-fn owners_are_real_where_there_are_ids() {
-    if !many_ids() {
-        return;
-    }
-    let stand = Stand::new("owners");
-    write(stand.lower("f"), "x");
-    symlink("f", stand.lower("s")).expect("a link");
-    let _mounted = stand.mount("");
-    for name in ["f", "s"] {
-        let owner = (Some(Uid::from_raw(7)), Some(Gid::from_raw(8)));
-        chownat(CWD, stand.mnt(name), owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW).expect("a chown");
-        assert_eq!((meta(stand.mnt(name)).uid(), meta(stand.mnt(name)).gid()), (7, 8));
-        assert_eq!((meta(stand.upper(name)).uid(), meta(stand.upper(name)).gid()), (7, 8));
-    }
-}
-
-#[test]
-fn recorded_owners_live_in_the_attribute_and_survive_a_remount() {
-    let stand = Stand::new("recorded");
-    write(stand.lower("f"), "x");
-    let mounted = stand.mount(",xattr_permissions=2");
-    let own = |name: &str| (meta(stand.mnt(name)).uid(), meta(stand.mnt(name)).gid());
-    symlink("f", stand.mnt("s")).expect("a link");
-    if many_ids() {
-        for name in ["f", "s"] {
-            let owner = (Some(Uid::from_raw(7)), Some(Gid::from_raw(8)));
-            chownat(CWD, stand.mnt(name), owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW).expect("a chown");
-            assert_eq!(own(name), (7, 8), "{name}");
-            assert_eq!(meta(stand.upper(name)).uid(), 0, "the real file stays ours");
-        }
-    }
-    let owner = own("f");
-    fs::set_permissions(stand.mnt("f"), fs::Permissions::from_mode(0o640)).expect("a chmod");
-    assert_eq!(own("f"), owner, "chmod leaves the owner alone");
-    let text =
-        attributes(&stand.upper("f")).into_iter().find(|(name, _)| name == b"user.containers.override_stat");
-    let expected = format!("{}:{}:0640:file", owner.0, owner.1);
-    assert_eq!(text.map(|(_, value)| String::from_utf8_lossy(&value).into_owned()), Some(expected));
-    assert!(attributes(&stand.mnt("f")).is_empty(), "the record is hidden");
-    let link = own("s");
-    drop(mounted);
-    let _again = stand.mount(",xattr_permissions=2");
-    assert_eq!((own("f"), own("s")), (owner, link));
-}
-
-#[test]
-fn squashed_owners_are_shown_as_one() {
-    let stand = Stand::new("squash");
-    write(stand.lower("f"), "x");
-    let _mounted = stand.mount(",squash_to_uid=0,squash_to_gid=0");
-    assert_eq!((meta(stand.mnt("f")).uid(), meta(stand.mnt("f")).gid()), (0, 0));
-    write(stand.mnt("new"), "x");
-    assert_eq!(meta(stand.mnt("new")).uid(), 0);
-}
-
-#[test]
-fn files_of_the_machine_belong_to_the_containers_root_and_stay_as_they_are() {
-    let stand = Stand::new("machine");
-    let dir = stand.dir.display();
-    let options = format!(
-        "lowerdir=/,upperdir={dir}/upper,workdir={dir}/work,squash_unmapped=0:0,xdev,exclude=root:home"
-    );
-    let (mounted, said) = stand.attempt(&options);
-    assert!(mounted, "{said}");
-    assert_eq!(meta(stand.mnt("etc/passwd")).uid(), 0);
-    assert!(meta("/etc/passwd").uid() != 0, "the namespace cannot name the machine's root");
-    assert_eq!(
-        fs::read_dir(stand.mnt("proc")).expect("a directory").count(),
-        0,
-        "other mounts show as empty"
-    );
-    assert!(!stand.mnt("root").exists() && !stand.mnt("home").exists());
-    let shadow = fs::read(stand.mnt("etc/shadow")).err().and_then(|error| error.raw_os_error());
-    assert_eq!(shadow, Some(Errno::ACCESS.raw_os_error()), "what we may not read stays unreadable");
-    fs::remove_file(stand.mnt("etc/shadow")).expect("it can be replaced");
-    write(stand.mnt("etc/shadow"), "root:*:1::::::\n");
-    fs::OpenOptions::new()
-        .append(true)
-        .open(stand.mnt("etc/passwd"))
-        .and_then(|mut f| f.write_all(b"x\n"))
-        .expect("an edit");
-    assert_eq!(meta(stand.mnt("etc/passwd")).uid(), 0);
-    let removed = Command::new("rm").arg("-rf").arg(stand.mnt("usr/share/perl")).status().expect("rm starts");
-    assert!(removed.success() && !stand.mnt("usr/share/perl").exists());
-    assert!(Path::new("/usr/share/perl").exists());
-    rustix::mount::unmount(stand.path("mnt"), rustix::mount::UnmountFlags::DETACH).expect("an unmount");
-}
-
-#[test]
-fn other_users_see_the_same_permissions_before_and_after_a_copy_up() {
-    if !many_ids() {
-        return;
-    }
-    let stand = Stand::new("permissions");
-    fs::create_dir(stand.lower("private")).expect("a directory");
-    write(stand.lower("private/f"), "x");
-    write(stand.lower("mine"), "x");
-    fs::set_permissions(stand.lower("private"), fs::Permissions::from_mode(0o700)).expect("a chmod");
-    fs::set_permissions(stand.lower("mine"), fs::Permissions::from_mode(0o600)).expect("a chmod");
-    fs::set_permissions(&stand.dir, fs::Permissions::from_mode(0o755)).expect("a chmod");
-    let _mounted = stand.mount("");
-    let as_other = |name: &str| {
-        let path = stand.mnt(name);
-        let arguments = ["--reuid=5", "--regid=5", "--clear-groups", "cat"];
-        let status = Command::new("setpriv")
-            .args(arguments)
-            .arg(path)
-            .stderr(Stdio::null())
-            .stdout(Stdio::null())
-            .status();
-        status.expect("setpriv starts").success()
-    };
-    assert_eq!(read(stand.mnt("private/f")), b"x", "the caches are warm");
-    assert!(!as_other("private/f") && !as_other("mine"));
-    for name in ["private/f", "mine"] {
-        fs::OpenOptions::new()
-            .append(true)
-            .open(stand.mnt(name))
-            .and_then(|mut f| f.write_all(b"y"))
-            .expect("an append");
-    }
-    assert!(!as_other("private/f") && !as_other("mine"));
-    fs::set_permissions(stand.mnt("mine"), fs::Permissions::from_mode(0o644)).expect("a chmod");
-    assert!(as_other("mine"));
-}
-
-#[test]
-fn a_quota_is_enforced_and_seen_and_gives_space_back() {
-    let stand = Stand::new("quota");
-    write(stand.lower("f"), "x");
-    let _mounted = stand.mount(",size=4194304,inodes=20");
-    let stat = rustix::fs::statvfs(stand.path("mnt")).expect("a statvfs");
-    assert_eq!(stat.f_blocks * stat.f_frsize, 4 << 20);
-    let file = fs::File::create(stand.mnt("big")).expect("a file");
-    let written = (0..16).map_while(|i| file.write_all_at(&vec![1; 1 << 20], i << 20).ok()).count();
-    assert!((2..=4).contains(&written), "{written} MiB fit into 4");
-    let full = file.write_all_at(&vec![1; 1 << 20], 8 << 20).err().and_then(|error| error.raw_os_error());
-    assert_eq!(full, Some(Errno::DQUOT.raw_os_error()));
-    drop(file);
-    fs::remove_file(stand.mnt("big")).expect("an unlink");
-    write(stand.mnt("big"), vec![2; 2 << 20]);
-    let made = (0..100).map_while(|i| fs::create_dir(stand.mnt(&format!("d{i}"))).ok()).count();
-    assert!(made < 20, "{made} directories fit into 20 inodes");
-}
-
-#[test]
-fn a_throttled_mount_answers_metadata_at_once() {
-    let stand = Stand::new("throttle");
-    write(stand.lower("slow"), vec![1; 4 << 20]);
-    write(stand.lower("other"), "x");
-    let _mounted = stand.mount(",read_bps=2000000");
-    let slow = stand.mnt("slow");
-    let started = Instant::now();
-    let reader = std::thread::spawn(move || read(slow).len());
-    let mut longest = Duration::ZERO;
-    while !reader.is_finished() {
-        let asked = Instant::now();
-        let _missing = stand.mnt(&format!("no{}", asked.duration_since(started).as_nanos())).exists();
-        longest = longest.max(asked.elapsed());
-        std::thread::yield_now();
-    }
-    assert_eq!(reader.join().expect("the reader ends"), 4 << 20);
-    assert!(started.elapsed() > Duration::from_millis(1500), "4 MiB at 2 MB/s took {:?}", started.elapsed());
-    assert!(longest < Duration::from_millis(900), "a lookup waited {longest:?} for somebody's data");
-}
-
-#[test]
-fn a_second_mount_of_the_same_upper_is_refused_with_a_sentence() {
-    let stand = Stand::new("second");
-    let _mounted = stand.mount("");
-    let other = stand.path("mnt2");
-    fs::create_dir(&other).expect("a directory");
-    let output = Command::new(program())
-        .args(["-o", &stand.layers()])
-        .arg(&other)
-        .output()
-        .expect("the program starts");
-    assert_eq!(output.status.code(), Some(1));
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains("in use by another mount"), "{said}");
-}
-
-#[test]
-fn what_cannot_be_mounted_is_said_in_a_sentence_and_nothing_is_touched() {
-    let stand = Stand::new("refused");
-    let dir = stand.dir.display();
-    let cases = [
-        (
-            format!("lowerdir={dir}/none,upperdir={dir}/upper,workdir={dir}/work"),
-            "cannot open the lower layer",
-        ),
-        (format!("lowerdir={dir}/lower,upperdir={dir}/upper"), "workdir= is missing"),
-        (format!("lowerdir={dir}/lower,upperdir={dir}/upper,workdir={dir}/upper"), "cannot be both"),
-        (format!("lowerdir={dir}/lower,upperdir={dir}/upper,workdir=/dev/shm"), "another file system"),
-        (format!("lowerdir={dir}/lower,upperdri={dir}/upper"), "upperdri is not known"),
-        (format!("upperdir={dir}/upper,workdir={dir}/work"), "no lower layer"),
-    ];
-    for (options, sentence) in cases {
-        let (mounted, said) = stand.attempt(&options);
-        assert!(!mounted && said.contains(sentence), "{options}: {said}");
-        for part in ["upper", "work"] {
-            assert_eq!(
-                fs::read_dir(stand.path(part)).expect("a directory").count(),
-                0,
-                "{options} wrote into {part}"
-            );
-        }
-    }
-}
-
-#[test]
-fn a_killed_server_leaves_a_mount_that_fails_fast_and_an_upper_that_mounts_again() {
-    let stand = Stand::new("killed");
-    write(stand.lower("f"), "x");
-    let mounted = stand.mount("");
-    write(stand.mnt("new"), "kept");
-    fs::File::open(stand.mnt("new")).and_then(|file| file.sync_all()).expect("a sync");
-    stand.signal(Signal::KILL);
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while statx(CWD, stand.mnt("g"), AtFlags::empty(), StatxFlags::BASIC_STATS).err() != Some(Errno::NOTCONN)
-    {
-        assert!(Instant::now() < deadline, "the mount hangs");
-    }
-    drop(mounted);
-    let _again = stand.mount("");
-    assert_eq!(read(stand.mnt("new")), b"kept");
-}
-
-#[test]
-fn descriptors_and_memory_stay_bounded_however_many_files_are_touched() {
-    let stand = Stand::new("bounds");
-    for d in 0..60 {
-        fs::create_dir(stand.lower(&format!("d{d}"))).expect("a directory");
-        (0..200).for_each(|f| write(stand.lower(&format!("d{d}/f{f}")), vec![1; 5000]));
-    }
-    let _mounted = stand.mount("");
-    for facts in tree(&stand.path("mnt")).values() {
-        assert!(facts.size <= 5000);
-    }
-    let server = stand.servers().pop().expect("a server runs");
-    let open = fs::read_dir(format!("/proc/{server}/fd")).expect("procfs").count();
-    assert!(open < 9000, "{open} descriptors are open after 12,000 files");
-}
-
-#[test]
-fn a_volatile_mount_leaves_the_kernels_mark_and_is_not_taken_for_a_whole_one() {
-    let stand = Stand::new("volatile");
-    drop(stand.mount(",volatile"));
-    assert!(stand.path("work/work/incompat/volatile").is_dir());
-    let (mounted, said) = stand.attempt(&stand.layers());
-    assert!(!mounted && said.contains("volatile"), "{said}");
-    drop(stand.mount(",volatile"));
-}
-
-#[test]
-fn a_raw_layers_whiteouts_hide_and_its_marks_are_not_shown() {
-    let stand = Stand::new("raw");
-    for part in ["lower", "lower2"] {
-        fs::create_dir(stand.path(part).join("d")).expect("a directory");
-    }
-    write(stand.path("lower2/gone"), "x");
-    write(stand.path("lower2/d/old"), "x");
-    write(stand.lower(".wh.gone"), "");
-    write(stand.lower("d/.wh..wh..opq"), "");
-    write(stand.lower("d/new"), "x");
-    let _mounted = stand.mount("");
-    let names: Vec<_> = tree(&stand.path("mnt")).into_keys().map(|path| path.display().to_string()).collect();
-    assert_eq!(names, ["", "d", "d/new"]);
-}
-
-#[test]
-fn a_symlink_of_a_layer_leads_nowhere_but_where_the_caller_stands() {
-    let stand = Stand::new("escape");
-    symlink("/etc", stand.lower("etc")).expect("a link");
-    symlink("../../..", stand.lower("up")).expect("a link");
-    fs::create_dir(stand.path("lower2/up")).expect("a directory");
-    let _mounted = stand.mount("");
-    assert!(meta(stand.mnt("etc")).is_symlink() && meta(stand.mnt("up")).is_symlink());
-    assert_eq!(fs::read_link(stand.mnt("up")).expect("a link"), Path::new("../../.."));
-}
-
 fn shell(stand: &Stand, script: &str) {
     let output = Command::new("sh")
         .args(["-eu", "-c", script])
@@ -776,29 +459,12 @@ fn a_lower_tree_is_removed_while_earlier_removals_are_settled() {
 }
 
 #[test]
-fn a_near_mount_serves_one_program_and_then_several_and_ends_with_the_mount() {
-    let stand = Stand::new("near");
-    let mounted = stand.mount(",near,threads=2");
-    let create = |prefix: &str| {
-        (0..2000).for_each(|i| write(stand.mnt(&format!("{prefix}{i}")), b"x"));
-    };
-    create("alone");
-    std::thread::scope(|scope| {
-        for prefix in ["a", "b", "c", "d"] {
-            scope.spawn(move || create(prefix));
-        }
-    });
-    create("again");
-    assert_eq!(fs::read_dir(stand.mnt("")).expect("the root is read").count(), 12_000);
-    drop(mounted);
-    assert!(!fs_tests::is_leased(&stand.path("work")), "the server still holds the upper");
-}
-
-#[test]
 fn each_test_that_the_guide_names_exists() {
     let guide = include_str!("../../docs/fuse-overlay.md");
     let sources = [
         include_str!("requirements.rs"),
+        include_str!("owners.rs"),
+        include_str!("mounting.rs"),
         include_str!("files.rs"),
         include_str!("moves.rs"),
         include_str!("faults.rs"),

@@ -27,6 +27,15 @@ pub fn write(path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) {
     fs::write(&path, bytes).unwrap_or_else(|error| panic!("{}: {error}", path.as_ref().display()));
 }
 
+pub fn read(path: impl AsRef<Path>) -> Vec<u8> {
+    fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.as_ref().display()))
+}
+
+/// Opens a file that is there for both.
+pub fn read_write(path: &Path) -> fs::File {
+    fs::OpenOptions::new().read(true).write(true).open(path).expect("a file can be opened for writing")
+}
+
 pub fn meta(path: impl AsRef<Path>) -> fs::Metadata {
     fs::symlink_metadata(&path).unwrap_or_else(|error| panic!("{}: {error}", path.as_ref().display()))
 }
